@@ -1,0 +1,1 @@
+//! Criterion benches of `stp-core`; see the `[[bench]]` targets.

@@ -1,0 +1,57 @@
+"""Exceptions of stp_rs. Each is an `StpError` and the standard class that a caller would expect."""
+
+
+class StpError(Exception):
+    """Base of every error that stp_rs raises on purpose."""
+
+
+class ShapeError(StpError, ValueError):
+    """An array has the wrong shape."""
+
+
+class DtypeError(StpError, TypeError):
+    """An array has the wrong dtype, or is no array."""
+
+
+class LayoutError(StpError, ValueError):
+    """An array is not C-contiguous."""
+
+
+class AliasError(StpError, ValueError):
+    """An array is read-only, or passed twice to a call that writes it."""
+
+
+class InvalidValueError(StpError, ValueError):
+    """A value is outside its domain."""
+
+
+class PriorConflictError(StpError, ValueError):
+    """Two priors fix one position to different tokens."""
+
+
+class DesignError(StpError, ValueError):
+    """A likelihood design cannot be drawn for the given plan."""
+
+
+class StateError(StpError, RuntimeError):
+    """A call came at the wrong time."""
+
+
+class ConfigError(StpError, ValueError):
+    """A configuration field is unknown, missing or out of range."""
+
+
+class ModelError(StpError, ValueError):
+    """A model does not fit the masked-diffusion protocol."""
+
+
+class CheckpointError(StpError, ValueError):
+    """A checkpoint is missing, unreadable, or belongs to another run."""
+
+
+class DivergenceError(StpError, ArithmeticError):
+    """Training produced a NaN or infinity; the message holds the diagnosis."""
+
+
+class InternalError(StpError, RuntimeError):
+    """A defect of stp_rs itself; please report it."""

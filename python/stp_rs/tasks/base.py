@@ -1,0 +1,48 @@
+"""What a task offers to the trainer: rows, demonstrations, priors that need no answer, rewards, scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Row = dict[str, Any]
+"""One problem: `prompt` (str) and whatever columns the rewards of the task read."""
+
+Split = Literal["train", "validation", "test"]
+
+RewardFunc = Callable[..., list[float]]
+"""`reward(completions, prompts, **columns) -> list[float]`, as in TRL: one float per completion; columns are lists."""
+
+
+class Task(Protocol):
+    """A family of problems with a generator, a grader and the static priors that its prompts determine."""
+
+    name: str
+    alphabet: str
+    """Every character of its prompts and completions: the vocabulary of the character tokenizer."""
+    prompt_length: int
+    """Longest prompt in characters."""
+    completion_length: int
+    """Canvas length in tokens of the character tokenizer, end-of-text padding included."""
+    template: Mapping[int, str]
+    """Completion position -> literal one-token text of the output format (Template prior). May be empty."""
+    reward_funcs: Sequence[RewardFunc]
+
+    def rows(self, split: Split, n: int, seed: int) -> list[Row]:
+        """Return n problems of a split; the same (split, n, seed) gives the same rows, and splits never overlap."""
+        ...
+
+    def demonstrations(self, n: int, seed: int) -> list[Row]:
+        """Return n training-split rows with an added `completion` (str, without end-of-text) for the SFT warm-up."""
+        ...
+
+    def copies(self, row: Row) -> Mapping[int, str]:
+        """Return completion position -> one-token text that the prompt already determines (Copy prior)."""
+        ...
+
+    def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
+        """Return evaluation scores by name, one float per completion; always has `solved` (0 or 1)."""
+        ...
+
+    def load(self, path: Path) -> list[Row]:
+        """Return the rows of a file in the task's published format, converted to this task's prompts."""
+        ...

@@ -1,0 +1,1 @@
+//! The trajectory buffer: what happened in rollouts, as a struct of arrays.

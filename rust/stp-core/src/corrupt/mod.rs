@@ -1,0 +1,1 @@
+//! Likelihood designs: laws over weighted masks.

@@ -1,0 +1,1 @@
+//! Graders: bounded, total functions from a completion to a score.

@@ -1,0 +1,1 @@
+//! The canvas: prompt, completion, blocks and padding of one row.

@@ -1,0 +1,1 @@
+//! Spatial priors: positions of the completion that are fixed before decoding.

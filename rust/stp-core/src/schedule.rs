@@ -1,0 +1,1 @@
+//! Plans: how many tokens each denoising step reveals.

@@ -1,0 +1,27 @@
+//! The Python module `stp_rs._core`: a list of what the Rust core offers. Each class or function group has its own file.
+
+mod arrays;
+mod boundary;
+mod buffer;
+mod corrupt;
+mod grade;
+mod prior;
+mod rng;
+mod rollout;
+mod schedule;
+
+use pyo3::prelude::*;
+
+/// The Rust core of `stp_rs`.
+#[pymodule(gil_used = false)]
+fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    rng::register(m)?;
+    buffer::register(m)?;
+    corrupt::register(m)?;
+    grade::register(m)?;
+    prior::register(m)?;
+    rollout::register(m)?;
+    schedule::register(m)?;
+    Ok(())
+}
