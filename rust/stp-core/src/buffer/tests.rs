@@ -86,6 +86,7 @@ fn read(buffer: &Buffer) -> Vec<Row> {
         .map(|index| {
             let mut ids = vec![-7; width];
             let (mut tokens, mut steps, mut logprobs) = (vec![0; L], vec![0; L], vec![0.0; L]);
+            let mut prior = vec![9; L];
             let (mut length, mut stop, mut uid) = ([0], [0], [0]);
             let (mut group, mut version) = ([0], [0]);
             buffer
@@ -98,6 +99,7 @@ fn read(buffer: &Buffer) -> Vec<Row> {
                         prompt_length: Some(&mut length),
                         token_ids: Some(&mut tokens),
                         unmask_step: Some(&mut steps),
+                        prior_mask: Some(&mut prior),
                         logprob: Some(&mut logprobs),
                         stop_reason: Some(&mut stop),
                         uid: Some(&mut uid),
@@ -107,6 +109,7 @@ fn read(buffer: &Buffer) -> Vec<Row> {
                     },
                 )
                 .unwrap();
+            assert!(prior.iter().zip(&steps).all(|(&p, &s)| p == u8::from(s == PRIOR)));
             assert!(ids[length[0] as usize..].iter().all(|&id| id == 99));
             ids.truncate(length[0] as usize);
             Row {
