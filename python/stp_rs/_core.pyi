@@ -1,6 +1,10 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
 
 __version__: Final[str]
 
@@ -8,3 +12,96 @@ __version__: Final[str]
 def philox4x32(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]: ...
 def row_uid(a: int, b: int = 0, c: int = 0) -> int: ...
 def permutation(seed: int, uid: int, n: int) -> list[int]: ...
+
+# --- schedule ---
+@final
+class Sampler:
+    def __new__(
+        cls,
+        diffusion_steps: int,
+        *,
+        block_length: int = 0,
+        quota: str = "ceil_remaining",
+        selection: str = "top_k",
+        confidence: str = "prob",
+        temporal: str = "none",
+        max_nfe: int = 0,
+    ) -> Sampler: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def diffusion_steps(self) -> int: ...
+    def plan(self, free: NDArray[np.uint8]) -> list[int] | None: ...
+
+def plan_counts(n: int, steps: int, quota: str = "ceil_remaining") -> list[int]: ...
+def scored_counts(
+    unmask_step: NDArray[np.int32],
+    out: NDArray[np.int32],
+    *,
+    score_prior: bool,
+    diffusion_steps: int,
+    quota: str = "ceil_remaining",
+) -> None: ...
+
+# --- prior ---
+@final
+class PriorSet:
+    @staticmethod
+    def empty(rows: int) -> PriorSet: ...
+    @staticmethod
+    def from_dense(ids: NDArray[np.int64], source: str = "custom") -> PriorSet: ...
+    def compose(self, later: PriorSet) -> PriorSet: ...
+    def select(self, rows: Sequence[int]) -> PriorSet: ...
+    def fill(self, ids: NDArray[np.int64]) -> None: ...
+    def row(self, row: int) -> list[tuple[int, int, str]]: ...
+    @property
+    def num_anchors(self) -> int: ...
+    def __len__(self) -> int: ...
+
+def choose_anchors(
+    selector: str,
+    share: float,
+    *,
+    confidence: NDArray[np.float32],
+    eligible: NDArray[np.uint8],
+    seed: int,
+    uids: NDArray[np.uint64],
+    keep: NDArray[np.uint8],
+) -> None: ...
+
+# --- rollout ---
+@final
+class RolloutScheduler:
+    def __new__(
+        cls, *, mask_token_id: int, pad_token_id: int, slots: int, seed: int, share_first: bool = True
+    ) -> RolloutScheduler: ...
+    def submit(
+        self,
+        uids: NDArray[np.uint64],
+        prompt_ids: NDArray[np.int64],
+        prompt_lengths: NDArray[np.int32],
+        completion_lengths: NDArray[np.int32],
+        sampler: Sampler,
+        prior: PriorSet | None = None,
+    ) -> None: ...
+    def capacity(self) -> tuple[int, int]: ...
+    def next_step(
+        self,
+        ids: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        candidates: NDArray[np.int32],
+        uniforms: NDArray[np.float32],
+    ) -> tuple[int, int, int]: ...
+    def commit(self, packed: NDArray[np.float32]) -> None: ...
+    def results(
+        self,
+        token_ids: NDArray[np.int64],
+        unmask_step: NDArray[np.int32],
+        logprob: NDArray[np.float32],
+        nfe: NDArray[np.int32],
+        stop: NDArray[np.uint8],
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    @property
+    def unfinished(self) -> int: ...
+    def __len__(self) -> int: ...
