@@ -6,9 +6,6 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-import numpy as np
-import numpy.typing as npt
-
 __version__: Final[str]
 
 # --- rng ---
@@ -110,12 +107,12 @@ class RolloutScheduler:
     def __len__(self) -> int: ...
 # --- grade ---
 def sudoku4_grade(
-    completions: list[str], puzzles: list[str], out: npt.NDArray[np.float32]
+    completions: list[str], puzzles: list[str], out: NDArray[np.float32]
 ) -> None: ...
 def sudoku4_grids() -> list[str]: ...
 def sudoku4_puzzles(grids: list[int], uids: list[int], blanks: int, seed: int) -> list[str]: ...
 def countdown_grade(
-    completions: list[str], numbers: list[list[int]], targets: list[int], out: npt.NDArray[np.uint8]
+    completions: list[str], numbers: list[list[int]], targets: list[int], out: NDArray[np.uint8]
 ) -> None: ...
 def countdown_numbers(uids: list[int], count: int, max_number: int, seed: int) -> list[list[int]]: ...
 def countdown_problems(
