@@ -1,7 +1,7 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,3 +118,49 @@ def countdown_numbers(uids: list[int], count: int, max_number: int, seed: int) -
 def countdown_problems(
     numbers: list[list[int]], uids: list[int], max_target: int, operators: str, seed: int
 ) -> list[tuple[int, str] | None]: ...
+# --- corrupt ---
+@final
+class Design:
+    def __init__(
+        self,
+        name: str,
+        num_mc: int = 2,
+        *,
+        num_iterations: int = 1,
+        block_length: int = 0,
+        truncate: tuple[float, float] | None = None,
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_mc(self) -> int: ...
+    @property
+    def published(self) -> bool: ...
+    @property
+    def unbiased(self) -> bool: ...
+    @property
+    def target(
+        self,
+    ) -> Literal["plan_elbo", "full_elbo", "trajectory", "one_step", "autoregressive", "published"]: ...
+    def passes(self, eligible: NDArray[np.uint8], unmask_counts: NDArray[np.int32]) -> NDArray[np.int32]: ...
+    def draw(
+        self,
+        eligible: NDArray[np.uint8],
+        unmask_counts: NDArray[np.int32],
+        unmask_step: NDArray[np.int32],
+        seed: int,
+        uids: NDArray[np.uint64],
+        iteration: int,
+        mask: NDArray[np.uint8],
+        weight: NDArray[np.float32],
+        row: NDArray[np.int32],
+    ) -> None: ...
+    def law(
+        self,
+        eligible: NDArray[np.uint8],
+        unmask_counts: NDArray[np.int32],
+        unmask_step: NDArray[np.int32],
+        limit: int = 1_000_000,
+    ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
+    @staticmethod
+    def names() -> list[tuple[str, str]]: ...
