@@ -8,6 +8,7 @@ Shapes: R rows, P passes (canvases), L completion length, S canvas width, N scor
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,40 @@ from torch.utils.checkpoint import checkpoint
 
 from stp_rs import _core
 from stp_rs.model import DiffusionModel, device_of, encode
-from stp_rs.prompts import PromptBatch
 from stp_rs.rollout import HEAD_ELEMENTS
 from stp_rs.sampling import candidate_logits
 
 _OUTSIDE = -2
 """`unmask_step` of a position beyond a row's completion."""
+
+
+class Completions(Protocol):
+    """Rows whose likelihood can be estimated: a `Rollout`, a `Minibatch` of the buffer, or your own arrays."""
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """[R, P] right-padded."""
+        ...
+
+    @property
+    def prompt_length(self) -> NDArray[np.int32]:
+        """[R]."""
+        ...
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """[R, L]."""
+        ...
+
+    @property
+    def unmask_step(self) -> NDArray[np.int32]:
+        """[R, L] forward at which a position was revealed; -1 prior, -2 outside the completion."""
+        ...
+
+    @property
+    def uid(self) -> NDArray[np.uint64]:
+        """[R] keys of the rows' randomness."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +71,7 @@ class Masks:
 
 def draw_masks(
     design: _core.Design,
-    unmask_step_RL: NDArray[np.int32],
-    uids_R: NDArray[np.uint64],
+    completions: Completions,
     *,
     seed: int,
     iteration: int = 0,
@@ -54,15 +82,15 @@ def draw_masks(
 
     Args:
         design: the law of masks and weights.
-        unmask_step_RL: trajectories (see `Rollout`): they give each row's realised plan.
-        uids_R: row keys.
+        completions: their `unmask_step` gives each row's realised plan.
         seed: key of the run.
         iteration: index of the inner iteration (optimiser update), never of the micro-batch.
         score_prior: score prior tokens too, on the plan of the whole completion at `diffusion_steps` with the row's own
             temporal merge.
         diffusion_steps: steps of the unpruned plan; read with `score_prior` only.
     """
-    unmask_step_RL = np.ascontiguousarray(unmask_step_RL)
+    unmask_step_RL = np.ascontiguousarray(completions.unmask_step)
+    uids_R = np.ascontiguousarray(completions.uid)
     counts_RT = np.empty_like(unmask_step_RL)
     _core.scored_counts(unmask_step_RL, counts_RT, score_prior=score_prior, diffusion_steps=diffusion_steps)
     scored_RL = (unmask_step_RL >= (-1 if score_prior else 0)).astype(np.uint8)
@@ -82,8 +110,7 @@ def draw_masks(
 
 def token_elbo(
     model: DiffusionModel,
-    prompts: PromptBatch,
-    token_ids_RL: NDArray[np.int64],
+    completions: Completions,
     masks: Masks,
     *,
     temperature: float = 1.0,
@@ -96,17 +123,17 @@ def token_elbo(
 
     Args:
         model: the policy, in eval mode.
-        prompts: R prompts.
-        token_ids_RL: completions; positions outside a row's completion are ignored.
+        completions: R rows; positions outside a row's completion are ignored.
         masks: from `draw_masks`.
         temperature: the law's temperature (0 counts as 1): the law that drew the tokens is the law that is scored.
         forward_batch_size: canvases per forward; 0 means all at once.
     """
     device = device_of(model)
+    prompt_R, token_ids_RL = completions.prompt_length, completions.token_ids
     rows, length = token_ids_RL.shape
     total = torch.zeros(rows * length, dtype=torch.float32, device=device)
-    canvas_RS = _canvases(prompts, token_ids_RL, model.pad_token_id)
-    lengths_R = prompts.lengths_R + masks.length_R
+    canvas_RS = _canvases(completions, model.pad_token_id)
+    lengths_R = prompt_R + masks.length_R
     passes = len(masks.row_P)
     size = forward_batch_size or passes
     for start in range(0, passes, size):
@@ -115,11 +142,11 @@ def token_elbo(
         scored_p, scored_l = np.nonzero(masks.weight_PL[part])
         if len(scored_p) == 0:
             continue
-        canvas_PS = _corrupt(canvas_RS[row_P], masks.mask_PL[part], prompts.lengths_R[row_P], model.mask_token_id)
+        canvas_PS = _corrupt(canvas_RS[row_P], masks.mask_PL[part], prompt_R[row_P], model.mask_token_id)
         width = int(lengths_R[row_P].max())
         ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[:, :width])).to(device, non_blocking=True)
         hidden_PSH = encode(model, ids, lengths_R[row_P])
-        at = scored_p * width + prompts.lengths_R[row_P][scored_p] + scored_l - model.logit_shift
+        at = scored_p * width + prompt_R[row_P][scored_p] + scored_l - model.logit_shift
         hidden_NH = hidden_PSH.reshape(len(row_P) * width, -1).index_select(0, _tensor(at, device))
         flat = row_P[scored_p].astype(np.int64) * length + scored_l
         targets_N = _tensor(token_ids_RL.reshape(-1)[flat], device)
@@ -129,12 +156,14 @@ def token_elbo(
     return total.view(rows, length)
 
 
-def _canvases(prompts: PromptBatch, token_ids_RL: NDArray[np.int64], pad: int) -> NDArray[np.int64]:
+def _canvases(completions: Completions, pad_token_id: int) -> NDArray[np.int64]:
     """Return clean canvases [R, S]: prompt, completion, padding on the right."""
-    rows, length = token_ids_RL.shape
-    canvas_RS = np.full((rows, prompts.ids_RP.shape[1] + length), pad, dtype=np.int64)
-    canvas_RS[:, : prompts.ids_RP.shape[1]] = prompts.ids_RP
-    np.put_along_axis(canvas_RS, prompts.lengths_R[:, None] + np.arange(length), token_ids_RL, axis=1)
+    prompt_ids_RP, token_ids_RL = completions.prompt_ids, completions.token_ids
+    (rows, length), width = token_ids_RL.shape, prompt_ids_RP.shape[1]
+    canvas_RS = np.full((rows, width + length), pad_token_id, dtype=np.int64)
+    canvas_RS[:, :width] = prompt_ids_RP
+    at_RL = completions.prompt_length[:, None] + np.arange(length)
+    np.put_along_axis(canvas_RS, at_RL, token_ids_RL, axis=1)
     return canvas_RS
 
 

@@ -155,7 +155,7 @@ class OfflineGeneration:
         rollout = generate(
             model, prompts, sampler, completion_length=completion_length, sampling=Sampling(0.0), seed=self.seed
         )
-        ids_RL = rollout.token_ids_RL
+        ids_RL = rollout.token_ids
         everything = Masks(
             mask_PL=np.ones(ids_RL.shape, dtype=np.uint8),
             weight_PL=np.ones(ids_RL.shape, dtype=np.float32),
@@ -164,7 +164,7 @@ class OfflineGeneration:
             length_R=np.full(len(prompts), completion_length, dtype=np.int32),
         )
         with torch.no_grad(), passes_without_dropout(model.module):
-            confidence_RL = token_elbo(model, prompts, ids_RL, everything, forward_batch_size=256).cpu().numpy()
+            confidence_RL = token_elbo(model, rollout, everything, forward_batch_size=256).cpu().numpy()
         keep_RL = np.zeros(ids_RL.shape, dtype=np.uint8)
         _core.choose_anchors(
             self.selector,
@@ -172,7 +172,7 @@ class OfflineGeneration:
             confidence=np.ascontiguousarray(confidence_RL),
             eligible=eligible_tokens(ids_RL, tokenizer, self.answer_span),
             seed=self.seed,
-            uids=prompts.uids_R,
+            uids=prompts.uid,
             keep=keep_RL,
         )
         for prompt, row in zip(_keys(prompts), np.where(keep_RL == 1, ids_RL, -1), strict=True):
@@ -255,5 +255,5 @@ def policy_hash(model: DiffusionModel) -> str:
 def _keys(prompts: PromptBatch) -> list[str]:
     return [
         hashlib.sha256(ids[:length].tobytes()).hexdigest()[:24]
-        for ids, length in zip(prompts.ids_RP, prompts.lengths_R, strict=True)
+        for ids, length in zip(prompts.prompt_ids, prompts.prompt_length, strict=True)
     ]

@@ -20,13 +20,14 @@ class PromptBatch:
 
     rows: Sequence[Mapping[str, Any]]
     """The dataset rows, `prompt` and the columns that rewards read."""
-    ids_RP: NDArray[np.int64]
-    """Token ids, right-padded."""
-    lengths_R: NDArray[np.int32]
-    uids_R: NDArray[np.uint64]
-    """One key per row; the randomness of a row depends on it and the seed alone."""
-    groups_R: NDArray[np.int64]
-    """Which prompt a row belongs to: rows of a group share it."""
+    prompt_ids: NDArray[np.int64]
+    """[R, P] right-padded."""
+    prompt_length: NDArray[np.int32]
+    """[R]."""
+    uid: NDArray[np.uint64]
+    """[R] one key per row; the randomness of a row depends on it and the seed alone."""
+    group: NDArray[np.int64]
+    """[R] which prompt a row belongs to: rows of a group share it."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,14 +37,14 @@ class PromptBatch:
         index = np.repeat(np.arange(len(self)), num_generations)
         samples = np.tile(np.arange(num_generations), len(self))
         uids = [
-            _core.row_uid(step, int(self.uids_R[i]), int(g)) for i, g in zip(index, samples, strict=True)
+            _core.row_uid(step, int(self.uid[i]), int(g)) for i, g in zip(index, samples, strict=True)
         ]
         return PromptBatch(
             rows=[self.rows[i] for i in index],
-            ids_RP=self.ids_RP[index],
-            lengths_R=self.lengths_R[index],
-            uids_R=np.array(uids, dtype=np.uint64),
-            groups_R=index.astype(np.int64),
+            prompt_ids=self.prompt_ids[index],
+            prompt_length=self.prompt_length[index],
+            uid=np.array(uids, dtype=np.uint64),
+            group=index.astype(np.int64),
         )
 
 
@@ -65,10 +66,10 @@ def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: S
         ids_RP[i, : len(ids)] = ids
     return PromptBatch(
         rows=rows,
-        ids_RP=ids_RP,
-        lengths_R=np.array([len(ids) for ids in encoded], dtype=np.int32),
-        uids_R=np.array(list(uids), dtype=np.uint64),
-        groups_R=np.arange(len(rows), dtype=np.int64),
+        prompt_ids=ids_RP,
+        prompt_length=np.array([len(ids) for ids in encoded], dtype=np.int32),
+        uid=np.array(list(uids), dtype=np.uint64),
+        group=np.arange(len(rows), dtype=np.int64),
     )
 
 

@@ -24,22 +24,44 @@ class Rollout:
     """Completions and how they came about. Any intermediate canvas can be rebuilt from `unmask_step`."""
 
     prompts: PromptBatch
-    token_ids_RL: NDArray[np.int64]
-    unmask_step_RL: NDArray[np.int32]
-    """Forward at which a position was revealed; -1 fixed by the prior, -2 outside the completion."""
-    logprob_RL: NDArray[np.float32]
-    """Log-probability under the law that drew the token; 0 where nothing was sampled."""
-    nfe_R: NDArray[np.int32]
-    """Forwards of the row (a shared first forward counts for every row that used it)."""
-    stop_R: NDArray[np.uint8]
-    """1 plan, 2 temporal rule, 3 forward budget, 4 nothing to decode."""
+    token_ids: NDArray[np.int64]
+    """[R, L]."""
+    unmask_step: NDArray[np.int32]
+    """[R, L] forward at which a position was revealed; -1 fixed by the prior, -2 outside the completion."""
+    logprob: NDArray[np.float32]
+    """[R, L] log-probability under the law that drew the token; 0 where nothing was sampled."""
+    nfe: NDArray[np.int32]
+    """[R] forwards of the row (a shared first forward counts for every row that used it)."""
+    stop_reason: NDArray[np.uint8]
+    """[R] 1 plan, 2 temporal rule, 3 forward budget, 4 nothing to decode."""
     exact: bool
     """Whether the sum of `logprob` is the trajectory's log-likelihood (the choice of positions read the state only)."""
     stats: dict[str, int]
     """Counters: forwards, calls, nfe, head_rows, tokens, padding."""
 
     def __len__(self) -> int:
+        """Return R."""
         return len(self.prompts)
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """[R, P] right-padded."""
+        return self.prompts.prompt_ids
+
+    @property
+    def prompt_length(self) -> NDArray[np.int32]:
+        """[R]."""
+        return self.prompts.prompt_length
+
+    @property
+    def uid(self) -> NDArray[np.uint64]:
+        """[R] keys of the rows' randomness."""
+        return self.prompts.uid
+
+    @property
+    def group(self) -> NDArray[np.int64]:
+        """[R] rows of a group share it."""
+        return self.prompts.group
 
 
 @torch.no_grad()
@@ -73,7 +95,7 @@ def generate(
         mask_token_id=model.mask_token_id, pad_token_id=model.pad_token_id, slots=slots, seed=seed
     )
     lengths_R = np.full(len(prompts), completion_length, dtype=np.int32)
-    scheduler.submit(prompts.uids_R, prompts.ids_RP, prompts.lengths_R, lengths_R, sampler, prior)
+    scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, sampler, prior)
     with passes_without_dropout(model.module):
         _drive(model, scheduler, sampling or Sampling(), min(slots, max(len(prompts), 1)))
     stats = scheduler.stats()
@@ -85,16 +107,16 @@ def generate(
     shape = (len(prompts), completion_length)
     rollout = Rollout(
         prompts=prompts,
-        token_ids_RL=np.empty(shape, dtype=np.int64),
-        unmask_step_RL=np.empty(shape, dtype=np.int32),
-        logprob_RL=np.empty(shape, dtype=np.float32),
-        nfe_R=np.empty(shape[0], dtype=np.int32),
-        stop_R=np.empty(shape[0], dtype=np.uint8),
+        token_ids=np.empty(shape, dtype=np.int64),
+        unmask_step=np.empty(shape, dtype=np.int32),
+        logprob=np.empty(shape, dtype=np.float32),
+        nfe=np.empty(shape[0], dtype=np.int32),
+        stop_reason=np.empty(shape[0], dtype=np.uint8),
         exact=sampler.exact,
         stats=stats,
     )
     scheduler.results(
-        rollout.token_ids_RL, rollout.unmask_step_RL, rollout.logprob_RL, rollout.nfe_R, rollout.stop_R
+        rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason
     )
     return rollout
 

@@ -1,10 +1,12 @@
 """Supervised warm-up: the masked-diffusion ELBO of demonstrations, with the same masks and likelihood as RL."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stp_rs import _core
 from stp_rs.errors import DivergenceError, InvalidValueError
@@ -14,6 +16,17 @@ from stp_rs.prompts import batch_indices, encode_prompts
 
 _STREAM = 0x5F7
 """Separates the warm-up's masks from those of RL."""
+
+
+@dataclass(frozen=True)
+class _Demonstrations:
+    """A batch in the shape that the likelihood reads (`Completions`)."""
+
+    prompt_ids: NDArray[np.int64]
+    prompt_length: NDArray[np.int32]
+    token_ids: NDArray[np.int64]
+    unmask_step: NDArray[np.int32]
+    uid: NDArray[np.uint64]
 
 
 def warm_up(
@@ -31,12 +44,13 @@ def warm_up(
     """Train on `prompt` and `completion` columns; return the last loss (nats per token).
 
     Loss: minus the full ELBO per token (uniform_count, one mask per row; LLaDA, arXiv 2502.09992, eq. 3). The learning
-    rate falls linearly to 0.
+    rate stays for half the steps, then falls linearly to 0.
     """
     if not demonstrations:
         raise InvalidValueError("demonstrations: got none, needs at least one")
     prompts = encode_prompts(demonstrations, tokenizer, uids=range(len(demonstrations)))
-    targets_RL = encode_completions([str(d["completion"]) for d in demonstrations], tokenizer, completion_length)
+    targets_DL = encode_completions([str(d["completion"]) for d in demonstrations], tokenizer, completion_length)
+    # one position per step: the plan of the full ELBO
     order_RL = np.tile(np.arange(completion_length, dtype=np.int32), (batch_size, 1))
     design = _core.Design("uniform_count", 1)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -44,12 +58,13 @@ def warm_up(
     with passes_without_dropout(model.module):
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 - step / steps)
+                group["lr"] = learning_rate * min(1.0, 2.0 * (1 - step / steps))
             picked = batch_indices(step, batch_size, len(demonstrations), seed)
             uids = np.array([_core.row_uid(_STREAM, step, i) for i in range(batch_size)], dtype=np.uint64)
-            masks = draw_masks(design, order_RL, uids, seed=seed)
-            batch = encode_prompts([demonstrations[i] for i in picked], tokenizer, uids=picked)
-            elbo_RL = token_elbo(model, batch, targets_RL[picked], masks)
+            batch = _Demonstrations(
+                prompts.prompt_ids[picked], prompts.prompt_length[picked], targets_DL[picked], order_RL, uids
+            )
+            elbo_RL = token_elbo(model, batch, draw_masks(design, batch, seed=seed))
             loss = -elbo_RL.sum(-1).mean() / completion_length
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -63,7 +78,7 @@ def warm_up(
     return value
 
 
-def encode_completions(texts: Sequence[str], tokenizer: Any, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:  # noqa: ANN401
+def encode_completions(texts: Sequence[str], tokenizer: Any, length: int) -> NDArray[np.int64]:  # noqa: ANN401
     """Return completions as ids i64 [R, L], end-of-text up to the canvas length.
 
     Raises:
