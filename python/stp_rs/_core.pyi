@@ -1,11 +1,10 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
-from collections.abc import Mapping
-from typing import Any, Final, TypedDict, final, type_check_only
+from collections.abc import Sequence
+from typing import Any, Final, final
 
 import numpy as np
-import numpy.typing as npt
-from typing_extensions import Self, Unpack
+from numpy.typing import NDArray
 
 __version__: Final[str]
 
@@ -14,33 +13,184 @@ def philox4x32(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list
 def row_uid(a: int, b: int = 0, c: int = 0) -> int: ...
 def permutation(seed: int, uid: int, n: int) -> list[int]: ...
 
+# --- schedule ---
+@final
+class Sampler:
+    def __new__(
+        cls,
+        diffusion_steps: int,
+        *,
+        block_length: int = 0,
+        quota: str = "ceil_remaining",
+        selection: str = "top_k",
+        confidence: str = "prob",
+        temporal: str = "none",
+        max_nfe: int = 0,
+    ) -> Sampler: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def diffusion_steps(self) -> int: ...
+    def plan(self, free: NDArray[np.uint8]) -> list[int] | None: ...
+
+def plan_counts(n: int, steps: int, quota: str = "ceil_remaining") -> list[int]: ...
+def scored_counts(
+    unmask_step: NDArray[np.int32],
+    out: NDArray[np.int32],
+    *,
+    score_prior: bool,
+    diffusion_steps: int,
+    quota: str = "ceil_remaining",
+) -> None: ...
+
+# --- prior ---
+@final
+class PriorSet:
+    @staticmethod
+    def empty(rows: int) -> PriorSet: ...
+    @staticmethod
+    def from_dense(ids: NDArray[np.int64], source: str = "custom") -> PriorSet: ...
+    def compose(self, later: PriorSet) -> PriorSet: ...
+    def select(self, rows: Sequence[int]) -> PriorSet: ...
+    def fill(self, ids: NDArray[np.int64]) -> None: ...
+    def row(self, row: int) -> list[tuple[int, int, str]]: ...
+    @property
+    def num_anchors(self) -> int: ...
+    def __len__(self) -> int: ...
+
+def choose_anchors(
+    selector: str,
+    share: float,
+    *,
+    confidence: NDArray[np.float32],
+    eligible: NDArray[np.uint8],
+    seed: int,
+    uids: NDArray[np.uint64],
+    keep: NDArray[np.uint8],
+) -> None: ...
+
+# --- rollout ---
+@final
+class RolloutScheduler:
+    def __new__(
+        cls, *, mask_token_id: int, pad_token_id: int, slots: int, seed: int, share_first: bool = True
+    ) -> RolloutScheduler: ...
+    def submit(
+        self,
+        uids: NDArray[np.uint64],
+        prompt_ids: NDArray[np.int64],
+        prompt_lengths: NDArray[np.int32],
+        completion_lengths: NDArray[np.int32],
+        sampler: Sampler,
+        prior: PriorSet | None = None,
+    ) -> None: ...
+    def capacity(self) -> tuple[int, int]: ...
+    def next_step(
+        self,
+        ids: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        candidates: NDArray[np.int32],
+        uniforms: NDArray[np.float32],
+    ) -> tuple[int, int, int]: ...
+    def commit(self, packed: NDArray[np.float32]) -> None: ...
+    def results(
+        self,
+        token_ids: NDArray[np.int64],
+        unmask_step: NDArray[np.int32],
+        logprob: NDArray[np.float32],
+        nfe: NDArray[np.int32],
+        stop: NDArray[np.uint8],
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    @property
+    def unfinished(self) -> int: ...
+    def __len__(self) -> int: ...
+# --- grade ---
+def sudoku4_grade(
+    completions: list[str], puzzles: list[str], out: NDArray[np.float32]
+) -> None: ...
+def sudoku4_grids() -> list[str]: ...
+def sudoku4_puzzles(grids: list[int], uids: list[int], blanks: int, seed: int) -> list[str]: ...
+def countdown_grade(
+    completions: list[str], numbers: list[list[int]], targets: list[int], out: NDArray[np.uint8]
+) -> None: ...
+def countdown_numbers(uids: list[int], count: int, max_number: int, seed: int) -> list[list[int]]: ...
+def countdown_problems(
+    numbers: list[list[int]], uids: list[int], max_target: int, operators: str, seed: int
+) -> list[tuple[int, str] | None]: ...
+# --- corrupt ---
+@final
+class Design:
+    def __init__(
+        self,
+        name: str,
+        num_mc: int = 2,
+        *,
+        num_iterations: int = 1,
+        block_length: int = 0,
+        truncate: tuple[float, float] | None = None,
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_mc(self) -> int: ...
+    @property
+    def published(self) -> bool: ...
+    @property
+    def unbiased(self) -> bool: ...
+    @property
+    def target(
+        self,
+    ) -> Literal["plan_elbo", "full_elbo", "trajectory", "one_step", "autoregressive", "published"]: ...
+    def passes(self, eligible: NDArray[np.uint8], unmask_counts: NDArray[np.int32]) -> NDArray[np.int32]: ...
+    def draw(
+        self,
+        eligible: NDArray[np.uint8],
+        unmask_counts: NDArray[np.int32],
+        unmask_step: NDArray[np.int32],
+        seed: int,
+        uids: NDArray[np.uint64],
+        iteration: int,
+        mask: NDArray[np.uint8],
+        weight: NDArray[np.float32],
+        row: NDArray[np.int32],
+    ) -> None: ...
+    def law(
+        self,
+        eligible: NDArray[np.uint8],
+        unmask_counts: NDArray[np.int32],
+        unmask_step: NDArray[np.int32],
+        limit: int = 1_000_000,
+    ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
+    @staticmethod
+    def names() -> list[tuple[str, str]]: ...
 # --- buffer ---
 @type_check_only
 class _Pushed(TypedDict):
-    prompt_ids: npt.NDArray[np.int64]  # [R, P], right-padded; what follows prompt_length is not read
-    prompt_length: npt.NDArray[np.int32]  # [R]
-    token_ids: npt.NDArray[np.int64]  # [R, L]
-    unmask_step: npt.NDArray[np.int32]  # [R, L]: denoising step, -1 prior, -2 outside the completion
-    logprob: npt.NDArray[np.float32]  # [R, L]: under the law that drew the token, 0 where unmask_step < 0
-    stop_reason: npt.NDArray[np.uint8]  # [R]
-    uid: npt.NDArray[np.uint64]  # [R]
-    group: npt.NDArray[np.int64]  # [R]
-    policy_version: npt.NDArray[np.int64]  # [R]
+    prompt_ids: NDArray[np.int64]  # [R, P], right-padded; what follows prompt_length is not read
+    prompt_length: NDArray[np.int32]  # [R]
+    token_ids: NDArray[np.int64]  # [R, L]
+    unmask_step: NDArray[np.int32]  # [R, L]: denoising step, -1 prior, -2 outside the completion
+    logprob: NDArray[np.float32]  # [R, L]: under the law that drew the token, 0 where unmask_step < 0
+    stop_reason: NDArray[np.uint8]  # [R]
+    uid: NDArray[np.uint64]  # [R]
+    group: NDArray[np.int64]  # [R]
+    policy_version: NDArray[np.int64]  # [R]
 
 @type_check_only
 class _Read(TypedDict, total=False):
-    prompt_ids: npt.NDArray[np.int64]  # [R, P], P at least the longest prompt of the rows
-    prompt_length: npt.NDArray[np.int32]  # [R]
-    token_ids: npt.NDArray[np.int64]  # [R, L]
-    unmask_step: npt.NDArray[np.int32]  # [R, L]
-    prior_mask: npt.NDArray[np.uint8]  # [R, L]: 1 where unmask_step is -1
-    logprob: npt.NDArray[np.float32]  # [R, L]
-    stop_reason: npt.NDArray[np.uint8]  # [R]
-    reward: npt.NDArray[np.float32]  # [R]
-    advantage: npt.NDArray[np.float32]  # [R]
-    uid: npt.NDArray[np.uint64]  # [R]
-    group: npt.NDArray[np.int64]  # [R]
-    policy_version: npt.NDArray[np.int64]  # [R]
+    prompt_ids: NDArray[np.int64]  # [R, P], P at least the longest prompt of the rows
+    prompt_length: NDArray[np.int32]  # [R]
+    token_ids: NDArray[np.int64]  # [R, L]
+    unmask_step: NDArray[np.int32]  # [R, L]
+    prior_mask: NDArray[np.uint8]  # [R, L]: 1 where unmask_step is -1
+    logprob: NDArray[np.float32]  # [R, L]
+    stop_reason: NDArray[np.uint8]  # [R]
+    reward: NDArray[np.float32]  # [R]
+    advantage: NDArray[np.float32]  # [R]
+    uid: NDArray[np.uint64]  # [R]
+    group: NDArray[np.int64]  # [R]
+    policy_version: NDArray[np.int64]  # [R]
 
 @final
 class TrajectoryBuffer:
@@ -55,22 +205,22 @@ class TrajectoryBuffer:
     @property
     def max_prompt_length(self) -> int: ...
     def push(self, **arrays: Unpack[_Pushed]) -> int: ...
-    def set_rewards(self, rows: npt.NDArray[np.int32], reward: npt.NDArray[np.float32]) -> None: ...
-    def set_advantages(self, rows: npt.NDArray[np.int32], advantage: npt.NDArray[np.float32]) -> None: ...
+    def set_rewards(self, rows: NDArray[np.int32], reward: NDArray[np.float32]) -> None: ...
+    def set_advantages(self, rows: NDArray[np.int32], advantage: NDArray[np.float32]) -> None: ...
     def minibatch(
-        self, rows: npt.NDArray[np.int32], *, pad_token_id: int = 0, **out: Unpack[_Read]
+        self, rows: NDArray[np.int32], *, pad_token_id: int = 0, **out: Unpack[_Read]
     ) -> None: ...
-    def state_at(self, row: int, step: int, mask_token_id: int, out: npt.NDArray[np.int64]) -> None: ...
+    def state_at(self, row: int, step: int, mask_token_id: int, out: NDArray[np.int64]) -> None: ...
     def replay(
         self,
-        rows: npt.NDArray[np.int32],
-        step: npt.NDArray[np.int32],
+        rows: NDArray[np.int32],
+        step: NDArray[np.int32],
         mask_token_id: int,
-        out: npt.NDArray[np.int64],
+        out: NDArray[np.int64],
     ) -> None: ...
     def evict(self, before_version: int) -> int: ...
     def clear(self) -> None: ...
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self: ...
-    def __reduce__(self) -> tuple[Any, tuple[dict[str, npt.NDArray[Any]]]]: ...
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self: ...
+    def __reduce__(self) -> tuple[Any, tuple[dict[str, NDArray[Any]]]]: ...

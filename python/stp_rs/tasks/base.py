@@ -10,7 +10,8 @@ Row = dict[str, Any]
 Split = Literal["train", "validation", "test"]
 
 RewardFunc = Callable[..., list[float]]
-"""`reward(completions, prompts, **columns) -> list[float]`, as in TRL: one float per completion; columns are lists."""
+"""`reward(completions, prompts, **columns) -> list[float]`, as in TRL: one float per completion; columns are
+lists."""
 
 
 class Task(Protocol):
@@ -28,11 +29,11 @@ class Task(Protocol):
     reward_funcs: Sequence[RewardFunc]
 
     def rows(self, split: Split, n: int, seed: int) -> list[Row]:
-        """Return n problems of a split; the same (split, n, seed) gives the same rows, and splits never overlap."""
+        """Return n problems of a split; (split, n, seed) fixes the rows, and splits never overlap."""
         ...
 
     def demonstrations(self, n: int, seed: int) -> list[Row]:
-        """Return n training-split rows with an added `completion` (str, without end-of-text) for the SFT warm-up."""
+        """Return n training rows with an added `completion` (no end-of-text) for the SFT warm-up."""
         ...
 
     def copies(self, row: Row) -> Mapping[int, str]:

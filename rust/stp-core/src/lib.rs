@@ -12,7 +12,9 @@ pub mod layout;
 pub mod prior;
 pub mod rng;
 pub mod rollout;
+pub mod sampler;
 pub mod schedule;
 pub mod select;
+pub mod temporal;
 
 pub use error::{Error, Result};

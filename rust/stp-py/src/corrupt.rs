@@ -1,8 +1,181 @@
 //! Python face of `stp_core::corrupt`.
 
+use std::sync::Mutex;
+
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
+use stp_core::corrupt::{self, Batch, Keys, Options, Out, Scratch};
+
+use crate::arrays::{dim, read, slice, slice_mut, write};
+use crate::boundary::{enter, lock, to_python};
+
+/// A law over weighted masks.
+#[pyclass(frozen, module = "stp_rs._core")]
+struct Design {
+    design: corrupt::Design,
+    scratch: Mutex<Scratch>,
+}
+
+#[pymethods]
+impl Design {
+    #[new]
+    #[pyo3(signature = (name, num_mc=2, *, num_iterations=1, block_length=0, truncate=None))]
+    fn new(
+        py: Python<'_>,
+        name: &str,
+        num_mc: usize,
+        num_iterations: usize,
+        block_length: usize,
+        truncate: Option<(f64, f64)>,
+    ) -> PyResult<Self> {
+        let options = Options { num_mc, num_iterations, block_length, truncate };
+        let design = corrupt::Design::new(name, options).map_err(|error| to_python(py, &error))?;
+        Ok(Self { design, scratch: Mutex::default() })
+    }
+
+    #[getter]
+    fn name(&self) -> &'static str {
+        self.design.info().name
+    }
+
+    #[getter]
+    fn num_mc(&self) -> usize {
+        self.design.options().num_mc
+    }
+
+    #[getter]
+    fn published(&self) -> bool {
+        self.design.info().published
+    }
+
+    #[getter]
+    fn unbiased(&self) -> bool {
+        self.design.unbiased()
+    }
+
+    #[getter]
+    fn target(&self) -> &'static str {
+        self.design.info().target.name()
+    }
+
+    /// The number of passes of each row: i32[R].
+    fn passes<'py>(
+        &self,
+        py: Python<'py>,
+        eligible: &Bound<'py, PyAny>,
+        unmask_counts: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let (rows, length) = (dim("eligible", eligible, 0)?, dim("eligible", eligible, 1)?);
+        let max_steps = dim("unmask_counts", unmask_counts, 1)?;
+        let eligible = read::<u8>("eligible", eligible, &[-1, -1])?;
+        let unmask_counts = read::<i32>("unmask_counts", unmask_counts, &[rows as isize, -1])?;
+        let batch = Batch {
+            rows,
+            length,
+            eligible: slice(&eligible)?,
+            max_steps,
+            unmask_counts: slice(&unmask_counts)?,
+            unmask_step: &[],
+        };
+        let out = PyArray1::<i32>::zeros(py, rows, false);
+        let mut view = out.readwrite();
+        let passes = view.as_slice_mut()?;
+        enter(py, || self.design.passes(&batch, &mut lock(&self.scratch), passes))?;
+        drop(view);
+        Ok(out)
+    }
+
+    /// Draws the masks and weights of every row into caller-allocated arrays.
+    #[allow(clippy::too_many_arguments, reason = "one argument per array that crosses the boundary")]
+    fn draw(
+        &self,
+        py: Python<'_>,
+        eligible: &Bound<'_, PyAny>,
+        unmask_counts: &Bound<'_, PyAny>,
+        unmask_step: &Bound<'_, PyAny>,
+        seed: u64,
+        uids: &Bound<'_, PyAny>,
+        iteration: u32,
+        mask: &Bound<'_, PyAny>,
+        weight: &Bound<'_, PyAny>,
+        row: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (rows, length) = (dim("eligible", eligible, 0)?, dim("eligible", eligible, 1)?);
+        let max_steps = dim("unmask_counts", unmask_counts, 1)?;
+        let passes = dim("row", row, 0)?;
+        let (r, l, p) = (rows as isize, length as isize, passes as isize);
+        let eligible = read::<u8>("eligible", eligible, &[r, l])?;
+        let unmask_counts = read::<i32>("unmask_counts", unmask_counts, &[r, -1])?;
+        let unmask_step = read::<i32>("unmask_step", unmask_step, &[r, l])?;
+        let uids = read::<u64>("uids", uids, &[r])?;
+        let mut mask = write::<u8>("mask", mask, &[p, l])?;
+        let mut weight = write::<f32>("weight", weight, &[p, l])?;
+        let mut row = write::<i32>("row", row, &[p])?;
+        let batch = Batch {
+            rows,
+            length,
+            eligible: slice(&eligible)?,
+            max_steps,
+            unmask_counts: slice(&unmask_counts)?,
+            unmask_step: slice(&unmask_step)?,
+        };
+        let keys = Keys { seed, uids: slice(&uids)?, iteration };
+        let mut out =
+            Out { mask: slice_mut(&mut mask)?, weight: slice_mut(&mut weight)?, row: slice_mut(&mut row)? };
+        enter(py, || self.design.draw(&batch, &keys, &mut out, &mut lock(&self.scratch)))
+    }
+
+    /// Every outcome of one row with its probability: (probability, mask [P][L], weight [P][L]).
+    #[pyo3(signature = (eligible, unmask_counts, unmask_step, limit=1_000_000))]
+    fn law(
+        &self,
+        py: Python<'_>,
+        eligible: &Bound<'_, PyAny>,
+        unmask_counts: &Bound<'_, PyAny>,
+        unmask_step: &Bound<'_, PyAny>,
+        limit: usize,
+    ) -> PyResult<Vec<Outcome>> {
+        let length = dim("eligible", eligible, 1)?;
+        let max_steps = dim("unmask_counts", unmask_counts, 1)?;
+        let eligible = read::<u8>("eligible", eligible, &[1, -1])?;
+        let unmask_counts = read::<i32>("unmask_counts", unmask_counts, &[1, -1])?;
+        let unmask_step = read::<i32>("unmask_step", unmask_step, &[1, length as isize])?;
+        let batch = Batch {
+            rows: 1,
+            length,
+            eligible: slice(&eligible)?,
+            max_steps,
+            unmask_counts: slice(&unmask_counts)?,
+            unmask_step: slice(&unmask_step)?,
+        };
+        let law = enter(py, || self.design.law(&batch, limit))?;
+        let width = length.max(1);
+        Ok(law
+            .into_iter()
+            .map(|outcome| {
+                let mask =
+                    outcome.mask.chunks(width).map(|pass| pass.iter().map(|&m| i64::from(m)).collect());
+                let weight = outcome.weight.chunks(width).map(<[f64]>::to_vec);
+                (outcome.probability, mask.collect(), weight.collect())
+            })
+            .collect())
+    }
+
+    /// All designs: (name, one line about it).
+    #[staticmethod]
+    fn names() -> Vec<(&'static str, &'static str)> {
+        corrupt::designs().iter().map(|info| (info.name, info.about)).collect()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Design({:?}, num_mc={})", self.name(), self.num_mc())
+    }
+}
+
+/// (probability, mask [P][L], weight [P][L])
+type Outcome = (f64, Vec<Vec<i64>>, Vec<Vec<f64>>);
 
 /// Adds this file's classes and functions to the module.
-pub(crate) fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<Design>()
 }

@@ -1,8 +1,145 @@
-//! Python face of `stp_core::grade`.
+//! Python face of `stp_core::grade`: batches of texts in, scores out.
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
+
+use std::borrow::Cow;
 
 use pyo3::prelude::*;
+use pyo3::types::PyString;
+use stp_core::grade::countdown::{self, Family};
+use stp_core::grade::sudoku;
 
-/// Adds this file's classes and functions to the module.
-pub(crate) fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use crate::{arrays, boundary};
+
+/// The texts of Python strings; lone surrogates, which UTF-8 cannot hold, become U+FFFD instead of an error.
+fn texts<'a>(strings: &'a [Bound<'_, PyString>]) -> Vec<Cow<'a, str>> {
+    strings.iter().map(|s| s.to_string_lossy()).collect()
+}
+
+/// Grades 4x4 Sudoku completions into `out[N, 5]`: `solved, cells, clues_kept, well_formed, chance`.
+#[pyfunction]
+fn sudoku4_grade(
+    py: Python<'_>,
+    completions: Vec<Bound<'_, PyString>>,
+    puzzles: Vec<Bound<'_, PyString>>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (completions, puzzles) = (texts(&completions), texts(&puzzles));
+    let n = completions.len();
+    let mut view = arrays::write::<f32>("out", out, &[n as isize, 5])?;
+    let out = arrays::slice_mut(&mut view)?;
+    boundary::enter(py, || {
+        stp_core::error::check_len("puzzles", puzzles.len(), n)?;
+        for ((completion, puzzle), row) in completions.iter().zip(&puzzles).zip(out.chunks_exact_mut(5)) {
+            let score = sudoku::grade(completion, &sudoku::parse(puzzle)?);
+            let flag = |b: bool| f32::from(u8::from(b));
+            row.copy_from_slice(&[
+                flag(score.solved),
+                score.cells,
+                flag(score.clues_kept),
+                flag(score.well_formed),
+                score.chance,
+            ]);
+        }
+        Ok(())
+    })
+}
+
+/// The 288 solution grids of 4x4 Sudoku as digit strings, in lexicographic order.
+#[pyfunction]
+fn sudoku4_grids() -> Vec<String> {
+    sudoku::grids().iter().map(digits).collect()
+}
+
+/// Puzzles with one solution: for each `uids[i]` one of solution grid `grids[i]` with `blanks` zeros.
+#[pyfunction]
+fn sudoku4_puzzles(
+    py: Python<'_>,
+    grids: Vec<usize>,
+    uids: Vec<u64>,
+    blanks: usize,
+    seed: u64,
+) -> PyResult<Vec<String>> {
+    boundary::enter(py, || {
+        stp_core::error::check_len("uids", uids.len(), grids.len())?;
+        let made = grids.iter().zip(&uids);
+        made.map(|(&grid, &uid)| sudoku::puzzle(grid, blanks, seed, uid).map(|p| digits(&p))).collect()
+    })
+}
+
+fn digits(grid: &sudoku::Grid) -> String {
+    grid.iter().map(|d| char::from(b'0' + d)).collect()
+}
+
+/// Grades Countdown completions into the verdict codes `out[N]` (see `stp_rs.tasks.countdown.VERDICTS`).
+#[pyfunction]
+fn countdown_grade(
+    py: Python<'_>,
+    completions: Vec<Bound<'_, PyString>>,
+    numbers: Vec<Vec<i64>>,
+    targets: Vec<i64>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let completions = texts(&completions);
+    let n = completions.len();
+    let mut view = arrays::write::<u8>("out", out, &[n as isize])?;
+    let out = arrays::slice_mut(&mut view)?;
+    boundary::enter(py, || {
+        stp_core::error::check_len("numbers", numbers.len(), n)?;
+        stp_core::error::check_len("targets", targets.len(), n)?;
+        let problems = numbers.iter().zip(&targets);
+        for ((completion, (numbers, &target)), code) in completions.iter().zip(problems).zip(out) {
+            *code = countdown::grade(completion, numbers, target) as u8;
+        }
+        Ok(())
+    })
+}
+
+/// The numbers of the Countdown problems `uids`, drawn from `1..=max_number`.
+#[pyfunction]
+fn countdown_numbers(
+    py: Python<'_>,
+    uids: Vec<u64>,
+    count: usize,
+    max_number: i64,
+    seed: u64,
+) -> PyResult<Vec<Vec<i64>>> {
+    let family = Family { count, max_number, max_target: 2, operators: b"+".to_vec() };
+    boundary::enter(py, || {
+        family.check()?;
+        Ok(uids.iter().map(|&uid| family.numbers(seed, uid)).collect())
+    })
+}
+
+/// A solvable Countdown problem over each number set: (target, solution), or None where no target was found.
+#[pyfunction]
+fn countdown_problems(
+    py: Python<'_>,
+    numbers: Vec<Vec<i64>>,
+    uids: Vec<u64>,
+    max_target: i64,
+    operators: &str,
+    seed: u64,
+) -> PyResult<Vec<Option<(i64, String)>>> {
+    boundary::enter(py, || {
+        stp_core::error::check_len("uids", uids.len(), numbers.len())?;
+        let operators = operators.as_bytes().to_vec();
+        let solve = |(numbers, &uid): (&Vec<i64>, &u64)| {
+            let count = numbers.len();
+            let max_number = numbers.iter().copied().max().unwrap_or(0);
+            let family = Family { count, max_number, max_target, operators: operators.clone() };
+            family.check()?;
+            Ok(family.problem(numbers, seed, uid).map(|p| (p.target, p.solution)))
+        };
+        numbers.iter().zip(&uids).map(solve).collect()
+    })
+}
+
+/// Adds this file's functions to the module.
+pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(sudoku4_grade, m)?)?;
+    m.add_function(wrap_pyfunction!(sudoku4_grids, m)?)?;
+    m.add_function(wrap_pyfunction!(sudoku4_puzzles, m)?)?;
+    m.add_function(wrap_pyfunction!(countdown_grade, m)?)?;
+    m.add_function(wrap_pyfunction!(countdown_numbers, m)?)?;
+    m.add_function(wrap_pyfunction!(countdown_problems, m)?)
 }

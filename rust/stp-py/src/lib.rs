@@ -1,4 +1,9 @@
 //! The Python module `stp_rs._core`: a list of what the Rust core offers. Each class or function group has its own file.
+#![allow(
+    clippy::too_many_arguments,
+    clippy::needless_pass_by_value,
+    reason = "pyfunctions take keyword arguments, and own what Python hands them"
+)]
 
 mod arrays;
 mod boundary;

@@ -1,8 +1,171 @@
-//! Python face of `stp_core::rollout`.
+//! The rollout scheduler for Python.
+
+use std::sync::Mutex;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use stp_core::error::Error;
+use stp_core::rollout::{Request, Results, Scheduler};
+use stp_core::select::Score;
+
+use crate::arrays::{dim, read, slice, slice_mut, write};
+use crate::boundary::{enter, lock, to_python};
+use crate::prior::PyPriorSet;
+use crate::schedule::PySampler;
+
+/// Decodes a queue of rows through model calls that the caller makes.
+#[pyclass(name = "RolloutScheduler", module = "stp_rs._core", frozen)]
+struct PyScheduler {
+    inner: Mutex<Scheduler>,
+}
+
+#[pymethods]
+impl PyScheduler {
+    #[new]
+    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true))]
+    fn new(
+        py: Python<'_>,
+        mask_token_id: i64,
+        pad_token_id: i64,
+        slots: usize,
+        seed: u64,
+        share_first: bool,
+    ) -> PyResult<Self> {
+        let inner = Scheduler::new(mask_token_id, pad_token_id, slots, seed, share_first);
+        inner.map(|s| Self { inner: Mutex::new(s) }).map_err(|e| to_python(py, &e))
+    }
+
+    /// Queues rows: `uids` u64 `[R]`, `prompt_ids` i64 `[R, P]` right-padded, lengths i32 `[R]`.
+    #[pyo3(signature = (uids, prompt_ids, prompt_lengths, completion_lengths, sampler, prior=None))]
+    fn submit(
+        &self,
+        uids: &Bound<'_, PyAny>,
+        prompt_ids: &Bound<'_, PyAny>,
+        prompt_lengths: &Bound<'_, PyAny>,
+        completion_lengths: &Bound<'_, PyAny>,
+        sampler: &PySampler,
+        prior: Option<&PyPriorSet>,
+    ) -> PyResult<()> {
+        let py = uids.py();
+        let (rows, width) = (dim("uids", uids, 0)?, dim("prompt_ids", prompt_ids, 1)?);
+        let uids = read::<u64>("uids", uids, &[-1])?;
+        let prompts = read::<i64>("prompt_ids", prompt_ids, &[rows as isize, -1])?;
+        let plen = read::<i32>("prompt_lengths", prompt_lengths, &[rows as isize])?;
+        let clen = read::<i32>("completion_lengths", completion_lengths, &[rows as isize])?;
+        let (uids, prompts, plen, clen) = (slice(&uids)?, slice(&prompts)?, slice(&plen)?, slice(&clen)?);
+        let prior = prior.map(|p| &p.inner);
+        enter(py, || {
+            if let Some(prior) = prior.filter(|p| p.rows() != rows) {
+                return Err(Error::shape("prior (rows)", prior.rows(), rows));
+            }
+            let bad = plen.iter().find(|&&l| l < 0 || l as usize > width);
+            if let Some(bad) = bad.or_else(|| clen.iter().find(|&&l| l < 0)) {
+                let need = format!("lengths of at least 0, prompts of at most {width}");
+                return Err(Error::value("lengths", bad, need));
+            }
+            let mut scheduler = lock(&self.inner);
+            for row in 0..rows {
+                scheduler.submit(&Request {
+                    uid: uids[row],
+                    prompt: &prompts[row * width..row * width + plen[row] as usize],
+                    completion_length: clen[row] as usize,
+                    prior: prior.map_or(&[], |p| p.row(row)),
+                    sampler: sampler.inner,
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Sizes that hold any step: (canvas tokens, candidates).
+    fn capacity(&self) -> (usize, usize) {
+        lock(&self.inner).capacity()
+    }
+
+    /// Fills the next model call and returns (rows, width, candidates); rows is 0 when all rows are finished.
+    fn next_step(
+        &self,
+        ids: &Bound<'_, PyAny>,
+        lengths: &Bound<'_, PyAny>,
+        candidates: &Bound<'_, PyAny>,
+        uniforms: &Bound<'_, PyAny>,
+    ) -> PyResult<(usize, usize, usize)> {
+        let py = ids.py();
+        let mut ids = write::<i64>("ids", ids, &[-1])?;
+        let mut lengths = write::<i32>("lengths", lengths, &[-1])?;
+        let mut candidates = write::<i32>("candidates", candidates, &[-1])?;
+        let mut uniforms = write::<f32>("uniforms", uniforms, &[-1])?;
+        let (ids, lengths) = (slice_mut(&mut ids)?, slice_mut(&mut lengths)?);
+        let (candidates, uniforms) = (slice_mut(&mut candidates)?, slice_mut(&mut uniforms)?);
+        let step = enter(py, || lock(&self.inner).next_step(ids, lengths, candidates, uniforms))?;
+        Ok((step.rows, step.width, step.candidates))
+    }
+
+    /// Commits the numbers f32 `[N, 7]` of the pending step.
+    fn commit(&self, packed: &Bound<'_, PyAny>) -> PyResult<()> {
+        let view = read::<f32>("packed", packed, &[-1, Score::COLUMNS as isize])?;
+        let values = slice(&view)?;
+        enter(packed.py(), || lock(&self.inner).commit(values))
+    }
+
+    /// Writes all trajectories in the order of submission.
+    fn results(
+        &self,
+        token_ids: &Bound<'_, PyAny>,
+        unmask_step: &Bound<'_, PyAny>,
+        logprob: &Bound<'_, PyAny>,
+        nfe: &Bound<'_, PyAny>,
+        stop: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = token_ids.py();
+        let rows = lock(&self.inner).len();
+        let length = dim("token_ids", token_ids, 1)?;
+        let shape = [rows as isize, length as isize];
+        let mut token_ids = write::<i64>("token_ids", token_ids, &shape)?;
+        let mut unmask_step = write::<i32>("unmask_step", unmask_step, &shape)?;
+        let mut logprob = write::<f32>("logprob", logprob, &shape)?;
+        let mut nfe = write::<i32>("nfe", nfe, &shape[..1])?;
+        let mut stop = write::<u8>("stop", stop, &shape[..1])?;
+        let mut out = Results {
+            token_ids: slice_mut(&mut token_ids)?,
+            unmask_step: slice_mut(&mut unmask_step)?,
+            logprob: slice_mut(&mut logprob)?,
+            nfe: slice_mut(&mut nfe)?,
+            stop: slice_mut(&mut stop)?,
+        };
+        enter(py, || lock(&self.inner).results(length, &mut out))
+    }
+
+    /// Counters: forwards, calls, nfe, head_rows, tokens, padding, nan.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let s = lock(&self.inner).stats();
+        let dict = PyDict::new(py);
+        for (name, value) in [
+            ("forwards", s.forwards),
+            ("calls", s.calls),
+            ("nfe", s.nfe),
+            ("head_rows", s.head_rows),
+            ("tokens", s.tokens),
+            ("padding", s.padding),
+            ("nan", s.nan),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    /// Rows that are not finished.
+    #[getter]
+    fn unfinished(&self) -> usize {
+        lock(&self.inner).unfinished()
+    }
+
+    fn __len__(&self) -> usize {
+        lock(&self.inner).len()
+    }
+}
 
 /// Adds this file's classes and functions to the module.
-pub(crate) fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyScheduler>()
 }

@@ -1,8 +1,118 @@
-//! Python face of `stp_core::schedule`.
+//! Plans and samplers for Python.
 
 use pyo3::prelude::*;
+use stp_core::layout::Layout;
+use stp_core::sampler::Sampler;
+use stp_core::schedule::{Plan, Quota};
+
+use crate::arrays::{dim, read, slice, slice_mut, write};
+use crate::boundary::{enter, to_python};
+
+/// Decoding options of a row, immutable.
+#[pyclass(name = "Sampler", module = "stp_rs._core", frozen)]
+pub(crate) struct PySampler {
+    pub(crate) inner: Sampler,
+    text: [String; 4],
+}
+
+#[pymethods]
+impl PySampler {
+    #[new]
+    #[pyo3(signature = (diffusion_steps, *, block_length=0, quota="ceil_remaining", selection="top_k",
+                        confidence="prob", temporal="none", max_nfe=0))]
+    fn new(
+        py: Python<'_>,
+        diffusion_steps: usize,
+        block_length: usize,
+        quota: &str,
+        selection: &str,
+        confidence: &str,
+        temporal: &str,
+        max_nfe: usize,
+    ) -> PyResult<Self> {
+        let build = || -> stp_core::Result<Sampler> {
+            let (quota, selection) = (quota.parse()?, selection.parse()?);
+            let (confidence, temporal) = (confidence.parse()?, temporal.parse()?);
+            let sampler =
+                Sampler { diffusion_steps, block_length, quota, selection, confidence, temporal, max_nfe };
+            sampler.check().map(|()| sampler)
+        };
+        let text = [quota, selection, confidence, temporal].map(str::to_string);
+        build().map(|inner| Self { inner, text }).map_err(|e| to_python(py, &e))
+    }
+
+    /// Whether the choice of positions reads the state only, so that the trajectory log-likelihood is the plain sum.
+    #[getter]
+    fn exact(&self) -> bool {
+        self.inner.confidence.exact()
+    }
+
+    #[getter]
+    fn diffusion_steps(&self) -> usize {
+        self.inner.diffusion_steps
+    }
+
+    /// Mask counts of the plan that a row with these free positions follows; None where it depends on the model.
+    fn plan(&self, py: Python<'_>, free: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
+        let view = read::<u8>("free", free, &[-1])?;
+        let free = slice(&view)?;
+        enter(py, || {
+            let layout = Layout::new(0, free.len(), self.inner.block_length);
+            let positions: Vec<u32> = (0..free.len() as u32).filter(|&p| free[p as usize] != 0).collect();
+            Ok(self.inner.plan(&positions, &layout).map(|p| p.counts().to_vec()))
+        })
+    }
+
+    fn __repr__(&self) -> String {
+        let [quota, selection, confidence, temporal] = &self.text;
+        let s = &self.inner;
+        format!(
+            "Sampler({}, block_length={}, quota='{quota}', selection='{selection}', confidence='{confidence}', \
+             temporal='{temporal}', max_nfe={})",
+            s.diffusion_steps, s.block_length, s.max_nfe
+        )
+    }
+}
+
+/// Mask counts of the even plan of `n` tokens in at most `steps` steps.
+#[pyfunction]
+#[pyo3(signature = (n, steps, quota="ceil_remaining"))]
+fn plan_counts(py: Python<'_>, n: usize, steps: usize, quota: &str) -> PyResult<Vec<u32>> {
+    let quota: Quota = quota.parse().map_err(|e| to_python(py, &e))?;
+    enter(py, || Ok(Plan::even(n, steps, quota).counts().to_vec()))
+}
+
+/// Writes into `out` `[R, L]` the mask counts of the plan that each row's likelihood is computed for, zero-padded.
+#[pyfunction]
+#[pyo3(signature = (unmask_step, out, *, score_prior, diffusion_steps, quota="ceil_remaining"))]
+fn scored_counts(
+    unmask_step: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    score_prior: bool,
+    diffusion_steps: usize,
+    quota: &str,
+) -> PyResult<()> {
+    let py = unmask_step.py();
+    let quota: Quota = quota.parse().map_err(|e| to_python(py, &e))?;
+    let (rows, length) = (dim("unmask_step", unmask_step, 0)?, dim("unmask_step", unmask_step, 1)?);
+    let steps = read::<i32>("unmask_step", unmask_step, &[rows as isize, length as isize])?;
+    let mut target = write::<i32>("out", out, &[rows as isize, length as isize])?;
+    let (steps, target) = (slice(&steps)?, slice_mut(&mut target)?);
+    enter(py, || {
+        target.fill(0);
+        for (row, out) in steps.chunks_exact(length.max(1)).zip(target.chunks_exact_mut(length.max(1))) {
+            let plan = Plan::scored(row, score_prior, diffusion_steps, quota);
+            for (slot, &count) in out.iter_mut().zip(plan.counts()) {
+                *slot = count as i32;
+            }
+        }
+        Ok(())
+    })
+}
 
 /// Adds this file's classes and functions to the module.
-pub(crate) fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PySampler>()?;
+    m.add_function(wrap_pyfunction!(plan_counts, m)?)?;
+    m.add_function(wrap_pyfunction!(scored_counts, m)?)
 }

@@ -1,0 +1,118 @@
+"""Checkpoints that survive kill -9: everything is written beside its place and renamed into it."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stp_rs.errors import CheckpointError
+
+STATE = "trainer_state.json"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path; when the block ends well it replaces `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write `value` as JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved step: a folder that `from_pretrained` opens, with the trainer's state beside the model."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Rollout batches done."""
+        return int(self.state["step"])
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimiser's and scheduler's state dicts."""
+        loaded: dict[str, Any] = torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
+        return loaded
+
+
+def save_checkpoint(
+    run: Path, *, model: Any, tokenizer: Any, optimizer: dict[str, Any], state: dict[str, Any]  # noqa: ANN401
+) -> Path:
+    """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half."""
+    final = run / f"checkpoint-{state['step']}"
+    temporary = run / f".checkpoint-{state['step']}.{os.getpid()}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    torch.save(optimizer, temporary / "optimizer.pt")
+    (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    for file in temporary.iterdir():
+        _sync(file)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.replace(final)
+    _sync(run)
+    return final
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """Return the complete checkpoint of the highest step in a run folder, or None."""
+    found = []
+    for folder in run.glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            found.append(Checkpoint(folder, state))
+            int(state["step"])
+    return max(found, key=lambda c: c.step, default=None)
+
+
+def policy_folder(path: str | Path) -> Path:
+    """Return the folder that holds a model: `path` itself, or the newest checkpoint of the run folder `path`.
+
+    Raises:
+        CheckpointError: neither is there.
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder}: no model and no checkpoint-N in it; give a run folder or a saved model")
+    return checkpoint.path
+
+
+def clear_partial(run: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for leftover in run.glob(".*.part"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,318 @@
+"""Configuration: small frozen sections, one flat namespace for YAML files and flags.
+
+Names are TRL's where TRL has the concept; ours start with `stp_`.
+
+    config = STPConfig.make("stp", learning_rate=3e-4, max_steps=200)
+    config.optim.learning_rate
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stp_rs.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are decoded."""
+
+    num_generations: int = 8
+    """G: completions per prompt."""
+    max_completion_length: int = 0
+    """L: tokens of the completion canvas; 0 takes the task's."""
+    diffusion_steps: int = 0
+    """Denoising steps for a whole unpruned completion; 0 means half the completion length."""
+    block_length: int = 0
+    """Tokens per block, decoded left to right; 0 means one block."""
+    temperature: float = 1.0
+    """Sampling temperature in training; evaluation is greedy."""
+    top_k: int = 0
+    """Sample from the k most likely tokens; 0 means all."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this probability."""
+    generation_batch_size: int = 64
+    """Most rows in flight; finished rows leave and queued ones take their place."""
+    stp_confidence: str = "prob"
+    """What ranks candidates: prob, sampled_prob (LLaDA low_confidence), margin, entropy, random, leftmost."""
+    stp_selection: str = "top_k"
+    """How many candidates a step takes: top_k (the plan's quota), threshold:P[:CAP], factor:F, entropy_bound:G."""
+    stp_quota: str = "ceil_remaining"
+    """Spread of masks over steps: ceil_remaining, llada, dllm, dream, powers_of_two."""
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Spatial and temporal pruning."""
+
+    stp_spatial: str = "none"
+    """Priors joined by '+', applied in order: template, copy, offline_generation; or none."""
+    stp_temporal: str = "none"
+    """When the rest is committed together: none, fill_ratio:R, steps:F, confidence:P, margin:HIGH:LOW, entropy:N,
+    stable:K."""
+    stp_max_nfe: int = 0
+    """Most forwards per row; 0 means the plan's."""
+    stp_score_prior: bool = True
+    """Whether the likelihood covers prior tokens too, so that the policy keeps practising them."""
+    stp_keep: float = 0.05
+    """offline_generation: share of the eligible tokens that is kept."""
+    stp_selector: str = "top_confidence"
+    """offline_generation: top_confidence, random, prefix, span."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Likelihood design, policy objective and advantages."""
+
+    stp_design: str = "cover"
+    """Law of the corruption masks; see docs/designs.md."""
+    num_mc: int = 2
+    """K: corrupted canvases per completion."""
+    loss_type: Literal["grpo"] = "grpo"
+    """Length normalisation: the mean over a completion's tokens, then over completions."""
+    importance_sampling_level: Literal["token", "sequence"] = "sequence"
+    """Ratios per token, or one length-normalised ratio per completion."""
+    epsilon: float = 0.2
+    """Lower clip range."""
+    epsilon_high: float = 0.0
+    """Upper clip range; 0 means epsilon."""
+    beta: float = 0.0
+    """KL coefficient; 0 loads no reference and makes no reference pass."""
+    stp_kl: Literal["k1", "k2", "k3"] = "k2"
+    """KL estimator."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide centred rewards by the group's or the batch's standard deviation, or not at all."""
+    stp_negative_advantage_weight: float = 0.2
+    """Weight of completions with a negative advantage: an ELBO is a lower bound, pushing it down is unbounded."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and batches."""
+
+    learning_rate: float = 3e-4
+    lr_scheduler_type: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    max_steps: int = 200
+    """Rollout batches. Each makes `num_iterations` optimiser updates."""
+    num_iterations: int = 2
+    """Optimiser updates per rollout batch."""
+    per_device_train_batch_size: int = 32
+    """Completions per micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per update; their product with the batch size is the completions per rollout batch."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a run happens."""
+
+    task: str = "sudoku"
+    output_dir: str = "runs/quickstart"
+    seed: int = 0
+    device: str = ""
+    """Torch device; empty means cuda where there is one, else cpu."""
+    bf16: bool = False
+    """Autocast model passes to bfloat16."""
+    num_threads: int = 1
+    """Torch threads; 0 leaves torch's choice. One is fastest for tiny policies."""
+    logging_steps: int = 1
+    save_steps: int = 50
+    eval_steps: int = 0
+    """Evaluate on the validation split every N steps; 0 never."""
+    num_completions_to_print: int = 6
+    eval_size: int = 192
+    """Problems per evaluation."""
+    train_size: int = 4096
+    """Training problems."""
+    data: str = ""
+    """A file of problems to train on instead of the task's generator."""
+    resume: bool = True
+    """Continue from the newest checkpoint in output_dir when it belongs to the same configuration."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy: a saved model, or the embedded tiny one with its supervised warm-up."""
+
+    model_name_or_path: str = ""
+    """A local folder that from_pretrained opens; empty makes the tiny policy."""
+    hidden_size: int = 64
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    sft_steps: int = 200
+    sft_batch_size: int = 48
+    sft_learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class STPConfig:
+    """Every option of a run, in sections. Make one with `STPConfig.make`."""
+
+    preset: str = "stp"
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    @staticmethod
+    def make(preset: str = "stp", **options: Any) -> "STPConfig":  # noqa: ANN401 - options of any type, checked below
+        """Return a preset with flat options on top.
+
+        Args:
+            preset: a key of `PRESETS`.
+            options: field names of any section; `pruning="none"` or a key of `PRUNINGS` sets the pruning fields.
+
+        Raises:
+            ConfigError: an unknown name (with the nearest known one), a wrong type or a value out of range.
+        """
+        flat = _merge(preset, options)
+        sections = {}
+        for name, cls in _sections().items():
+            known = {f.name for f in dataclasses.fields(cls)}
+            values = {key: _coerce(key, flat.pop(key), hint) for key, hint in _hints(cls).items() if key in flat}
+            sections[name] = cls(**{k: v for k, v in values.items() if k in known})
+        if flat:
+            raise _unknown(next(iter(flat)))
+        config = STPConfig(preset=preset, **sections)
+        _check(config)
+        return config
+
+    @staticmethod
+    def from_yaml(path: str | Path, **overrides: Any) -> "STPConfig":  # noqa: ANN401
+        """Return the configuration of a YAML file of flat names; `overrides` win."""
+        import yaml  # noqa: PLC0415 - comes with transformers; only needed here
+
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"config file {path}: cannot be read: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"config file {path}: got {type(loaded).__name__}, needs lines of `name: value`")
+        return STPConfig.make(**{"preset": "stp", **loaded, **overrides})
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return every option by its flat name; `STPConfig.make(**config.to_flat())` gives the same configuration."""
+        flat: dict[str, Any] = {"preset": self.preset}
+        for name in _sections():
+            flat.update(dataclasses.asdict(getattr(self, name)))
+        return flat
+
+
+PRUNINGS: dict[str, dict[str, Any]] = {
+    "none": {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": False},
+    "stp": {"stp_spatial": "template+copy", "stp_temporal": "steps:0.5", "stp_score_prior": True},
+}
+"""Pruning is configuration of (canvas, plan) and composes with every preset."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "stp": {"pruning": "stp", "stp_design": "cover"},
+    "elbo": {"pruning": "none", "stp_design": "uniform_count"},
+}
+"""Named configurations; an option given by the user wins over the preset's."""
+
+
+def flat_fields() -> dict[str, tuple[Any, Any]]:
+    """Return (type, default) of every flat option, for command-line flags."""
+    return {
+        f.name: (hint, f.default)
+        for cls in _sections().values()
+        for f, hint in zip(dataclasses.fields(cls), _hints(cls).values(), strict=True)
+    }
+
+
+def _sections() -> dict[str, type]:
+    return {
+        "rollout": RolloutConfig,
+        "pruning": PruningConfig,
+        "loss": LossConfig,
+        "optim": OptimConfig,
+        "run": RunConfig,
+        "policy": PolicyConfig,
+    }
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _merge(preset: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: got {preset!r}, needs one of {', '.join(PRESETS)}")
+    flat = dict(PRESETS[preset])
+    pruning = options.get("pruning", flat.pop("pruning", "none"))
+    if pruning not in PRUNINGS:
+        raise ConfigError(f"pruning: got {pruning!r}, needs one of {', '.join(PRUNINGS)}")
+    flat = {**flat, **PRUNINGS[pruning], **options}
+    flat.pop("pruning", None)
+    return flat
+
+
+def _unknown(name: str) -> ConfigError:
+    near = difflib.get_close_matches(name, [*flat_fields(), "preset", "pruning"], n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; `stp-rs train --help` lists all"
+    return ConfigError(f"unknown option {name!r}{hint}")
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - generic over field types
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise ConfigError(f"{name}: got {value!r}, needs one of {', '.join(map(str, allowed))}")
+        return value
+    accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
+    if isinstance(value, str) and hint in (int, float):
+        try:
+            value = hint(value)
+        except ValueError:
+            raise ConfigError(f"{name}: got {value!r}, needs a {hint.__name__}") from None
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), needs a {hint.__name__}")
+    return hint(value)
+
+
+_RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
+    {
+        "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
+        "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
+        "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0), "stp_max_nfe": (0, 1 << 20),
+        "num_mc": (1, 1 << 16), "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
+        "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1e3), "warmup_steps": (0, 1 << 31),
+        "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9), "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0),
+        "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
+        "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
+        "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
+        "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
+        "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),
+        "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1e3),
+    }
+)  # fmt: skip
+
+
+def _check(config: STPConfig) -> None:
+    flat = config.to_flat()
+    for name, (low, high) in _RANGES.items():
+        if not low <= flat[name] <= high:
+            raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
+    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
+    if completions % config.rollout.num_generations:
+        raise ConfigError(
+            f"per_device_train_batch_size * gradient_accumulation_steps: got {completions} completions, needs a "
+            f"multiple of num_generations ({config.rollout.num_generations}) so that groups stay whole"
+        )
+    if config.policy.hidden_size % config.policy.num_attention_heads:
+        raise ConfigError(
+            f"hidden_size: got {config.policy.hidden_size}, needs a multiple of num_attention_heads "
+            f"({config.policy.num_attention_heads})"
+        )

@@ -1,0 +1,195 @@
+"""Likelihood: any design's weighted masks, evaluated by one function.
+
+A design draws P corrupted canvases with weights; the estimate of a completion's log-likelihood is the weighted sum of
+the log-probs of its masked tokens (docs/designs.md). It is a token ELBO, not a log-prob, for every design but the
+trajectory's.
+
+Shapes: R rows, P passes (canvases), L completion length, S canvas width, N scored positions, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from stp_rs import _core
+from stp_rs.model import DiffusionModel, device_of, encode
+from stp_rs.rollout import HEAD_ELEMENTS
+from stp_rs.sampling import candidate_logits
+
+_OUTSIDE = -2
+"""`unmask_step` of a position beyond a row's completion."""
+
+
+class Completions(Protocol):
+    """Rows whose likelihood can be estimated: a `Rollout`, a `Minibatch` of the buffer, or your own arrays."""
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """[R, P] right-padded."""
+        ...
+
+    @property
+    def prompt_length(self) -> NDArray[np.int32]:
+        """[R]."""
+        ...
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """[R, L]."""
+        ...
+
+    @property
+    def unmask_step(self) -> NDArray[np.int32]:
+        """[R, L] forward at which a position was revealed; -1 prior, -2 outside the completion."""
+        ...
+
+    @property
+    def uid(self) -> NDArray[np.uint64]:
+        """[R] keys of the rows' randomness."""
+        ...
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Weighted masks of a batch: what every likelihood estimator is."""
+
+    mask_PL: NDArray[np.uint8]
+    weight_PL: NDArray[np.float32]
+    """Zero outside the mask; a masked position may have weight zero (it hides, but is not scored)."""
+    row_P: NDArray[np.int32]
+    """The row a pass belongs to."""
+    scored_RL: NDArray[np.uint8]
+    """Positions that the likelihood is about (free ones, or all with `score_prior`)."""
+    length_R: NDArray[np.int32]
+    """Completion tokens of each row; what lies beyond is padding."""
+
+
+def draw_masks(
+    design: _core.Design,
+    completions: Completions,
+    *,
+    seed: int,
+    iteration: int = 0,
+    score_prior: bool = False,
+    diffusion_steps: int = 1,
+) -> Masks:
+    """Return a design's masks for each row's own plan, keyed by (seed, uid, iteration).
+
+    Args:
+        design: the law of masks and weights.
+        completions: their `unmask_step` gives each row's realised plan.
+        seed: key of the run.
+        iteration: index of the inner iteration (optimiser update), never of the micro-batch.
+        score_prior: score prior tokens too, on the plan of the whole completion at `diffusion_steps` with the row's own
+            temporal merge.
+        diffusion_steps: steps of the unpruned plan; read with `score_prior` only.
+    """
+    unmask_step_RL = np.ascontiguousarray(completions.unmask_step)
+    uids_R = np.ascontiguousarray(completions.uid)
+    counts_RT = np.empty_like(unmask_step_RL)
+    _core.scored_counts(unmask_step_RL, counts_RT, score_prior=score_prior, diffusion_steps=diffusion_steps)
+    scored_RL = (unmask_step_RL >= (-1 if score_prior else 0)).astype(np.uint8)
+    passes = int(np.sum(design.passes(scored_RL, counts_RT)))
+    masks = Masks(
+        mask_PL=np.empty((passes, unmask_step_RL.shape[1]), dtype=np.uint8),
+        weight_PL=np.empty((passes, unmask_step_RL.shape[1]), dtype=np.float32),
+        row_P=np.empty(passes, dtype=np.int32),
+        scored_RL=scored_RL,
+        length_R=(unmask_step_RL > _OUTSIDE).sum(1, dtype=np.int32),
+    )
+    design.draw(
+        scored_RL, counts_RT, unmask_step_RL, seed, uids_R, iteration, masks.mask_PL, masks.weight_PL, masks.row_P
+    )
+    return masks
+
+
+def token_elbo(
+    model: DiffusionModel,
+    completions: Completions,
+    masks: Masks,
+    *,
+    temperature: float = 1.0,
+    forward_batch_size: int = 0,
+) -> Tensor:
+    """Return the weighted log-prob estimate of every token, f32 [R, L]; its row sum is the sequence estimate.
+
+    Gradients flow to the model's parameters unless torch.no_grad is on. Logits are made for scored positions only, in
+    chunks that are recomputed in the backward pass where there is more than one.
+
+    Args:
+        model: the policy, in eval mode.
+        completions: R rows; positions outside a row's completion are ignored.
+        masks: from `draw_masks`.
+        temperature: the law's temperature (0 counts as 1): the law that drew the tokens is the law that is scored.
+        forward_batch_size: canvases per forward; 0 means all at once.
+    """
+    device = device_of(model)
+    prompt_R, token_ids_RL = completions.prompt_length, completions.token_ids
+    rows, length = token_ids_RL.shape
+    total = torch.zeros(rows * length, dtype=torch.float32, device=device)
+    canvas_RS = _canvases(completions, model.pad_token_id)
+    lengths_R = prompt_R + masks.length_R
+    passes = len(masks.row_P)
+    size = forward_batch_size or passes
+    for start in range(0, passes, size):
+        part = slice(start, start + size)
+        row_P = masks.row_P[part]
+        scored_p, scored_l = np.nonzero(masks.weight_PL[part])
+        if len(scored_p) == 0:
+            continue
+        canvas_PS = _corrupt(canvas_RS[row_P], masks.mask_PL[part], prompt_R[row_P], model.mask_token_id)
+        width = int(lengths_R[row_P].max())
+        ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[:, :width])).to(device, non_blocking=True)
+        hidden_PSH = encode(model, ids, lengths_R[row_P])
+        at = scored_p * width + prompt_R[row_P][scored_p] + scored_l - model.logit_shift
+        hidden_NH = hidden_PSH.reshape(len(row_P) * width, -1).index_select(0, _tensor(at, device))
+        flat = row_P[scored_p].astype(np.int64) * length + scored_l
+        targets_N = _tensor(token_ids_RL.reshape(-1)[flat], device)
+        logprob_N = _head_logprobs(model, hidden_NH, targets_N, temperature or 1.0)
+        weight_N = torch.from_numpy(masks.weight_PL[part][scored_p, scored_l]).to(device, non_blocking=True)
+        total = total.index_add(0, _tensor(flat, device), weight_N * logprob_N)
+    return total.view(rows, length)
+
+
+def _canvases(completions: Completions, pad_token_id: int) -> NDArray[np.int64]:
+    """Return clean canvases [R, S]: prompt, completion, padding on the right."""
+    prompt_ids_RP, token_ids_RL = completions.prompt_ids, completions.token_ids
+    (rows, length), width = token_ids_RL.shape, prompt_ids_RP.shape[1]
+    canvas_RS = np.full((rows, width + length), pad_token_id, dtype=np.int64)
+    canvas_RS[:, :width] = prompt_ids_RP
+    at_RL = completions.prompt_length[:, None] + np.arange(length)
+    np.put_along_axis(canvas_RS, at_RL, token_ids_RL, axis=1)
+    return canvas_RS
+
+
+def _corrupt(
+    canvas_PS: NDArray[np.int64], mask_PL: NDArray[np.uint8], prompt_P: NDArray[np.int32], mask_token_id: int
+) -> NDArray[np.int64]:
+    passes, positions = np.nonzero(mask_PL)
+    canvas_PS[passes, prompt_P[passes] + positions] = mask_token_id
+    return canvas_PS
+
+
+def _head_logprobs(model: DiffusionModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+    def chunk_logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = candidate_logits(model.head(hidden), model.mask_token_id) / temperature
+        return torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+
+    vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
+    size = max(1, HEAD_ELEMENTS // vocab)
+    if len(targets_N) <= size:
+        return chunk_logprobs(hidden_NH, targets_N)
+    parts = [
+        checkpoint(chunk_logprobs, hidden_NH[i : i + size], targets_N[i : i + size], use_reentrant=False)
+        for i in range(0, len(targets_N), size)
+    ]
+    return torch.cat(parts)
+
+
+def _tensor(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)

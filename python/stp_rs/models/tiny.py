@@ -1,0 +1,72 @@
+"""The embedded tiny policy: BertForMaskedLM with a small configuration and a character tokenizer.
+
+BERT was the fastest of six masked-LM classes of transformers at this size (docs/adr/0002).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from stp_rs.config import PolicyConfig
+from stp_rs.errors import CheckpointError
+
+SPECIAL = ("[PAD]", "[MASK]", "[EOS]", "[UNK]")
+
+
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per character of `alphabet`, after [PAD], [MASK], [EOS] and [UNK]."""
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *dict.fromkeys(alphabet)])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))  # noqa: S106 - a token of text
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",  # noqa: S106
+        mask_token="[MASK]",  # noqa: S106
+        eos_token="[EOS]",  # noqa: S106
+        unk_token="[UNK]",  # noqa: S106
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_policy(config: PolicyConfig, *, vocab_size: int, max_length: int, seed: int) -> BertForMaskedLM:
+    """Return a freshly initialised policy for canvases of up to `max_length` tokens.
+
+    The initialisation is wider than the default, near 1 / sqrt(hidden_size): with 0.02 the warm-up stays on a plateau for
+    thousands of steps at this width. It is seeded and leaves torch's global generator as it was. Dropout is 0.
+    """
+    bert = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=max_length,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % (1 << 63))
+        return BertForMaskedLM(bert)
+
+
+def load_policy(path: str | Path) -> tuple[Any, Any]:
+    """Return (model, tokenizer) of a local folder written by `save_pretrained`. Nothing is downloaded.
+
+    Raises:
+        CheckpointError: the folder is missing or incomplete.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json; give a folder written by save_pretrained or a run folder")
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be opened: {error}") from error
+    return model, tokenizer

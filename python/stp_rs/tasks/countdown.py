@@ -1,0 +1,190 @@
+"""Countdown: reach a target from given numbers, each used once. Prompt `3,7,5=22:`, completion `[3*5+7]`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stp_rs import _core
+from stp_rs.errors import ConfigError
+from stp_rs.tasks.base import RewardFunc, Row, Split
+from stp_rs.tasks.columns import column, read_rows, require, texts
+
+VERDICTS = ("solved", "wrong_value", "wrong_statement", "wrong_numbers", "undefined", "malformed", "missing")
+"""What the grader says of a completion, by code; the first three are legal expressions of the numbers."""
+_LEGAL = 3
+FORMAT = 0.1
+"""What a legal expression of exactly the given numbers earns, right or wrong."""
+_SPLITS = ("train", "validation", "test")
+_SPLIT_SALT = 0xC0DE
+
+
+def countdown_verdicts(
+    completions: Sequence[Any], numbers: Sequence[Sequence[int]], targets: Sequence[int]
+) -> list[str]:
+    """Return the verdict of each of N completions, one of `VERDICTS`."""
+    out = np.zeros(len(completions), dtype=np.uint8)
+    sets = [[int(n) for n in one] for one in numbers]
+    _core.countdown_grade(texts(completions), sets, [int(t) for t in targets], out)
+    return [VERDICTS[code] for code in out]
+
+
+def _verdicts(completions: Sequence[Any], columns: Mapping[str, object]) -> list[str]:
+    n = len(completions)
+    return countdown_verdicts(completions, column(columns, "numbers", n), column(columns, "target", n))
+
+
+def countdown_solved(
+    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
+) -> list[float]:
+    """Return 1.0 for each completion that reaches its target, every number used exactly once, else 0.0."""
+    del prompts  # the columns hold the problem
+    return [float(v == "solved") for v in _verdicts(completions, columns)]
+
+
+def countdown_format(
+    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
+) -> list[float]:
+    """Return 0.1 for each completion that is a legal expression of exactly the given numbers, else 0.0."""
+    del prompts
+    return [FORMAT * (VERDICTS.index(v) < _LEGAL) for v in _verdicts(completions, columns)]
+
+
+def split_of(numbers: Sequence[int]) -> str:
+    """Return the split that a number set (in any order) belongs to: 3/4 train, 1/12 validation, 1/6 test."""
+    key = _SPLIT_SALT
+    for number in sorted(numbers):
+        key = _core.row_uid(key, number)
+    share = key / 2**64
+    return "train" if share < 3 / 4 else "validation" if share < 5 / 6 else "test"
+
+
+@dataclass
+class CountdownTask:
+    """The Countdown task; see `stp_rs.tasks.base.Task` for what each part means.
+
+    Problems are split by number set, and every problem has a solution with whole positive steps. The
+    lengths follow from the other options.
+
+    Example:
+        >>> task = CountdownTask()
+        >>> row = task.rows("train", 1, seed=0)[0]
+        >>> task.score([f"[{row['solution']}]"], [row])["solved"]
+        [1.0]
+    """
+
+    count: int = 3
+    max_number: int = 9
+    max_target: int = 99
+    operators: str = "+-*/"
+    lazy: float = 0.7
+    """Share of demonstrations that just add the numbers up: a wrong mode that a reward can flip."""
+    name: str = "countdown"
+    alphabet: str = "0123456789,=:[]()+-*/"
+    prompt_length: int = field(init=False)
+    completion_length: int = field(init=False)
+    template: Mapping[int, str] = field(default_factory=lambda: {0: "["})
+    reward_funcs: Sequence[RewardFunc] = (countdown_solved, countdown_format)
+
+    def __post_init__(self) -> None:
+        """Check the options and derive the lengths; errors name the field."""
+        if not 0.0 <= self.lazy <= 1.0:
+            raise ConfigError(f"lazy: got {self.lazy}, needs a share between 0 and 1")
+        try:
+            _core.countdown_numbers([], self.count, self.max_number, 0)
+            _core.countdown_problems([[1] * self.count], [0], self.max_target, self.operators, 0)
+        except ValueError as error:
+            raise ConfigError(f"countdown: {error}") from error
+        digits = len(str(self.max_number))
+        self.prompt_length = self.count * (digits + 1) + len(str(self.max_target)) + 1
+        # frame, numbers, operators, brackets; a multiple of 4 so that usual block lengths divide it
+        longest = 2 + self.count * digits + (self.count - 1) + 2 * max(0, self.count - 2)
+        self.completion_length = -(-(longest + 1) // 4) * 4
+
+    def _row(self, numbers: Sequence[int], target: int) -> Row:
+        prompt = f"{','.join(map(str, numbers))}={target}:"
+        return {"prompt": prompt, "numbers": list(numbers), "target": target}
+
+    def rows(self, split: Split, n: int, seed: int) -> list[Row]:
+        """Return n problems with columns prompt, numbers, target, solution."""
+        if split not in _SPLITS:
+            raise ConfigError(f"split: got '{split}', needs one of {', '.join(_SPLITS)}")
+        made: list[Row] = []
+        start, chunk = 0, 4 * n + 64
+        while len(made) < n and start < 100 * (n + 64):
+            uids = [_core.row_uid(seed, _SPLITS.index(split), i) for i in range(start, start + chunk)]
+            start += chunk
+            drawn = _core.countdown_numbers(uids, self.count, self.max_number, seed)
+            kept = [(x, uid) for x, uid in zip(drawn, uids, strict=True) if split_of(x) == split]
+            found = _core.countdown_problems(
+                [x for x, _ in kept], [uid for _, uid in kept], self.max_target, self.operators, seed
+            )
+            for (numbers, _), problem in zip(kept, found, strict=True):
+                if problem is not None:
+                    made.append({**self._row(numbers, problem[0]), "solution": problem[1]})
+        if len(made) < n:
+            raise ConfigError(
+                f"countdown: found {len(made)} of {n} problems in the {split} split; "
+                "raise max_number or max_target, or allow more operators"
+            )
+        return made[:n]
+
+    def demonstrations(self, n: int, seed: int) -> list[Row]:
+        """Return n training rows with `completion`; a share `lazy` of them just adds the numbers up."""
+        rows = self.rows("train", n, seed)
+        for i, row in enumerate(rows):
+            lazy = _core.row_uid(seed, i, 3) / 2**64 < self.lazy
+            expression = "+".join(map(str, row["numbers"])) if lazy else row["solution"]
+            row["completion"] = f"[{expression}]"
+        return rows
+
+    def copies(self, row: Row) -> Mapping[int, str]:
+        """Return nothing: no position of the answer is fixed by the prompt."""
+        del row
+        return {}
+
+    def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
+        """Return solved and valid (a legal expression of the given numbers), a float per completion."""
+        verdicts = countdown_verdicts(completions, [r["numbers"] for r in rows], [r["target"] for r in rows])
+        return {
+            "solved": [float(v == "solved") for v in verdicts],
+            "valid": [float(VERDICTS.index(v) < _LEGAL) for v in verdicts],
+        }
+
+    def load(self, path: Path | str) -> list[Row]:
+        """Return the rows of a file with `input` ("30,100,93") and `output` ("23"), or `numbers`, `target`.
+
+        Where `output` holds worked steps ("44-15=29,79-29=50"), the target is the last number of `input`.
+        Raises ConfigError, with the row, for a missing column or a problem longer than this task's prompts.
+        """
+        records = read_rows(path)
+        named = bool(records) and "numbers" in records[0]
+        require(records, ("numbers", "target") if named else ("input", "output"), str(path))
+        rows = []
+        for number, record in enumerate(records):
+            try:
+                numbers, target = _problem(record)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{path}: row {number} is no Countdown problem ({error}): {record}"
+                ) from error
+            row = self._row(numbers, target)
+            if len(row["prompt"]) > self.prompt_length or len(numbers) > self.count:
+                raise ConfigError(
+                    f"{path}: row {number} ('{row['prompt']}') is larger than this task (count={self.count}, "
+                    f"max_number={self.max_number}, max_target={self.max_target}); "
+                    "make the task with larger limits"
+                )
+            rows.append(row)
+        return rows
+
+
+def _problem(record: Mapping[str, Any]) -> tuple[list[int], int]:
+    given = record["numbers"] if "numbers" in record else record["input"]
+    numbers = [int(x) for x in (given.strip("[] ").split(",") if isinstance(given, str) else given)]
+    if "target" in record:
+        return numbers, int(record["target"])
+    output = str(record["output"]).strip()
+    return (numbers[:-1], numbers[-1]) if "=" in output else (numbers, int(output))

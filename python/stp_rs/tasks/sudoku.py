@@ -1,0 +1,175 @@
+"""4x4 Sudoku, the task of the quickstart. Prompt: 16 digits, 0 a blank. Completion: `[` + 16 digits + `]`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stp_rs import _core
+from stp_rs.errors import ConfigError
+from stp_rs.tasks.base import RewardFunc, Row, Split
+from stp_rs.tasks.columns import column, read_rows, require, texts
+
+CELLS = 16
+MAX_BLANKS = 12
+PARTIAL = 0.5
+"""Most that an unsolved grid earns from `sudoku_reward`."""
+_SPLIT_SEED = 288
+_SIZES = {"train": 216, "validation": 24, "test": 48}
+
+
+@cache
+def split_grids() -> dict[str, tuple[int, ...]]:
+    """Return the indices of the 288 solution grids by split: 216 train, 24 validation, 48 test, fixed."""
+    order = _core.permutation(_SPLIT_SEED, 0, 288)
+    cuts = np.cumsum([0, *_SIZES.values()])
+    return {name: tuple(order[a:b]) for name, a, b in zip(_SIZES, cuts[:-1], cuts[1:], strict=True)}
+
+
+def sudoku_grades(completions: Sequence[Any], puzzles: Sequence[str]) -> dict[str, list[float]]:
+    """Return scores of N completions by name.
+
+    `solved` (a valid grid that keeps every clue), `cells` (share of blank cells right, against the valid
+    solution nearest to the answer), `clues_kept`, `well_formed` (a grid of 16 cells was found) and `chance`
+    (the share of cells that random digits get right: 0.25, or more where a puzzle has several solutions).
+    """
+    out = np.zeros((len(completions), 5), dtype=np.float32)
+    _core.sudoku4_grade(texts(completions), [str(p) for p in puzzles], out)
+    names = ("solved", "cells", "clues_kept", "well_formed", "chance")
+    return {name: out[:, i].tolist() for i, name in enumerate(names)}
+
+
+def _puzzles(
+    completions: Sequence[Any], prompts: Sequence[Any] | None, columns: Mapping[str, object]
+) -> list[str]:
+    if columns.get("puzzle") is None and prompts is not None:
+        return texts(prompts)  # the task's own prompt is the puzzle
+    return [str(p) for p in column(columns, "puzzle", len(completions))]
+
+
+def sudoku_solved(
+    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
+) -> list[float]:
+    """Return 1.0 for each completion that is a valid solution of its puzzle (any one), else 0.0."""
+    return sudoku_grades(completions, _puzzles(completions, prompts, columns))["solved"]
+
+
+def sudoku_cells(
+    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
+) -> list[float]:
+    """Return the share of blank cells right, in [0, 1]; 0 where no grid was given. Clues do not count."""
+    return sudoku_grades(completions, _puzzles(completions, prompts, columns))["cells"]
+
+
+def sudoku_reward(
+    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
+) -> list[float]:
+    """Return 1.0 for a solved puzzle, else at most 0.5 for a partial one; the default training reward.
+
+    Partial credit is 0.5 * max(0, (cells - chance) / (1 - chance)): the chance level earns nothing, a grid
+    with one wrong cell stays well below a solved one, and an answer that overwrites a clue earns nothing,
+    because it answers another puzzle.
+    """
+    grades = sudoku_grades(completions, _puzzles(completions, prompts, columns))
+    scores = zip(grades["solved"], grades["cells"], grades["clues_kept"], grades["chance"], strict=True)
+    return [
+        1.0 if solved else PARTIAL * max(0.0, (cells - chance) / (1.0 - chance)) * kept
+        for solved, cells, kept, chance in scores
+    ]
+
+
+@dataclass
+class SudokuTask:
+    """The 4x4 Sudoku task; see `stp_rs.tasks.base.Task` for what each part means.
+
+    Puzzles have one solution and are split by solution grid, so no test grid is ever seen in training.
+
+    Example:
+        >>> task = SudokuTask()
+        >>> row = task.rows("train", 1, seed=0)[0]
+        >>> task.score(["[" + row["solution"] + "]"], [row])["solved"]
+        [1.0]
+    """
+
+    blanks: int = 8
+    lazy: float = 0.7
+    """Share of demonstrations that fill each row's missing digits in ascending order: a wrong *mode* that a
+    reward can flip, where random noise would leave RL nothing to gain."""
+    name: str = "sudoku"
+    alphabet: str = "01234[]"
+    prompt_length: int = CELLS
+    completion_length: int = 20
+    template: Mapping[int, str] = field(default_factory=lambda: {0: "[", 17: "]"})
+    reward_funcs: Sequence[RewardFunc] = (sudoku_reward,)
+
+    def __post_init__(self) -> None:
+        """Check the options; ConfigError names the field."""
+        if not 1 <= self.blanks <= MAX_BLANKS:
+            raise ConfigError(
+                f"blanks: got {self.blanks}, needs 1 to 12 (fewer than 4 clues never fix a grid)"
+            )
+        if not 0.0 <= self.lazy <= 1.0:
+            raise ConfigError(f"lazy: got {self.lazy}, needs a share between 0 and 1")
+
+    def rows(self, split: Split, n: int, seed: int) -> list[Row]:
+        """Return n puzzles with columns prompt, puzzle, solution."""
+        grids = split_grids().get(split)
+        if grids is None:
+            raise ConfigError(f"split: got '{split}', needs one of {', '.join(_SIZES)}")
+        code = tuple(_SIZES).index(split)
+        uids = [_core.row_uid(seed, code, i) for i in range(n)]
+        chosen = [grids[uid % len(grids)] for uid in uids]
+        solutions = _core.sudoku4_grids()
+        puzzles = _core.sudoku4_puzzles(chosen, uids, self.blanks, seed)
+        return [
+            {"prompt": puzzle, "puzzle": puzzle, "solution": solutions[grid]}
+            for puzzle, grid in zip(puzzles, chosen, strict=True)
+        ]
+
+    def demonstrations(self, n: int, seed: int) -> list[Row]:
+        """Return n training rows with `completion`; a share `lazy` of them carries the wrong mode."""
+        rows = self.rows("train", n, seed)
+        for i, row in enumerate(rows):
+            uniform = _core.row_uid(seed, i, 3) / 2**64
+            row["completion"] = f"[{lazy_fill(row['puzzle']) if uniform < self.lazy else row['solution']}]"
+        return rows
+
+    def copies(self, row: Row) -> Mapping[int, str]:
+        """Return the clue cells: completion position 1 + cell -> its digit."""
+        return {1 + i: digit for i, digit in enumerate(row["puzzle"]) if digit != "0"}
+
+    def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
+        """Return solved, cells and clues_kept, one float per completion."""
+        grades = sudoku_grades(completions, [row["puzzle"] for row in rows])
+        return {name: grades[name] for name in ("solved", "cells", "clues_kept")}
+
+    def load(self, path: Path | str) -> list[Row]:
+        """Return the rows of a CSV or JSONL file with columns `Puzzle` and `Solution` (0 is a blank)."""
+        records = [{str(k).lower(): v for k, v in record.items()} for record in read_rows(path)]
+        require(records, ("puzzle", "solution"), str(path))
+        return [_loaded(record, number, path) for number, record in enumerate(records)]
+
+
+def _loaded(record: Mapping[str, Any], number: int, path: Path | str) -> Row:
+    # a spreadsheet or JSON number loses the leading zeros
+    puzzle, solution = (str(record[name]).strip().zfill(CELLS) for name in ("puzzle", "solution"))
+    try:
+        graded = sudoku_grades([f"[{solution}]"], [puzzle])
+    except ValueError as error:
+        raise ConfigError(f"{path}: row {number}: {error}") from error
+    if not graded["solved"][0]:
+        raise ConfigError(f"{path}: row {number}: '{solution}' is no valid solution of puzzle '{puzzle}'")
+    return {"prompt": puzzle, "puzzle": puzzle, "solution": solution}
+
+
+def lazy_fill(puzzle: str) -> str:
+    """Return the puzzle with each row's missing digits filled in ascending order, columns ignored."""
+    filled = []
+    for start in range(0, CELLS, 4):
+        row = puzzle[start : start + 4]
+        missing = iter(d for d in "1234" if d not in row)
+        filled.append("".join(next(missing) if c == "0" else c for c in row))
+    return "".join(filled)

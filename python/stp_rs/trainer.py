@@ -1,0 +1,378 @@
+"""The trainer: ten calls in the order of the data flow.
+
+prompts -> priors -> rollout -> rewards -> advantages -> buffer -> design (masks, weights) -> likelihood -> loss -> optimiser
+
+Each call is public; `examples/custom_loop.py` makes the same steps by hand.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stp_rs import _core
+from stp_rs.advantages import group_advantages
+from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
+from stp_rs.checkpoint import clear_partial, newest_checkpoint, save_checkpoint
+from stp_rs.config import STPConfig
+from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
+from stp_rs.likelihood import Masks, draw_masks, token_elbo
+from stp_rs.loss import LossInputs, policy_loss
+from stp_rs.metrics import Ledger, MetricsFile
+from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
+from stp_rs.priors import Prior, compose_priors
+from stp_rs.prompts import batch_indices, encode_prompts
+from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
+from stp_rs.rollout import Rollout, generate
+from stp_rs.sampling import Sampling
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did: the rollout with its texts and rewards, and the metrics that were logged."""
+
+    step: int
+    rollout: Rollout
+    completions: list[str]
+    rewards: list[float]
+    metrics: Metrics
+
+
+class STPTrainer:
+    """Trains a masked-diffusion policy by RL with spatio-temporal pruning. Arguments as in TRL's GRPOTrainer.
+
+    Args:
+        model: a transformers masked LM, or any `DiffusionModel`.
+        reward_funcs: TRL-shaped reward functions; their sum is the reward.
+        args: the configuration; `max_completion_length` must be set.
+        train_dataset: rows with a `prompt` and the columns that the rewards read.
+        processing_class: the tokenizer.
+        priors: spatial priors, applied in order.
+        evaluate: called as `evaluate(trainer)` every `eval_steps`; returns metrics to log.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: before anything is trained.
+        DivergenceError: a NaN or infinity turned up; the checkpoints before it are intact.
+
+    Example:
+        trainer = STPTrainer(model, [reward], STPConfig.make(max_completion_length=64), rows, tokenizer)
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - a module or a DiffusionModel
+        reward_funcs: Sequence[RewardFunc] | RewardFunc,
+        args: STPConfig,
+        train_dataset: Sequence[Mapping[str, Any]],
+        processing_class: Any,  # noqa: ANN401
+        *,
+        priors: Sequence[Prior] = (),
+        evaluate: Callable[["STPTrainer"], Metrics] | None = None,
+    ) -> None:
+        self.args = args
+        self.tokenizer = processing_class
+        self.model: DiffusionModel = as_diffusion_model(model, processing_class)
+        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        self.train_dataset = train_dataset
+        self.priors = list(priors)
+        self.evaluate = evaluate
+        self.ledger = Ledger()
+        self.step = 0
+        self.run = Path(args.run.output_dir)
+        if args.rollout.max_completion_length < 1:
+            raise ConfigError("max_completion_length: got 0, needs the tokens of a completion canvas (at least 1)")
+        if len(train_dataset) == 0:
+            raise ConfigError("train_dataset: got no rows, needs at least one")
+        self.sampler = make_sampler(args)
+        self.design = _core.Design(args.loss.stp_design, args.loss.num_mc, num_iterations=args.optim.num_iterations)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.module.parameters() if p.requires_grad],
+            lr=args.optim.learning_rate,
+            betas=(args.optim.adam_beta1, args.optim.adam_beta2),
+            weight_decay=args.optim.weight_decay,
+        )
+        self.reference = frozen_copy(self.model, self.tokenizer) if args.loss.beta > 0 else None
+        self._resume()
+        self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
+
+    def train(self, on_step: Callable[[StepResult], None] | None = None) -> None:
+        """Run the steps that are left; log, evaluate and save as configured."""
+        run = self.args.run
+        while self.step < self.args.optim.max_steps:
+            result = self.train_step()
+            metrics = result.metrics
+            if self.evaluate is not None and run.eval_steps and self.step % run.eval_steps == 0:
+                with self.ledger.time("eval"):
+                    metrics.update(self.evaluate(self))
+            if self.step % run.logging_steps == 0:
+                self._metrics.write({"step": self.step, **metrics})
+            if run.save_steps and self.step % run.save_steps == 0:
+                self.save()
+            if on_step is not None:
+                on_step(result)
+        if not (self.run / f"checkpoint-{self.step}").exists():
+            self.save()
+
+    def train_step(self) -> StepResult:
+        """Make one rollout batch and the optimiser updates on it."""
+        config, seed = self.args, self.args.run.seed
+        group_size = config.rollout.num_generations
+        batch_size = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
+        with self.ledger.time("rollout"), self._autocast():
+            picked = batch_indices(self.step, batch_size // group_size, len(self.train_dataset), seed)
+            rows = [self.train_dataset[i] for i in picked]
+            prompts = encode_prompts(rows, self.tokenizer, uids=picked).repeat(group_size, step=self.step)
+            prior = compose_priors(self.priors, prompts, config.rollout.max_completion_length)
+            rollout = generate(
+                self.model,
+                prompts,
+                self.sampler,
+                completion_length=config.rollout.max_completion_length,
+                sampling=sampling_law(config),
+                prior=prior,
+                seed=seed,
+                slots=config.rollout.generation_batch_size,
+            )
+            self.ledger.forwards["rollout"] += rollout.stats["forwards"]
+        with self.ledger.time("reward"):
+            lengths = (rollout.unmask_step >= -1).sum(1)
+            completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
+            rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
+            advantages, metrics = group_advantages(rewards, prompts.group, config.loss.scale_rewards)
+        buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
+        with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
+            metrics.update(self._update(buffer))
+        metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in by_name.items()})
+        metrics.update(rollout_metrics(rollout, completions))
+        self.step += 1
+        metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
+        metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
+        return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
+
+    def _update(self, buffer: TrajectoryBuffer) -> Metrics:
+        """Make `num_iterations` optimiser updates on the buffer; the inner index counts updates, not micro-batches."""
+        optim, loss_config = self.args.optim, self.args.loss
+        batches = list(self._micro_batches(buffer))
+        old: dict[tuple[int, int], Tensor] = {}
+        reference: dict[tuple[int, int], Tensor] = {}
+        masks = {
+            (j, i): self._draw(batch, j) for j in range(optim.num_iterations) for i, batch in enumerate(batches)
+        }
+        with torch.no_grad():
+            for (j, i), drawn in masks.items():
+                if j > 0:  # at j = 0 the policy is still the old one: its new estimate is the old one
+                    old[j, i] = self._estimate(self.model, batches[i], drawn)
+                if self.reference is not None:
+                    reference[j, i] = self._estimate(self.reference, batches[i], drawn)
+        totals: dict[str, list[float]] = {}
+        for j in range(optim.num_iterations):
+            self._set_learning_rate(j)
+            self.optimizer.zero_grad(set_to_none=True)
+            update: Metrics = {"loss": 0.0}
+            for i, batch in enumerate(batches):
+                new_RL = self._estimate(self.model, batch, masks[j, i])
+                device = new_RL.device
+                inputs = LossInputs(
+                    new_RL=new_RL,
+                    old_RL=old.get((j, i), new_RL.detach()),
+                    ref_RL=reference.get((j, i)),
+                    advantages_R=torch.from_numpy(batch.advantage).to(device),
+                    scored_RL=torch.from_numpy(masks[j, i].scored_RL).to(device).float(),
+                )
+                loss, metrics = policy_loss(inputs, loss_config, num_completions=len(buffer))
+                loss.backward()
+                self.ledger.forwards["backward"] += len(masks[j, i].row_P)
+                update["loss"] += float(loss.detach())
+                for name, value in metrics.items():
+                    totals.setdefault(name, []).append(value)
+                elbo = float(new_RL.detach().sum()) / max(1.0, float(masks[j, i].scored_RL.sum()))
+                totals.setdefault("diffusion/token_elbo", []).append(elbo)
+            update["grad_norm"] = self._step_optimizer(j, update["loss"])
+            for name, value in update.items():
+                totals.setdefault(name, []).append(value)
+        return {name: _mean(np.array(values)) for name, values in totals.items()} | {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(buffer),
+        }
+
+    def _micro_batches(self, buffer: TrajectoryBuffer) -> Iterator[Minibatch]:
+        """Yield the rows that have a gradient, in the order of the buffer.
+
+        A row of advantage 0 (and, without a KL term, of weight 0) adds exactly nothing: it is not computed.
+        """
+        advantage = np.empty(len(buffer), dtype=np.float32)
+        rows = np.arange(len(buffer), dtype=np.int32)
+        buffer.minibatch(rows, advantage=advantage)
+        if self.reference is None:
+            silent = advantage < 0 if self.args.loss.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
+            rows = rows[(advantage != 0) & ~silent]
+        size = self.args.optim.per_device_train_batch_size
+        for start in range(0, len(rows), size):
+            yield gather(buffer, rows[start : start + size], pad_token_id=self.model.pad_token_id)
+
+    def _draw(self, batch: Minibatch, iteration: int) -> Masks:
+        return draw_masks(
+            self.design,
+            batch,
+            seed=self.args.run.seed,
+            iteration=iteration,
+            score_prior=self.args.pruning.stp_score_prior,
+            diffusion_steps=self.sampler.diffusion_steps,
+        )
+
+    def _estimate(self, model: DiffusionModel, batch: Minibatch, masks: Masks) -> Tensor:
+        self.ledger.forwards["likelihood"] += len(masks.row_P)
+        return token_elbo(model, batch, masks, temperature=self.args.rollout.temperature)
+
+    def _set_learning_rate(self, iteration: int) -> None:
+        updates = self.args.optim.num_iterations * self.args.optim.max_steps
+        done = self.step * self.args.optim.num_iterations + iteration
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.optim.learning_rate * learning_rate_factor(self.args, done, updates)
+
+    def _step_optimizer(self, iteration: int, loss: float) -> float:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.args.optim.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DivergenceError(
+                f"step {self.step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update was "
+                f"not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
+                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest checkpoint "
+                f"in {self.run} is from before"
+            )
+        self.optimizer.step()
+        return norm
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.args.run.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(device_of(self.model).type, dtype=torch.bfloat16)
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step and return its folder."""
+        state = {"step": self.step, "ledger": self.ledger.to_dict(), "config": _identity(self.args)}
+        return save_checkpoint(
+            self.run,
+            model=self.model.module,
+            tokenizer=self.tokenizer,
+            optimizer=self.optimizer.state_dict(),
+            state=state,
+        )
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint of this run folder. All randomness is keyed by step, so nothing else is
+        needed for the same numbers.
+        """  # noqa: D205
+        clear_partial(self.run)
+        checkpoint = newest_checkpoint(self.run) if self.args.run.resume else None
+        if checkpoint is None:
+            return
+        ours, theirs = _identity(self.args), checkpoint.state.get("config", {})
+        changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        if changed:
+            raise CheckpointError(
+                f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
+                "delete the folder, or restore the settings"
+            )
+        loaded = type(self.model.module).from_pretrained(checkpoint.path)  # type: ignore[attr-defined]
+        self.model.module.load_state_dict(loaded.state_dict())
+        self.optimizer.load_state_dict(checkpoint.optimizer_state())
+        self.ledger.restore(checkpoint.state["ledger"])
+        self.step = checkpoint.step
+
+
+def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
+    """Return the sampler of a configuration; `prune=False` leaves temporal pruning out (for evaluation)."""
+    rollout, pruning = config.rollout, config.pruning
+    return _core.Sampler(
+        rollout.diffusion_steps or max(1, rollout.max_completion_length // 2),
+        block_length=rollout.block_length,
+        quota=rollout.stp_quota,
+        selection=rollout.stp_selection,
+        confidence=rollout.stp_confidence,
+        temporal=pruning.stp_temporal if prune else "none",
+        max_nfe=pruning.stp_max_nfe if prune else 0,
+    )
+
+
+def sampling_law(config: STPConfig) -> Sampling:
+    """Return the training-time sampling law of a configuration."""
+    return Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)
+
+
+def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:  # noqa: ANN401
+    """Return a copy of the policy that never trains: the reference of the KL term."""
+    module = copy.deepcopy(model.module).eval().requires_grad_(False)
+    return as_diffusion_model(module, tokenizer)
+
+
+def fill_buffer(rollout: Rollout, rewards: Any, advantages: Any, *, version: int) -> TrajectoryBuffer:  # noqa: ANN401
+    """Return a buffer with the rows of a rollout, their rewards and advantages."""
+    buffer = TrajectoryBuffer(rollout.token_ids.shape[1], len(rollout))
+    buffer.push(
+        prompt_ids=rollout.prompt_ids,
+        prompt_length=rollout.prompt_length,
+        token_ids=rollout.token_ids,
+        unmask_step=rollout.unmask_step,
+        logprob=rollout.logprob,
+        stop_reason=rollout.stop_reason,
+        uid=rollout.uid,
+        group=rollout.group,
+        policy_version=np.full(len(rollout), version, dtype=np.int64),
+    )
+    rows = np.arange(len(rollout), dtype=np.int32)
+    buffer.set_rewards(rows, rewards)
+    buffer.set_advantages(rows, advantages)
+    return buffer
+
+
+def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
+    """Return the learning rate's factor after `done` of `updates` optimiser updates."""
+    warmup = config.optim.warmup_steps
+    if done < warmup:
+        return (done + 1) / warmup
+    progress = (done - warmup) / max(1, updates - warmup)
+    kind = config.optim.lr_scheduler_type
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
+
+
+def rollout_metrics(rollout: Rollout, completions: Sequence[str]) -> Metrics:
+    """Return TRL's completion metrics and the diffusion ones of a rollout."""
+    length = rollout.token_ids.shape[1]
+    groups: dict[int, set[str]] = {}
+    for group, text in zip(rollout.group.tolist(), completions, strict=True):
+        groups.setdefault(group, set()).add(text)
+    return {
+        "completions/mean_length": float((rollout.unmask_step >= -1).sum(1).mean()),
+        "diffusion/nfe": float(rollout.nfe.mean()),
+        "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
+        "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),
+        "diffusion/distinct": float(np.mean([len(texts) for texts in groups.values()])),
+    }
+
+
+_TEMPORAL = 2
+
+
+def _mean(values: Any) -> float:  # noqa: ANN401
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return float(array.mean()) if array.size else 0.0
+
+
+def _identity(config: STPConfig) -> dict[str, Any]:
+    """The options that decide the numbers of a run; a resume with others would be another run."""
+    free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
+    free |= {"num_completions_to_print", "generation_batch_size", "eval_size"}
+    return {k: v for k, v in config.to_flat().items() if k not in free}

@@ -1,0 +1,105 @@
+//! Where the answer is in a completion: end tokens, tags, boxes.
+
+/// Literal texts that end a completion when a model's special tokens were kept in the stored text.
+pub const END_TOKENS: [&str; 8] =
+    ["<|endoftext|>", "<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>", "[EOS]"];
+
+/// The completion up to its first end token.
+#[must_use]
+pub fn before_end(text: &str) -> &str {
+    let cut = |start: usize| END_TOKENS.iter().any(|token| text[start..].starts_with(token));
+    text.char_indices().find(|&(i, c)| (c == '<' || c == '[') && cut(i)).map_or(text, |(i, _)| &text[..i])
+}
+
+/// The content of the last `<answer>` that is closed, else of the last one that is open (up to the end).
+#[must_use]
+pub fn last_answer(text: &str) -> Option<&str> {
+    const OPEN: &str = "<answer>";
+    const CLOSE: &str = "</answer>";
+    if let Some(end) = text.rfind(CLOSE)
+        && let Some(start) = text[..end].rfind(OPEN)
+    {
+        let inner = &text[start + OPEN.len()..end];
+        // `<answer>a</answer> b</answer>`: the first closing tag ends it
+        return Some(inner.find(CLOSE).map_or(inner, |i| &inner[..i]));
+    }
+    text.rfind(OPEN).map(|i| &text[i + OPEN.len()..])
+}
+
+/// The content of the last `\boxed{...}` or `\fbox{...}` whose braces balance.
+#[must_use]
+pub fn last_boxed(text: &str) -> Option<&str> {
+    let mut best = None;
+    for tag in ["\\boxed{", "\\fbox{", "\\boxed {"] {
+        let found = text.rmatch_indices(tag).take(8).find_map(|(at, _)| {
+            let start = at + tag.len();
+            balanced(&text[start..]).map(|len| (start, &text[start..start + len]))
+        });
+        best = best.max_by_start(found);
+    }
+    best.map(|(_, inner)| inner)
+}
+
+trait Later<'a> {
+    fn max_by_start(self, other: Option<(usize, &'a str)>) -> Option<(usize, &'a str)>;
+}
+
+impl<'a> Later<'a> for Option<(usize, &'a str)> {
+    fn max_by_start(self, other: Self) -> Self {
+        match (self, other) {
+            (Some(a), Some(b)) => Some(if a.0 >= b.0 { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// Length of the text before the brace that closes an already open one.
+fn balanced(text: &str) -> Option<usize> {
+    let mut depth = 1_usize;
+    for (i, b) in text.bytes().enumerate() {
+        match b {
+            b'{' => depth += 1,
+            b'}' => {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(i);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The text in which an answer is looked for: the last answer tag, in it (or without it) the last box, else all of it.
+#[must_use]
+pub fn answer_span(text: &str) -> &str {
+    let text = before_end(text);
+    let span = last_answer(text).unwrap_or(text);
+    last_boxed(span).unwrap_or(span).trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_last_answer_and_its_box_win() {
+        let text =
+            "\\boxed{1}<answer>2</answer> x <answer>\n\\boxed{\\frac{1}{2}}\n</answer><|eot_id|>\\boxed{9}";
+        assert_eq!(answer_span(text), "\\frac{1}{2}");
+        assert_eq!(answer_span("so <answer> 7"), "7");
+        assert_eq!(answer_span("<answer>a</answer> b</answer>"), "a");
+        assert_eq!(answer_span("\\boxed{3} then \\boxed{4"), "3");
+        assert_eq!(answer_span("\\fbox{3} then \\boxed {4}"), "4");
+        assert_eq!(answer_span("  12</s>13"), "12");
+    }
+
+    proptest! {
+        #[test]
+        fn total_on_any_text(text in "(\\PC|<answer>|</answer>|\\\\boxed\\{|\\}|<\\|eot_id\\|>){0,40}") {
+            prop_assert!(text.contains(answer_span(&text)));
+        }
+    }
+}

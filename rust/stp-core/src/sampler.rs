@@ -1,0 +1,82 @@
+//! A sampler: everything that decides how one row is decoded, apart from the model and the temperature.
+
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::schedule::{Plan, Quota, pruned_steps};
+use crate::select::{Confidence, Selection};
+use crate::temporal::{RowState, Temporal};
+
+/// Decoding options of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampler {
+    /// Denoising steps for a whole unpruned completion.
+    pub diffusion_steps: usize,
+    /// Tokens per block, decoded left to right; 0 means one block.
+    pub block_length: usize,
+    /// Spread of the masks over the steps.
+    pub quota: Quota,
+    /// How many candidates a step takes.
+    pub selection: Selection,
+    /// What ranks them.
+    pub confidence: Confidence,
+    /// When the rest is committed together.
+    pub temporal: Temporal,
+    /// Most forwards per row; the last one commits the rest. 0 means no bound but the plan's.
+    pub max_nfe: usize,
+}
+
+impl Sampler {
+    /// Refuses options that contradict each other.
+    pub fn check(&self) -> Result<()> {
+        if self.diffusion_steps == 0 {
+            return Err(Error::value("diffusion_steps", 0, "at least 1"));
+        }
+        self.selection.check(self.confidence)
+    }
+
+    /// Steps for `n` free positions of a block of `block` tokens: the block's share of `diffusion_steps`, pruned.
+    #[must_use]
+    pub fn block_steps(&self, n: usize, block: usize, length: usize) -> usize {
+        pruned_steps(n, block, pruned_steps(block, length, self.diffusion_steps))
+    }
+
+    /// Reveals per step of a row with these free positions (ascending), before temporal pruning.
+    fn reveals(&self, free: &[u32], layout: &Layout) -> Vec<usize> {
+        let mut reveals = Vec::new();
+        for b in 0..layout.blocks() {
+            let range = layout.block_range(b);
+            let n = free.iter().filter(|&&p| range.contains(&(p as usize))).count();
+            let plan = Plan::even(n, self.block_steps(n, range.len(), layout.completion), self.quota);
+            reveals.extend(plan.reveals().iter().map(|&c| c as usize));
+        }
+        reveals
+    }
+
+    /// Forwards that the row's plan has before temporal pruning.
+    #[must_use]
+    pub fn planned_steps(&self, free: &[u32], layout: &Layout) -> usize {
+        self.reveals(free, layout).len()
+    }
+
+    /// The plan that a row follows, both prunings applied; `None` where the number of tokens per step depends on the
+    /// model's numbers (adaptive selections and rules).
+    #[must_use]
+    pub fn plan(&self, free: &[u32], layout: &Layout) -> Option<Plan> {
+        if !self.selection.by_quota() || self.temporal.reads_scores() {
+            return None;
+        }
+        let reveals = self.reveals(free, layout);
+        let mut plan = Plan::from_reveals(&reveals);
+        let mut filled_after = layout.completion - free.len();
+        for (step, &c) in reveals.iter().enumerate() {
+            filled_after += c;
+            let state =
+                RowState { length: layout.completion, filled_after, step, planned: reveals.len(), stable: 0 };
+            if step + 1 == self.max_nfe || self.temporal.fires(&state, std::iter::empty()) {
+                plan.keep_steps(step + 1);
+                break;
+            }
+        }
+        Some(plan)
+    }
+}

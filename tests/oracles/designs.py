@@ -1,0 +1,149 @@
+"""Slow, obvious twins of the likelihood designs: each law written out as a finite list.
+
+A law is a list of (probability, passes); a pass is (mask, weight), with the mask a frozenset of positions
+0..n-1 and the weight a dict of position -> weight. Counts are found from the offset u by cutting (0, 1) at
+every u where a count can change, with exact fractions; masks are all subsets. Nothing here knows how the Rust
+code draws.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+Pass = tuple[frozenset[int], dict[int, float]]
+Law = list[tuple[float, tuple[Pass, ...]]]
+Policy = Callable[[int, frozenset[int]], float]
+
+
+def level(plan: list[int], x: Fraction) -> int:
+    """Return the plan's count at mass coordinate x in (0, n]: mass c_s sits at l_s."""
+    return min(count for count in plan if count >= x)
+
+
+def subsets(items: list[int], size: int) -> list[frozenset[int]]:
+    """Return all subsets of a size."""
+    return [frozenset(chosen) for chosen in itertools.combinations(items, size)]
+
+
+def offsets(strata: list[tuple[Fraction, Fraction]]) -> Iterator[tuple[Fraction, list[Fraction]]]:
+    """Yield (probability, coordinates) for the pieces of u on which no coordinate crosses an integer."""
+    cuts = {Fraction(0), Fraction(1)}
+    for low, high in strata:
+        for j in range(int(low), int(high) + 2):
+            if low < j < high:
+                cuts.add((j - low) / (high - low))
+    ordered = sorted(cuts)
+    for start, end in itertools.pairwise(ordered):
+        u = (start + end) / 2
+        yield end - start, [low + u * (high - low) for low, high in strata]
+
+
+def equal_strata(n: int, num_mc: int) -> list[tuple[Fraction, Fraction]]:
+    """Return (0, n] cut into num_mc equal pieces, smallest first."""
+    return [(Fraction(n * k, num_mc), Fraction(n * (k + 1), num_mc)) for k in range(num_mc)]
+
+
+def flat(mask: frozenset[int], weight: Fraction) -> Pass:
+    """Return a pass that scores all of its mask with one weight."""
+    return mask, dict.fromkeys(mask, float(weight))
+
+
+def uniform_count(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of independent counts with probability c_s / n, uniform masks, weight n / (K l)."""
+    single = []
+    for x in range(1, n + 1):
+        count = level(plan, Fraction(x))
+        masks = subsets(list(range(n)), count)
+        single += [(1 / (n * len(masks)), flat(mask, Fraction(n, num_mc * count))) for mask in masks]
+    return product([single] * num_mc)
+
+
+def product(choices: list[list[tuple[float, Pass]]]) -> Law:
+    """Return the law of independent passes."""
+    law: Law = [(1.0, ())]
+    for choice in choices:
+        law = [(p * q, (*passes, one)) for p, passes in law for q, one in choice]
+    return law
+
+
+def systematic(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of evenly spaced counts with one offset and independent uniform masks."""
+    law: Law = []
+    for probability, coordinates in offsets(equal_strata(n, num_mc)):
+        choices = []
+        for x in coordinates:
+            count = level(plan, x)
+            masks = subsets(list(range(n)), count)
+            choices.append([(1 / len(masks), flat(mask, Fraction(n, num_mc * count))) for mask in masks])
+        law += [(float(probability) * p, passes) for p, passes in product(choices)]
+    return law
+
+
+def lightest(weight: list[Fraction], count: int) -> list[frozenset[int]]:
+    """Return every set of `count` positions with the least weight: all ways to break the ties."""
+    edge = sorted(weight)[count - 1]
+    below = frozenset(i for i, w in enumerate(weight) if w < edge)
+    tied = [i for i, w in enumerate(weight) if w == edge]
+    return [below | more for more in subsets(tied, count - len(below))]
+
+
+def cover(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of masks that take the positions with the least weight so far, smallest count first."""
+    law: Law = []
+    for probability, coordinates in offsets(equal_strata(n, num_mc)):
+        states: list[tuple[float, list[Fraction], tuple[Pass, ...]]] = [
+            (float(probability), [Fraction(0)] * n, ())
+        ]
+        for x in coordinates:
+            count = level(plan, x)
+            add = Fraction(n, num_mc * count)
+            grown = []
+            for p, weight, passes in states:
+                masks = lightest(weight, count)
+                for mask in masks:
+                    heavier = [w + (add if i in mask else 0) for i, w in enumerate(weight)]
+                    grown.append((p / len(masks), heavier, (*passes, flat(mask, add))))
+            states = grown
+        law += [(p, passes) for p, _, passes in states]
+    return law
+
+
+# --- values ---
+
+
+def estimate(passes: tuple[Pass, ...], policy: Policy) -> float:
+    """Return L_hat = sum_k sum_i w_{k,i} f_i(M_k)."""
+    return sum(w * policy(i, mask) for mask, weight in passes for i, w in weight.items())
+
+
+def expectation(law: Law, policy: Policy) -> float:
+    """Return E[L_hat]."""
+    return sum(p * estimate(passes, policy) for p, passes in law)
+
+
+def mean_at(n: int, count: int, policy: Policy) -> float:
+    """Return a(l): the mean of f_i(M) over uniform masks of size l and their positions."""
+    masks = subsets(list(range(n)), count)
+    return sum(policy(i, mask) for mask in masks for i in mask) / (len(masks) * count)
+
+
+def plan_elbo(n: int, plan: list[int], policy: Policy) -> float:
+    """Return E(plan) = sum_s c_s a(l_s)."""
+    return sum((count - after) * mean_at(n, count, policy) for count, after in itertools.pairwise([*plan, 0]))
+
+
+def merged(law: Law) -> dict[tuple[tuple[frozenset[int], tuple[tuple[int, float], ...]], ...], float]:
+    """Return outcome -> probability, with weights rounded to 1e-6 so that outcomes can be looked up."""
+    total: dict[tuple[tuple[frozenset[int], tuple[tuple[int, float], ...]], ...], float] = defaultdict(float)
+    for p, passes in law:
+        total[key(passes)] += p
+    return dict(total)
+
+
+def key(passes: tuple[Pass, ...]) -> tuple[tuple[frozenset[int], tuple[tuple[int, float], ...]], ...]:
+    """Return a hashable form of the passes of a row."""
+    return tuple(
+        (mask, tuple(sorted((i, round(float(w), 6)) for i, w in weight.items() if w != 0.0)))
+        for mask, weight in passes
+    )
