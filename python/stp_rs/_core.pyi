@@ -1,10 +1,11 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
-from collections.abc import Sequence
-from typing import Any, Final, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self, Unpack
 
 __version__: Final[str]
 
@@ -164,6 +165,7 @@ class Design:
     ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
     @staticmethod
     def names() -> list[tuple[str, str]]: ...
+
 # --- buffer ---
 @type_check_only
 class _Pushed(TypedDict):
@@ -207,9 +209,7 @@ class TrajectoryBuffer:
     def push(self, **arrays: Unpack[_Pushed]) -> int: ...
     def set_rewards(self, rows: NDArray[np.int32], reward: NDArray[np.float32]) -> None: ...
     def set_advantages(self, rows: NDArray[np.int32], advantage: NDArray[np.float32]) -> None: ...
-    def minibatch(
-        self, rows: NDArray[np.int32], *, pad_token_id: int = 0, **out: Unpack[_Read]
-    ) -> None: ...
+    def minibatch(self, rows: NDArray[np.int32], *, pad_token_id: int = 0, **out: Unpack[_Read]) -> None: ...
     def state_at(self, row: int, step: int, mask_token_id: int, out: NDArray[np.int64]) -> None: ...
     def replay(
         self,
