@@ -1,3 +1,37 @@
-"""Reinforcement learning of masked-diffusion language models with spatio-temporal pruning."""
+"""Reinforcement learning of masked-diffusion language models with spatio-temporal pruning.
 
+The pipeline, in order: prompts -> priors -> rollout -> rewards -> advantages -> buffer -> likelihood -> loss.
+"""
+
+from stp_rs._core import Design as Design
+from stp_rs._core import PriorSet as PriorSet
+from stp_rs._core import Sampler as Sampler
+from stp_rs._core import TrajectoryBuffer as TrajectoryBuffer
 from stp_rs._core import __version__ as __version__
+from stp_rs.advantages import group_advantages as group_advantages
+from stp_rs.buffer import Minibatch as Minibatch
+from stp_rs.buffer import minibatches as minibatches
+from stp_rs.config import STPConfig as STPConfig
+from stp_rs.errors import StpError as StpError
+from stp_rs.likelihood import Masks as Masks
+from stp_rs.likelihood import draw_masks as draw_masks
+from stp_rs.likelihood import token_elbo as token_elbo
+from stp_rs.loss import LossInputs as LossInputs
+from stp_rs.loss import policy_loss as policy_loss
+from stp_rs.model import DiffusionModel as DiffusionModel
+from stp_rs.model import MaskedLMAdapter as MaskedLMAdapter
+from stp_rs.model import as_diffusion_model as as_diffusion_model
+from stp_rs.priors import Copy as Copy
+from stp_rs.priors import OfflineGeneration as OfflineGeneration
+from stp_rs.priors import Template as Template
+from stp_rs.priors import compose_priors as compose_priors
+from stp_rs.prompts import PromptBatch as PromptBatch
+from stp_rs.prompts import encode_prompts as encode_prompts
+from stp_rs.rewards import decode_completions as decode_completions
+from stp_rs.rewards import score_rewards as score_rewards
+from stp_rs.rollout import Rollout as Rollout
+from stp_rs.rollout import generate as generate
+from stp_rs.sampling import GREEDY as GREEDY
+from stp_rs.sampling import Sampling as Sampling
+from stp_rs.trainer import STPTrainer as STPTrainer
+from stp_rs.trainer import fill_buffer as fill_buffer

@@ -1,4 +1,4 @@
-"""Group advantages: how much better a completion is than its siblings. (GRPO, arXiv 2402.03300, eq. 3.)"""
+"""Group advantages: how much better a completion is than its siblings (GRPO, arXiv 2402.03300, eq. 3)."""
 
 from typing import Literal
 
@@ -39,6 +39,6 @@ def group_advantages(
     metrics = {
         "reward": float(rewards.mean()) if len(rewards) else 0.0,
         "reward_std": float(std_G.mean()) if len(std_G) else 0.0,
-        "frac_reward_zero_std": float((std_G < 1e-8).mean()) if len(std_G) else 0.0,  # noqa: PLR2004 - float noise
+        "frac_reward_zero_std": float((std_G < 1e-8).mean()) if len(std_G) else 0.0,
     }
     return (centred / scale).astype(np.float32), metrics

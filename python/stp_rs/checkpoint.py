@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -55,7 +55,12 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, *, model: Any, tokenizer: Any, optimizer: dict[str, Any], state: dict[str, Any]  # noqa: ANN401
+    run: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
 ) -> Path:
     """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half."""
     final = run / f"checkpoint-{state['step']}"

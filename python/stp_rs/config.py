@@ -27,7 +27,7 @@ class RolloutConfig:
     max_completion_length: int = 0
     """L: tokens of the completion canvas; 0 takes the task's."""
     diffusion_steps: int = 0
-    """Denoising steps for a whole unpruned completion; 0 means half the completion length."""
+    """Denoising steps for a whole unpruned completion; 0 means one per token."""
     block_length: int = 0
     """Tokens per block, decoded left to right; 0 means one block."""
     temperature: float = 1.0
@@ -149,7 +149,7 @@ class PolicyConfig:
     hidden_size: int = 64
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
-    sft_steps: int = 200
+    sft_steps: int = 400
     sft_batch_size: int = 48
     sft_learning_rate: float = 3e-3
 
@@ -167,7 +167,7 @@ class STPConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     @staticmethod
-    def make(preset: str = "stp", **options: Any) -> "STPConfig":  # noqa: ANN401 - options of any type, checked below
+    def make(preset: str = "stp", **options: Any) -> "STPConfig":
         """Return a preset with flat options on top.
 
         Args:
@@ -190,9 +190,9 @@ class STPConfig:
         return config
 
     @staticmethod
-    def from_yaml(path: str | Path, **overrides: Any) -> "STPConfig":  # noqa: ANN401
+    def from_yaml(path: str | Path, **overrides: Any) -> "STPConfig":
         """Return the configuration of a YAML file of flat names; `overrides` win."""
-        import yaml  # noqa: PLC0415 - comes with transformers; only needed here
+        import yaml
 
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ class STPConfig:
 
 PRUNINGS: dict[str, dict[str, Any]] = {
     "none": {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": False},
-    "stp": {"stp_spatial": "template+copy", "stp_temporal": "steps:0.5", "stp_score_prior": True},
+    "stp": {"stp_spatial": "template+copy", "stp_temporal": "steps:0.6", "stp_score_prior": True},
 }
 """Pruning is configuration of (canvas, plan) and composes with every preset."""
 
@@ -265,7 +265,7 @@ def _unknown(name: str) -> ConfigError:
     return ConfigError(f"unknown option {name!r}{hint}")
 
 
-def _coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - generic over field types
+def _coerce(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:

@@ -18,7 +18,7 @@ from stp_rs.trainer import make_sampler
 
 def evaluate(
     model: DiffusionModel,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     task: Task,
     rows: Sequence[Row],
     config: STPConfig,

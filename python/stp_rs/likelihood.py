@@ -103,7 +103,15 @@ def draw_masks(
         length_R=(unmask_step_RL > _OUTSIDE).sum(1, dtype=np.int32),
     )
     design.draw(
-        scored_RL, counts_RT, unmask_step_RL, seed, uids_R, iteration, masks.mask_PL, masks.weight_PL, masks.row_P
+        scored_RL,
+        counts_RT,
+        unmask_step_RL,
+        seed,
+        uids_R,
+        iteration,
+        masks.mask_PL,
+        masks.weight_PL,
+        masks.row_P,
     )
     return masks
 

@@ -86,7 +86,9 @@ def _mean_tokens(value: Tensor, scored_RL: Tensor, length_R: Tensor) -> Tensor:
     return (value * scored_RL).sum(-1) / length_R
 
 
-def _clip_metrics(ratio: Tensor, advantages_R1: Tensor, bounds: tuple[float, float], scored_RL: Tensor) -> dict[str, float]:
+def _clip_metrics(
+    ratio: Tensor, advantages_R1: Tensor, bounds: tuple[float, float], scored_RL: Tensor
+) -> dict[str, float]:
     used = torch.ones_like(ratio) if ratio.shape[-1] == 1 else scored_RL
     count = used.sum().clamp(min=1.0)
     low = (((ratio < bounds[0]) & (advantages_R1 < 0)) * used).sum() / count

@@ -53,7 +53,7 @@ class MaskedLMAdapter:
         ModelError: a missing special token, a causal model, a head that cannot be split off, or DiffusionGemma.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, logit_shift: int = 0) -> None:  # noqa: ANN401
+    def __init__(self, model: nn.Module, tokenizer: Any, *, logit_shift: int = 0) -> None:
         kind = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
         if "diffusion_gemma" in kind or "diffusiongemma" in kind.lower():
             raise ModelError(
@@ -110,7 +110,7 @@ class MaskedLMAdapter:
         return torch.allclose(self.head(self.hidden(batch, lengths)[0, : ids.shape[1]]), logits, atol=scale, rtol=0)
 
 
-def as_diffusion_model(model: Any, tokenizer: Any = None) -> DiffusionModel:  # noqa: ANN401
+def as_diffusion_model(model: Any, tokenizer: Any = None) -> DiffusionModel:
     """Return `model` as a `DiffusionModel`: itself if it is one, else a `MaskedLMAdapter` of it and its tokenizer."""
     if isinstance(model, DiffusionModel):
         return model
@@ -146,7 +146,7 @@ def device_of(model: DiffusionModel) -> torch.device:
     return next(model.module.parameters()).device
 
 
-def _special(tokenizer: Any, *names: str) -> int:  # noqa: ANN401
+def _special(tokenizer: Any, *names: str) -> int:
     for name in names:
         value = getattr(tokenizer, name, None)
         if value is not None:
@@ -163,7 +163,7 @@ def _split(model: nn.Module) -> tuple[_Call, _Call]:
     base = getattr(m, "base_model", m)
     if base is not m:
 
-        def encode(**inputs: Any) -> Tensor:  # noqa: ANN401
+        def encode(**inputs: Any) -> Tensor:
             return cast(Tensor, base(**inputs)[0])
 
         for head in (_attribute_head, _distilbert_head, _electra_head, _modernbert_head):
@@ -173,32 +173,32 @@ def _split(model: nn.Module) -> tuple[_Call, _Call]:
     return _swap_decoder(m)
 
 
-def _attribute_head(m: Any) -> _Call | None:  # noqa: ANN401
+def _attribute_head(m: Any) -> _Call | None:
     for name in ("cls", "lm_head", "predictions"):
         if isinstance(getattr(m, name, None), nn.Module):
             return cast(_Call, getattr(m, name))
     return None
 
 
-def _distilbert_head(m: Any) -> _Call | None:  # noqa: ANN401
+def _distilbert_head(m: Any) -> _Call | None:
     if not hasattr(m, "vocab_projector"):
         return None
     return lambda h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))
 
 
-def _electra_head(m: Any) -> _Call | None:  # noqa: ANN401
+def _electra_head(m: Any) -> _Call | None:
     if not hasattr(m, "generator_predictions"):
         return None
     return lambda h: m.generator_lm_head(m.generator_predictions(h))
 
 
-def _modernbert_head(m: Any) -> _Call | None:  # noqa: ANN401
+def _modernbert_head(m: Any) -> _Call | None:
     if not (hasattr(m, "head") and hasattr(m, "decoder")):
         return None
     return lambda h: m.decoder(m.head(h))
 
 
-def _swap_decoder(m: Any) -> tuple[_Call, _Call]:  # noqa: ANN401
+def _swap_decoder(m: Any) -> tuple[_Call, _Call]:
     """Split any other model at its output embedding: the forward runs with the identity in its place."""
     decoder = m.get_output_embeddings() if hasattr(m, "get_output_embeddings") else None
     paths = [name for name, module in m.named_modules() if module is decoder] if decoder is not None else []
@@ -208,15 +208,16 @@ def _swap_decoder(m: Any) -> tuple[_Call, _Call]:  # noqa: ANN401
         )
     parent_path, _, leaf = paths[0].rpartition(".")
     parent = m.get_submodule(parent_path)
+    head = cast(_Call, decoder)
 
-    def encode(**inputs: Any) -> Tensor:  # noqa: ANN401
+    def encode(**inputs: Any) -> Tensor:
         setattr(parent, leaf, nn.Identity())
         try:
             return cast(Tensor, m(**inputs).logits)
         finally:
             setattr(parent, leaf, decoder)
 
-    return encode, decoder
+    return encode, head
 
 
 @contextlib.contextmanager

@@ -47,14 +47,20 @@ def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_len
     return combined
 
 
-def _token_id(text: str, tokenizer: Any) -> int:  # noqa: ANN401
+END = ""
+"""Stands for the end-of-text token in a template or copy."""
+
+
+def _token_id(text: str, tokenizer: Any) -> int:
+    if text == END:
+        return int(tokenizer.eos_token_id)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise InvalidValueError(f"prior text {text!r}: got {len(ids)} tokens, needs exactly one; split it by position")
     return int(ids[0])
 
 
-def _dense(cells: Sequence[Mapping[int, str]], tokenizer: Any, length: int, source: str) -> _core.PriorSet:  # noqa: ANN401
+def _dense(cells: Sequence[Mapping[int, str]], tokenizer: Any, length: int, source: str) -> _core.PriorSet:
     ids_RL = np.full((len(cells), length), -1, dtype=np.int64)
     known: dict[str, int] = {}
     for row, mapping in enumerate(cells):
@@ -75,7 +81,7 @@ class Template:
     """Literal tokens of the output format at fixed places.
 
     Attributes:
-        texts: completion position -> one-token text; a negative position counts from the end of the canvas.
+        texts: completion position -> one-token text, or `END`; a negative position counts from the end of the canvas.
         tokenizer: the policy's tokenizer.
     """
 
@@ -96,12 +102,12 @@ class Copy:
         tokenizer: the policy's tokenizer.
     """
 
-    copies: Callable[[Mapping[str, Any]], Mapping[int, str]]
+    copies: Callable[[dict[str, Any]], Mapping[int, str]]
     tokenizer: Any
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
         """Return each row's copies."""
-        return _dense([self.copies(row) for row in prompts.rows], self.tokenizer, completion_length, "copy")
+        return _dense([self.copies(dict(row)) for row in prompts.rows], self.tokenizer, completion_length, "copy")
 
 
 AnswerSpan = Callable[[str], tuple[int, int] | None]
@@ -126,8 +132,8 @@ def tag_span(start: str = "<answer>", end: str = "</answer>") -> AnswerSpan:
 class OfflineGeneration:
     """The paper's prior (arXiv 2602.08905): anchors from the initial policy's own completion of each training prompt.
 
-    Kept is the share `keep` of the *non-answer* tokens, chosen by `selector`; confidence is the log-prob under one fully
-    masked forward of the initial policy. Token ids are stored and never re-tokenised, with hashes of the tokenizer and
+    Kept is the share `keep` of the *non-answer* tokens, chosen by `selector`; confidence is the log-prob under one
+    fully masked forward of the initial policy. Token ids are stored and never re-tokenised, with hashes of the tokenizer and
     of the policy that made them.
 
     Example:
@@ -146,14 +152,19 @@ class OfflineGeneration:
         self,
         model: DiffusionModel,
         prompts: PromptBatch,
-        tokenizer: Any,  # noqa: ANN401
+        tokenizer: Any,
         sampler: _core.Sampler,
         *,
         completion_length: int,
     ) -> None:
         """Make and store the anchors of `prompts` with the current policy: one rollout and one forward per prompt."""
         rollout = generate(
-            model, prompts, sampler, completion_length=completion_length, sampling=Sampling(0.0), seed=self.seed
+            model,
+            prompts,
+            sampler,
+            completion_length=completion_length,
+            sampling=Sampling(0.0),
+            seed=self.seed,
         )
         ids_RL = rollout.token_ids
         everything = Masks(
@@ -203,13 +214,13 @@ class OfflineGeneration:
         with atomic_file(path) as temporary:
             save_file({"ids": ids}, temporary, metadata={**self.hashes, "prompts": json.dumps(keys)})
 
-    def load(self, path: Path, tokenizer: Any) -> None:  # noqa: ANN401
+    def load(self, path: Path, tokenizer: Any) -> None:
         """Read what `save` wrote.
 
         Raises:
             CheckpointError: the file is unreadable, or was made with another tokenizer.
         """
-        from safetensors import safe_open  # noqa: PLC0415 - metadata is not part of load_file
+        from safetensors import safe_open
 
         try:
             with safe_open(path, framework="numpy") as handle:
@@ -223,7 +234,7 @@ class OfflineGeneration:
         self.anchors, self.hashes = dict(zip(keys, ids, strict=True)), meta
 
 
-def eligible_tokens(token_ids_RL: NDArray[np.int64], tokenizer: Any, span: AnswerSpan | None) -> NDArray[np.uint8]:  # noqa: ANN401
+def eligible_tokens(token_ids_RL: NDArray[np.int64], tokenizer: Any, span: AnswerSpan | None) -> NDArray[np.uint8]:
     """Return u8 [R, L]: 1 where a token lies outside the answer span of its completion."""
     eligible_RL = np.ones(token_ids_RL.shape, dtype=np.uint8)
     if span is None:
@@ -238,7 +249,7 @@ def eligible_tokens(token_ids_RL: NDArray[np.int64], tokenizer: Any, span: Answe
     return eligible_RL
 
 
-def tokenizer_hash(tokenizer: Any) -> str:  # noqa: ANN401
+def tokenizer_hash(tokenizer: Any) -> str:
     """Return a hash of the vocabulary: ids mean the same tokens where it is equal."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 

@@ -36,11 +36,9 @@ class PromptBatch:
         """Return each prompt `num_generations` times in a row, with uids keyed by (step, prompt uid, sample)."""
         index = np.repeat(np.arange(len(self)), num_generations)
         samples = np.tile(np.arange(num_generations), len(self))
-        uids = [
-            _core.row_uid(step, int(self.uid[i]), int(g)) for i, g in zip(index, samples, strict=True)
-        ]
+        uids = [_core.row_uid(step, int(self.uid[i]), int(g)) for i, g in zip(index, samples, strict=True)]
         return PromptBatch(
-            rows=[self.rows[i] for i in index],
+            rows=[self.rows[i] for i in index.tolist()],
             prompt_ids=self.prompt_ids[index],
             prompt_length=self.prompt_length[index],
             uid=np.array(uids, dtype=np.uint64),
@@ -48,7 +46,7 @@ class PromptBatch:
         )
 
 
-def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: Sequence[int]) -> PromptBatch:  # noqa: ANN401
+def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: Sequence[int]) -> PromptBatch:
     """Return the prompts of `rows` as ids, without special tokens.
 
     Args:
@@ -73,7 +71,7 @@ def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: S
     )
 
 
-def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:  # noqa: ANN401
+def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:
     prompt = row.get("prompt")
     if isinstance(prompt, list):
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
@@ -104,7 +102,7 @@ _CACHE: dict[tuple[int, int, int], list[int]] = {}
 def _permutation(seed: int, epoch: int, num_rows: int) -> list[int]:
     key = (seed, epoch, num_rows)
     if key not in _CACHE:
-        if len(_CACHE) > 4:  # noqa: PLR2004 - the current epoch and its neighbours are enough
+        if len(_CACHE) > 4:
             _CACHE.clear()
         _CACHE[key] = _core.permutation(seed, epoch, num_rows)
     return _CACHE[key]

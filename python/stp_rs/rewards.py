@@ -15,7 +15,7 @@ from stp_rs.errors import InvalidValueError
 RewardFunc = Callable[..., Sequence[float | None]]
 
 
-def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.int64], tokenizer: Any) -> list[str]:  # noqa: ANN401
+def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.int64], tokenizer: Any) -> list[str]:
     """Return completion texts: tokens up to the first end-of-text, special tokens left out."""
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     kept = []

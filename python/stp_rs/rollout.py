@@ -115,9 +115,7 @@ def generate(
         exact=sampler.exact,
         stats=stats,
     )
-    scheduler.results(
-        rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason
-    )
+    scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
     return rollout
 
 

@@ -34,8 +34,8 @@ def candidate_logits(logits_NV: Tensor, mask_token_id: int) -> Tensor:
 def reduce_logits(logits_NV: Tensor, uniforms_N: Tensor, law: Sampling) -> Tensor:
     """Return the packed numbers f32 [N, 7] of candidates.
 
-    Sampling is by inverse CDF from the caller's uniforms in (0, 1): the first token whose cumulative probability reaches
-    u times the total, so a token of probability 0 is never drawn and no random generator is used.
+    Sampling is by inverse CDF from the caller's uniforms in (0, 1): the first token whose cumulative probability
+    reaches u times the total, so a token of probability 0 is never drawn and no random generator is used.
 
     Args:
         logits_NV: fp32 logits, -inf where a token is not allowed.

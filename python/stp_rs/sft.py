@@ -31,7 +31,7 @@ class _Demonstrations:
 
 def warm_up(
     model: DiffusionModel,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     demonstrations: Sequence[Mapping[str, Any]],
     *,
     completion_length: int,
@@ -67,18 +67,20 @@ def warm_up(
             elbo_RL = token_elbo(model, batch, draw_masks(design, batch, seed=seed))
             loss = -elbo_RL.sum(-1).mean() / completion_length
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
             value = float(loss.detach())
             if not np.isfinite(value):
-                raise DivergenceError(f"SFT step {step}: the loss is {value}; lower sft_learning_rate ({learning_rate})")
+                raise DivergenceError(
+                    f"SFT step {step}: the loss is {value}; lower sft_learning_rate ({learning_rate})"
+                )
             optimizer.step()
             if on_step is not None:
                 on_step(step, value)
     return value
 
 
-def encode_completions(texts: Sequence[str], tokenizer: Any, length: int) -> NDArray[np.int64]:  # noqa: ANN401
+def encode_completions(texts: Sequence[str], tokenizer: Any, length: int) -> NDArray[np.int64]:
     """Return completions as ids i64 [R, L], end-of-text up to the canvas length.
 
     Raises:

@@ -1,6 +1,6 @@
 """The trainer: ten calls in the order of the data flow.
 
-prompts -> priors -> rollout -> rewards -> advantages -> buffer -> design (masks, weights) -> likelihood -> loss -> optimiser
+prompts -> priors -> rollout -> rewards -> advantages -> buffer -> design (masks, weights) -> likelihood -> loss
 
 Each call is public; `examples/custom_loop.py` makes the same steps by hand.
 """
@@ -70,11 +70,11 @@ class STPTrainer:
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 - a module or a DiffusionModel
+        model: Any,
         reward_funcs: Sequence[RewardFunc] | RewardFunc,
         args: STPConfig,
         train_dataset: Sequence[Mapping[str, Any]],
-        processing_class: Any,  # noqa: ANN401
+        processing_class: Any,
         *,
         priors: Sequence[Prior] = (),
         evaluate: Callable[["STPTrainer"], Metrics] | None = None,
@@ -165,9 +165,7 @@ class STPTrainer:
         batches = list(self._micro_batches(buffer))
         old: dict[tuple[int, int], Tensor] = {}
         reference: dict[tuple[int, int], Tensor] = {}
-        masks = {
-            (j, i): self._draw(batch, j) for j in range(optim.num_iterations) for i, batch in enumerate(batches)
-        }
+        masks = {(j, i): self._draw(batch, j) for j in range(optim.num_iterations) for i, batch in enumerate(batches)}
         with torch.no_grad():
             for (j, i), drawn in masks.items():
                 if j > 0:  # at j = 0 the policy is still the old one: its new estimate is the old one
@@ -190,7 +188,7 @@ class STPTrainer:
                     scored_RL=torch.from_numpy(masks[j, i].scored_RL).to(device).float(),
                 )
                 loss, metrics = policy_loss(inputs, loss_config, num_completions=len(buffer))
-                loss.backward()
+                torch.autograd.backward(loss)
                 self.ledger.forwards["backward"] += len(masks[j, i].row_P)
                 update["loss"] += float(loss.detach())
                 for name, value in metrics.items():
@@ -200,7 +198,7 @@ class STPTrainer:
             update["grad_norm"] = self._step_optimizer(j, update["loss"])
             for name, value in update.items():
                 totals.setdefault(name, []).append(value)
-        return {name: _mean(np.array(values)) for name, values in totals.items()} | {
+        return {name: _mean(values) for name, values in totals.items()} | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(buffer),
         }
@@ -246,8 +244,8 @@ class STPTrainer:
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergenceError(
-                f"step {self.step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update was "
-                f"not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
+                f"step {self.step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
+                f"was not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
                 f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest checkpoint "
                 f"in {self.run} is from before"
             )
@@ -271,9 +269,7 @@ class STPTrainer:
         )
 
     def _resume(self) -> None:
-        """Continue from the newest checkpoint of this run folder. All randomness is keyed by step, so nothing else is
-        needed for the same numbers.
-        """  # noqa: D205
+        """Continue from the newest checkpoint of this run folder; all randomness is keyed by step."""
         clear_partial(self.run)
         checkpoint = newest_checkpoint(self.run) if self.args.run.resume else None
         if checkpoint is None:
@@ -296,7 +292,7 @@ def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
     """Return the sampler of a configuration; `prune=False` leaves temporal pruning out (for evaluation)."""
     rollout, pruning = config.rollout, config.pruning
     return _core.Sampler(
-        rollout.diffusion_steps or max(1, rollout.max_completion_length // 2),
+        rollout.diffusion_steps or max(1, rollout.max_completion_length),
         block_length=rollout.block_length,
         quota=rollout.stp_quota,
         selection=rollout.stp_selection,
@@ -311,13 +307,13 @@ def sampling_law(config: STPConfig) -> Sampling:
     return Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)
 
 
-def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:  # noqa: ANN401
+def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:
     """Return a copy of the policy that never trains: the reference of the KL term."""
     module = copy.deepcopy(model.module).eval().requires_grad_(False)
     return as_diffusion_model(module, tokenizer)
 
 
-def fill_buffer(rollout: Rollout, rewards: Any, advantages: Any, *, version: int) -> TrajectoryBuffer:  # noqa: ANN401
+def fill_buffer(rollout: Rollout, rewards: Any, advantages: Any, *, version: int) -> TrajectoryBuffer:
     """Return a buffer with the rows of a rollout, their rewards and advantages."""
     buffer = TrajectoryBuffer(rollout.token_ids.shape[1], len(rollout))
     buffer.push(
@@ -365,7 +361,7 @@ def rollout_metrics(rollout: Rollout, completions: Sequence[str]) -> Metrics:
 _TEMPORAL = 2
 
 
-def _mean(values: Any) -> float:  # noqa: ANN401
+def _mean(values: Any) -> float:
     array = np.asarray(values, dtype=np.float64)
     array = array[np.isfinite(array)]
     return float(array.mean()) if array.size else 0.0

@@ -196,9 +196,7 @@ def test_rewards_and_advantages_are_finite(value: float) -> None:
     buffer = filled()
     before = buffer.to_arrays()
     for name in ("reward", "advantage"):
-        with pytest.raises(
-            errors.InvalidValueError, match=rf"^{name}: got -?(NaN|inf) at row 1, needs finite"
-        ):
+        with pytest.raises(errors.InvalidValueError, match=rf"^{name}: got -?(NaN|inf) at row 1, needs finite"):
             getattr(buffer, f"set_{name}s")(ROWS, np.array([0.5, value], np.float32))
     assert same_arrays(before, buffer.to_arrays())
 

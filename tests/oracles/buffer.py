@@ -92,7 +92,6 @@ def random_rows(n: int, completion_length: int, seed: int, *, version: int = 0) 
 def same_arrays(left: dict[str, Any], right: dict[str, Any]) -> bool:
     """Return whether two dicts hold the same names, dtypes, shapes and values (NaN equals NaN)."""
     return left.keys() == right.keys() and all(
-        left[k].dtype == right[k].dtype
-        and np.array_equal(left[k], right[k], equal_nan=left[k].dtype.kind == "f")
+        left[k].dtype == right[k].dtype and np.array_equal(left[k], right[k], equal_nan=left[k].dtype.kind == "f")
         for k in left
     )

@@ -71,9 +71,7 @@ def draw(
     design.draw(eligible, counts, steps, seed, keys, iteration, mask, weight, row)
     out: list[list[oracle.Pass]] = [[] for _ in uids]
     for r, m, w in zip(row.tolist(), mask, weight, strict=True):
-        out[r].append(
-            (frozenset(np.flatnonzero(m).tolist()), {i: float(v) for i, v in enumerate(w) if v != 0})
-        )
+        out[r].append((frozenset(np.flatnonzero(m).tolist()), {i: float(v) for i, v in enumerate(w) if v != 0}))
     return [tuple(passes) for passes in out]
 
 

@@ -7,9 +7,7 @@ from stp_rs import errors
 from stp_rs._core import Design
 
 
-def call(
-    design: Design, eligible: np.ndarray, counts: np.ndarray, **change: object
-) -> tuple[np.ndarray, ...]:
+def call(design: Design, eligible: np.ndarray, counts: np.ndarray, **change: object) -> tuple[np.ndarray, ...]:
     """Draw into fresh arrays; `change` replaces arguments."""
     rows, length = eligible.shape
     total = int(design.passes(eligible, counts).sum())

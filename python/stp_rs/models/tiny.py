@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 
 from stp_rs.config import PolicyConfig
 from stp_rs.errors import CheckpointError
@@ -19,24 +25,26 @@ SPECIAL = ("[PAD]", "[MASK]", "[EOS]", "[UNK]")
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character of `alphabet`, after [PAD], [MASK], [EOS] and [UNK]."""
     vocab = {token: i for i, token in enumerate([*SPECIAL, *dict.fromkeys(alphabet)])}
-    core = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))  # noqa: S106 - a token of text
+    core = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=core,
-        pad_token="[PAD]",  # noqa: S106
-        mask_token="[MASK]",  # noqa: S106
-        eos_token="[EOS]",  # noqa: S106
-        unk_token="[UNK]",  # noqa: S106
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        eos_token="[EOS]",
+        unk_token="[UNK]",
         clean_up_tokenization_spaces=False,
     )
+    return tokenizer
 
 
 def tiny_policy(config: PolicyConfig, *, vocab_size: int, max_length: int, seed: int) -> BertForMaskedLM:
     """Return a freshly initialised policy for canvases of up to `max_length` tokens.
 
-    The initialisation is wider than the default, near 1 / sqrt(hidden_size): with 0.02 the warm-up stays on a plateau for
-    thousands of steps at this width. It is seeded and leaves torch's global generator as it was. Dropout is 0.
+    The initialisation is wider than BERT's 0.02, near 1 / sqrt(hidden_size): with 0.02 the warm-up stays on a
+    plateau at this width. It is seeded and leaves torch's global generator as it was. Dropout is 0.
     """
     bert = BertConfig(
         vocab_size=vocab_size,

@@ -25,7 +25,7 @@ class Task(Protocol):
     completion_length: int
     """Canvas length in tokens of the character tokenizer, end-of-text padding included."""
     template: Mapping[int, str]
-    """Completion position -> literal one-token text of the output format (Template prior). May be empty."""
+    """Completion position -> literal one-token text of the output format (Template prior); "" is end-of-text."""
     reward_funcs: Sequence[RewardFunc]
 
     def rows(self, split: Split, n: int, seed: int) -> list[Row]:

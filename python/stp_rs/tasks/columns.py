@@ -27,14 +27,10 @@ def column(columns: Mapping[str, object], name: str, n: int) -> list[Any]:
     values = columns.get(name)
     if values is None:
         have = ", ".join(sorted(columns)) or "none"
-        raise ConfigError(
-            f"the reward needs the column '{name}'; the batch has: {have}. Keep it in the dataset."
-        )
+        raise ConfigError(f"the reward needs the column '{name}'; the batch has: {have}. Keep it in the dataset.")
     values = list(values) if isinstance(values, Iterable) else []
     if len(values) != n:
-        raise ConfigError(
-            f"column '{name}' has {len(values)} values for {n} completions; give one per completion"
-        )
+        raise ConfigError(f"column '{name}' has {len(values)} values for {n} completions; give one per completion")
     return values
 
 
@@ -51,9 +47,7 @@ def read_rows(path: Path | str) -> list[dict[str, Any]]:
             return _records(json.loads(text), path)
         return [_mapping(json.loads(line), path) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: not valid JSON ({error}); a .jsonl file has one object per line"
-        ) from error
+        raise ConfigError(f"{path}: not valid JSON ({error}); a .jsonl file has one object per line") from error
 
 
 def _records(data: object, path: Path) -> list[dict[str, Any]]:
@@ -69,9 +63,7 @@ def _records(data: object, path: Path) -> list[dict[str, Any]]:
 
 def _mapping(record: object, path: Path) -> dict[str, Any]:
     if not isinstance(record, Mapping):
-        raise ConfigError(
-            f"{path}: got the row {json.dumps(record)[:80]}, needs an object with named columns"
-        )
+        raise ConfigError(f"{path}: got the row {json.dumps(record)[:80]}, needs an object with named columns")
     return dict(record)
 
 

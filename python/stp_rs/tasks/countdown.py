@@ -167,9 +167,7 @@ class CountdownTask:
             try:
                 numbers, target = _problem(record)
             except (TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"{path}: row {number} is no Countdown problem ({error}): {record}"
-                ) from error
+                raise ConfigError(f"{path}: row {number} is no Countdown problem ({error}): {record}") from error
             row = self._row(numbers, target)
             if len(row["prompt"]) > self.prompt_length or len(numbers) > self.count:
                 raise ConfigError(

@@ -42,31 +42,23 @@ def sudoku_grades(completions: Sequence[Any], puzzles: Sequence[str]) -> dict[st
     return {name: out[:, i].tolist() for i, name in enumerate(names)}
 
 
-def _puzzles(
-    completions: Sequence[Any], prompts: Sequence[Any] | None, columns: Mapping[str, object]
-) -> list[str]:
+def _puzzles(completions: Sequence[Any], prompts: Sequence[Any] | None, columns: Mapping[str, object]) -> list[str]:
     if columns.get("puzzle") is None and prompts is not None:
         return texts(prompts)  # the task's own prompt is the puzzle
     return [str(p) for p in column(columns, "puzzle", len(completions))]
 
 
-def sudoku_solved(
-    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
-) -> list[float]:
+def sudoku_solved(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
     """Return 1.0 for each completion that is a valid solution of its puzzle (any one), else 0.0."""
     return sudoku_grades(completions, _puzzles(completions, prompts, columns))["solved"]
 
 
-def sudoku_cells(
-    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
-) -> list[float]:
+def sudoku_cells(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
     """Return the share of blank cells right, in [0, 1]; 0 where no grid was given. Clues do not count."""
     return sudoku_grades(completions, _puzzles(completions, prompts, columns))["cells"]
 
 
-def sudoku_reward(
-    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
-) -> list[float]:
+def sudoku_reward(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
     """Return 1.0 for a solved puzzle, else at most 0.5 for a partial one; the default training reward.
 
     Partial credit is 0.5 * max(0, (cells - chance) / (1 - chance)): the chance level earns nothing, a grid
@@ -95,22 +87,20 @@ class SudokuTask:
     """
 
     blanks: int = 8
-    lazy: float = 0.7
+    lazy: float = 0.5
     """Share of demonstrations that fill each row's missing digits in ascending order: a wrong *mode* that a
     reward can flip, where random noise would leave RL nothing to gain."""
     name: str = "sudoku"
     alphabet: str = "01234[]"
     prompt_length: int = CELLS
     completion_length: int = 20
-    template: Mapping[int, str] = field(default_factory=lambda: {0: "[", 17: "]"})
+    template: Mapping[int, str] = field(default_factory=lambda: {0: "[", 17: "]", 18: "", 19: ""})
     reward_funcs: Sequence[RewardFunc] = (sudoku_reward,)
 
     def __post_init__(self) -> None:
         """Check the options; ConfigError names the field."""
         if not 1 <= self.blanks <= MAX_BLANKS:
-            raise ConfigError(
-                f"blanks: got {self.blanks}, needs 1 to 12 (fewer than 4 clues never fix a grid)"
-            )
+            raise ConfigError(f"blanks: got {self.blanks}, needs 1 to 12 (fewer than 4 clues never fix a grid)")
         if not 0.0 <= self.lazy <= 1.0:
             raise ConfigError(f"lazy: got {self.lazy}, needs a share between 0 and 1")
 

@@ -1,0 +1,189 @@
+"""The command line: stp-rs train | sample | eval | env | grade."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from stp_rs.errors import StpError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code. Errors of ours are one line on stderr, without a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        _quiet_transformers()
+        return int(args.run(args))
+    except StpError as error:
+        print(f"stp-rs: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nstp-rs: stopped; run the same command again to continue from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _quiet_transformers() -> None:
+    """Keep the bars of saving and loading small models out of ours."""
+    from transformers.utils import logging
+
+    quiet: Any = logging.disable_progress_bar
+    quiet()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_train(commands)
+    sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
+    sample.add_argument("model", help="run folder or checkpoint")
+    sample.add_argument("-n", type=int, default=8, help="problems")
+    sample.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    sample.add_argument("--prior", action="store_true", help="fix template and copied tokens first")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(run=_sample)
+    evaluation = commands.add_parser("eval", help="greedy free and prior decode of held-out problems")
+    evaluation.add_argument("model", help="run folder or checkpoint")
+    evaluation.add_argument(
+        "--data", default="", help="a file in the task's published format instead of the test split"
+    )
+    evaluation.add_argument("-n", type=int, default=256, help="problems")
+    evaluation.add_argument("--json", default="", help="write the result here too")
+    evaluation.set_defaults(run=_eval)
+    env = commands.add_parser("env", help="versions and devices, for a bug report")
+    env.set_defaults(run=_env)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    from stp_rs.config import PRESETS, PRUNINGS, flat_fields
+
+    train = commands.add_parser(
+        "train",
+        help="train a policy on a task",
+        description="Every option is also a line of the YAML file given with --config; flags win.",
+    )
+    train.add_argument("--config", default="", help="YAML file of options")
+    train.add_argument("--preset", choices=list(PRESETS), default=None)
+    train.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="none, or how to prune any preset")
+    train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
+    for name, (hint, default) in flat_fields().items():
+        choices = list(get_args(hint)) if get_origin(hint) is Literal else None
+        kind = _boolean if hint is bool else str if choices else hint
+        train.add_argument(f"--{name}", type=kind, choices=choices, default=None, help=f"default {default!r}")
+    train.set_defaults(run=_train)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"got {text!r}, needs true or false")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from stp_rs.config import STPConfig
+    from stp_rs.console import Console
+    from stp_rs.run import run_training
+
+    skip = {"run", "config", "quiet"}
+    flags = {k: v for k, v in vars(args).items() if k not in skip and v is not None}
+    config = STPConfig.from_yaml(args.config, **flags) if args.config else STPConfig.make(**flags)
+    console = Console(config, quiet=args.quiet)
+    summary = run_training(config, console.events())
+    console.finish(summary)
+    return 0
+
+
+def _sample(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from stp_rs.console import completion_table
+    from stp_rs.priors import compose_priors
+    from stp_rs.prompts import encode_prompts
+    from stp_rs.rewards import decode_completions, score_rewards
+    from stp_rs.rollout import generate
+    from stp_rs.run import load_run, static_priors
+    from stp_rs.sampling import Sampling
+    from stp_rs.trainer import make_sampler
+
+    model, tokenizer, config, task = load_run(args.model)
+    rows = task.rows("test", args.n, args.seed)
+    prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
+    length = config.rollout.max_completion_length
+    priors = static_priors(config, task, tokenizer) if args.prior else []
+    rollout = generate(
+        model,
+        prompts,
+        make_sampler(config, prune=False),
+        completion_length=length,
+        sampling=Sampling(args.temperature),
+        prior=compose_priors(priors, prompts, length),
+        seed=args.seed,
+    )
+    texts = decode_completions(rollout.token_ids, np.full(len(rows), length), tokenizer)
+    rewards, _ = score_rewards(list(task.reward_funcs), texts, rows)
+    print(completion_table([row["prompt"] for row in rows], texts, rewards.tolist()))
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from stp_rs.checkpoint import write_json
+    from stp_rs.evaluation import evaluate
+    from stp_rs.run import TEST_SEED, load_run, static_priors
+
+    model, tokenizer, config, task = load_run(args.model)
+    rows = task.load(Path(args.data))[: args.n] if args.data else task.rows("test", args.n, TEST_SEED)
+    static = static_priors(config, task, tokenizer)
+    result: dict[str, Any] = {
+        "model": str(args.model),
+        "data": args.data or f"{task.name} test",
+        "n": len(rows),
+    }
+    for name, priors in (("free", []), ("prior", static)):
+        scores = evaluate(model, tokenizer, task, rows, config, priors=priors)
+        result[name] = {k: v for k, v in scores.items() if k != "completions"}
+    columns = [k for k in result["free"] if k != "forwards"]
+    print(f"{len(rows)} problems of {result['data']}, greedy")
+    print("decode  " + "".join(f"{c:>12}" for c in columns) + f"{'forwards':>12}")
+    for name in ("free", "prior"):
+        print(f"{name:<8}" + "".join(f"{result[name][c]:>12.3f}" for c in columns) + f"{result[name]['forwards']:>12}")
+    if args.json:
+        write_json(Path(args.json), result)
+    return 0
+
+
+def _env(_args: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+    import transformers
+
+    import stp_rs
+
+    lines = {
+        "stp_rs": stp_rs.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(lines, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

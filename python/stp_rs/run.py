@@ -1,0 +1,242 @@
+"""A whole run of a task: policy, warm-up, RL, evaluation, summary, report."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stp_rs.checkpoint import newest_checkpoint, policy_folder, save_checkpoint, write_json
+from stp_rs.config import STPConfig
+from stp_rs.errors import CheckpointError, ConfigError
+from stp_rs.evaluation import evaluate
+from stp_rs.model import DiffusionModel, as_diffusion_model
+from stp_rs.models import character_tokenizer, load_policy, tiny_policy
+from stp_rs.priors import Copy, OfflineGeneration, Prior, Template, tag_span
+from stp_rs.prompts import encode_prompts
+from stp_rs.report import write_report
+from stp_rs.sft import warm_up
+from stp_rs.tasks import get_task
+from stp_rs.tasks.base import Row, Task
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler
+
+TEST_SEED = 20_260
+"""Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What a run tells whoever watches it; every callback may be left out."""
+
+    on_phase: Callable[[str, int], None] = lambda _name, _steps: None
+    on_sft: Callable[[int, float], None] = lambda _step, _loss: None
+    on_step: Callable[[StepResult], None] = lambda _result: None
+
+
+def run_training(config: STPConfig, events: Events | None = None) -> dict[str, Any]:
+    """Train a task's policy as configured; write the run folder and return its summary.
+
+    The folder holds config.yaml, metrics.jsonl, warmup/ (the policy before RL), checkpoint-N/, summary.json and
+    report.html.
+    """
+    events = events or Events()
+    started = time.perf_counter()
+    set_threads(config)
+    task = get_task(config.run.task)
+    config = complete(config, task)
+    run = Path(config.run.output_dir)
+    write_config(config, run)
+    sft_started = time.perf_counter()
+    model, tokenizer = prepare_policy(config, task, run, events)
+    sft_seconds = time.perf_counter() - sft_started
+    test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
+    static = static_priors(config, task, tokenizer)
+    before = evaluate(model, tokenizer, task, test_rows, config)
+    train_rows = task.load(Path(config.run.data)) if config.run.data else None
+    train_rows = train_rows or task.rows("train", config.run.train_size, config.run.seed)
+    trainer = STPTrainer(
+        model,
+        list(task.reward_funcs),
+        config,
+        train_rows,
+        tokenizer,
+        priors=[*static, *offline_prior(config, model, tokenizer, train_rows, run)],
+        evaluate=lambda t: validation(t, task, tokenizer),
+    )
+    events.on_phase("rl", config.optim.max_steps - trainer.step)
+    trainer.train(events.on_step)
+    with trainer.ledger.time("eval"):
+        after = evaluate(trainer.model, tokenizer, task, test_rows, config)
+        pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
+    seconds = trainer.ledger.seconds
+    summary = {
+        "task": config.run.task,
+        "preset": config.preset,
+        "seed": config.run.seed,
+        "solved_before": before["solved"],
+        "solved_after": after["solved"],
+        "solved_after_prior": pruned["solved"],
+        "cells_after": after.get("cells"),
+        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(run)},
+        "forwards": dict(trainer.ledger.forwards),
+        "seconds": {
+            "sft": sft_seconds,
+            "rl": seconds["rollout"] + seconds["reward"] + seconds["update"],
+            "rollout": seconds["rollout"],
+            "update": seconds["update"],
+            "eval": seconds["eval"],
+            "total": time.perf_counter() - started,
+        },
+        "steps": trainer.step,
+        "eval_size": len(test_rows),
+        "samples": [
+            {"prompt": row["prompt"], "before": b, "after": a}
+            for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
+        ],
+    }
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
+
+
+def complete(config: STPConfig, task: Task) -> STPConfig:
+    """Return the configuration with the task's completion length where none was given."""
+    if config.rollout.max_completion_length:
+        return config
+    return replace(config, rollout=replace(config.rollout, max_completion_length=task.completion_length))
+
+
+def set_threads(config: STPConfig) -> None:
+    """Set torch's threads; two BLAS threads under contention were 5 times slower than one for the tiny policy."""
+    if config.run.num_threads:
+        torch.set_num_threads(config.run.num_threads)
+
+
+def pick_device(config: STPConfig) -> torch.device:
+    """Return the configured device, or cuda where there is one."""
+    return torch.device(config.run.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+_WARMUP_OPTIONS = {
+    *("task", "seed", "train_size", "max_completion_length", "hidden_size", "num_hidden_layers"),
+    *("num_attention_heads", "sft_steps", "sft_batch_size", "sft_learning_rate"),
+}
+"""A finished warm-up is used again where these are the same."""
+
+
+def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> tuple[DiffusionModel, Any]:
+    """Return the policy before RL and its tokenizer: the given model, a finished warm-up of this run, or a new one."""
+    device = pick_device(config)
+    module: Any
+    if config.policy.model_name_or_path:
+        module, tokenizer = load_policy(policy_folder(config.policy.model_name_or_path))
+        return as_diffusion_model(module.to(device), tokenizer), tokenizer
+    identity = {k: v for k, v in config.to_flat().items() if k in _WARMUP_OPTIONS}
+    warmed = newest_checkpoint(run / "warmup") if config.run.resume else None
+    if warmed is not None and warmed.state.get("config") == identity:
+        module, tokenizer = load_policy(warmed.path)
+        return as_diffusion_model(module.to(device), tokenizer), tokenizer
+    tokenizer = character_tokenizer(task.alphabet)
+    length = config.rollout.max_completion_length
+    module = tiny_policy(
+        config.policy, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=config.run.seed
+    )
+    model = as_diffusion_model(module.to(device), tokenizer)
+    events.on_phase("sft", config.policy.sft_steps)
+    if config.policy.sft_steps:
+        warm_up(
+            model,
+            tokenizer,
+            task.demonstrations(config.run.train_size, config.run.seed),
+            completion_length=length,
+            steps=config.policy.sft_steps,
+            batch_size=config.policy.sft_batch_size,
+            learning_rate=config.policy.sft_learning_rate,
+            seed=config.run.seed,
+            on_step=events.on_sft,
+        )
+    save_checkpoint(
+        run / "warmup", model=module, tokenizer=tokenizer, optimizer={}, state={"step": 0, "config": identity}
+    )
+    return model, tokenizer
+
+
+def static_priors(config: STPConfig, task: Task, tokenizer: Any) -> list[Prior]:
+    """Return the configured priors that need no answer and may stay on at evaluation."""
+    known: dict[str, Prior] = {"template": Template(task.template, tokenizer), "copy": Copy(task.copies, tokenizer)}
+    names = [name.strip() for name in config.pruning.stp_spatial.split("+")]
+    for name in names:
+        if name not in (*known, "offline_generation", "none"):
+            raise ConfigError(
+                f"stp_spatial: got {name!r}, needs template, copy, offline_generation (joined by +) or none"
+            )
+    return [known[name] for name in names if name in known]
+
+
+def offline_prior(
+    config: STPConfig,
+    model: DiffusionModel,
+    tokenizer: Any,
+    rows: list[Row],
+    run: Path,
+) -> list[Prior]:
+    """Return the OfflineGeneration prior where configured; made once per run and stored beside it."""
+    if "offline_generation" not in config.pruning.stp_spatial:
+        return []
+    prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, tag_span("[", "]"), config.run.seed)
+    stored = run / "offline_generation.safetensors"
+    if config.run.resume and stored.is_file():
+        prior.load(stored, tokenizer)
+    else:
+        length = config.rollout.max_completion_length
+        prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
+        prior.build(model, prompts, tokenizer, make_sampler(config, prune=False), completion_length=length)
+        prior.save(stored)
+    return [prior]
+
+
+def validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:
+    """Return scores on the validation split, for the metrics file."""
+    rows = task.rows("validation", trainer.args.run.eval_size, TEST_SEED)
+    scores = evaluate(trainer.model, tokenizer, task, rows, trainer.args)
+    return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
+
+
+def last_nfe(run: Path) -> float | None:
+    """Return the forwards per completion of the last logged training step."""
+    from stp_rs.metrics import read_metrics
+
+    lines = read_metrics(run / "metrics.jsonl")
+    return lines[-1]["diffusion/nfe"] if lines else None
+
+
+def write_config(config: STPConfig, run: Path) -> None:
+    """Write config.yaml: the options of this run by their flat names."""
+    lines = [f"{name}: {value!r}" if isinstance(value, str) else f"{name}: {str(value).lower()}"
+             for name, value in config.to_flat().items()]  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
+    """Return (model, tokenizer, config, task) of a run folder, or of a checkpoint inside one.
+
+    Raises:
+        CheckpointError: there is no model, or no config.yaml beside it.
+    """
+    folder = policy_folder(path)
+    configs = [f / "config.yaml" for f in (Path(path), folder.parent) if (f / "config.yaml").is_file()]
+    if not configs:
+        raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
+    config = STPConfig.from_yaml(configs[0])
+    set_threads(config)
+    task = get_task(config.run.task)
+    module, tokenizer = load_policy(folder)
+    return (
+        as_diffusion_model(module.to(pick_device(config)), tokenizer),
+        tokenizer,
+        complete(config, task),
+        task,
+    )
