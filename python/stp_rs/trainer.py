@@ -195,6 +195,9 @@ class STPTrainer:
                     totals.setdefault(name, []).append(value)
                 elbo = float(new_RL.detach().sum()) / max(1.0, float(masks[j, i].scored_RL.sum()))
                 totals.setdefault("diffusion/token_elbo", []).append(elbo)
+            if not batches:  # the full computation would give a gradient of zero, which moves the moments
+                for parameter in self.optimizer.param_groups[0]["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
             update["grad_norm"] = self._step_optimizer(j, update["loss"])
             for name, value in update.items():
                 totals.setdefault(name, []).append(value)
