@@ -58,6 +58,7 @@ class Design:
         eligible: NDArray[np.uint8],
         unmask_counts: NDArray[np.int32],
         unmask_step: NDArray[np.int32],
+        *,
         iteration: int = 0,
         limit: int = 1_000_000,
     ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...

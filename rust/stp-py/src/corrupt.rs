@@ -138,7 +138,7 @@ impl Design {
     }
 
     /// Every outcome of one row with its probability: (probability, mask [P][L], weight [P][L]).
-    #[pyo3(signature = (eligible, unmask_counts, unmask_step, iteration=0, limit=1_000_000))]
+    #[pyo3(signature = (eligible, unmask_counts, unmask_step, *, iteration=0, limit=1_000_000))]
     fn law(
         &self,
         py: Python<'_>,
