@@ -15,15 +15,15 @@ def permutation(seed: int, uid: int, n: int) -> list[int]: ...
 # --- corrupt ---
 @final
 class Design:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         name: str,
         num_mc: int = 2,
         *,
         num_iterations: int = 1,
         block_length: int = 0,
         truncate: tuple[float, float] | None = None,
-    ) -> None: ...
+    ) -> Design: ...
     @property
     def name(self) -> str: ...
     @property

@@ -1,6 +1,7 @@
 """The Rust designs in the form of the oracles, and what the property tests draw."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def assert_same_law(got: Law, want: Law) -> None:
         assert probability == pytest.approx(right[outcome], abs=1e-12)
 
 
-def fits(counts: Counter, law: dict, draws: int) -> bool:
+def fits(counts: Counter[Any], law: dict[Any, float], draws: int) -> bool:
     """Whether the chi-square statistic stays below its 1 - 1e-6 quantile (Wilson and Hilferty's cube)."""
     expected = np.array([draws * p for p in law.values()])
     observed = np.array([counts[outcome] for outcome in law])
