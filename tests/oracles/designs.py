@@ -94,9 +94,7 @@ def cover(n: int, plan: list[int], num_mc: int) -> Law:
     """Return the law of masks that take the positions with the least weight so far, smallest count first."""
     law: Law = []
     for probability, coordinates in offsets(equal_strata(n, num_mc)):
-        states: list[tuple[float, list[Fraction], tuple[Pass, ...]]] = [
-            (float(probability), [Fraction(0)] * n, ())
-        ]
+        states: list[tuple[float, list[Fraction], tuple[Pass, ...]]] = [(float(probability), [Fraction(0)] * n, ())]
         for x in coordinates:
             count = level(plan, x)
             add = Fraction(n, num_mc * count)
@@ -224,6 +222,5 @@ def merged(law: Law) -> dict[tuple[tuple[frozenset[int], tuple[tuple[int, float]
 def key(passes: tuple[Pass, ...]) -> tuple[tuple[frozenset[int], tuple[tuple[int, float], ...]], ...]:
     """Return a hashable form of the passes of a row."""
     return tuple(
-        (mask, tuple(sorted((i, round(float(w), 6)) for i, w in weight.items() if w != 0.0)))
-        for mask, weight in passes
+        (mask, tuple(sorted((i, round(float(w), 6)) for i, w in weight.items() if w != 0.0))) for mask, weight in passes
     )

@@ -40,8 +40,7 @@ def coupled(n: int, plan: list[int], num_mc: int) -> Law:
         masks = subsets(list(range(n)), count)
         for mask in masks:
             passes = tuple(
-                flat(part, Fraction(n + 1, 2 * len(part))) if part else (part, {})
-                for part in (mask, everything - mask)
+                flat(part, Fraction(n + 1, 2 * len(part))) if part else (part, {}) for part in (mask, everything - mask)
             )
             law.append((1 / ((n + 1) * len(masks)), passes))
     return averaged(law, num_mc // 2)
@@ -93,10 +92,7 @@ def trajectory(n: int, plan: list[int], num_mc: int, order: list[int]) -> Law:
         passes = tuple(
             (
                 mask,
-                {
-                    i: w / float(min(Fraction(1), inclusion(sizes, certain, num_mc, s)))
-                    for i, w in weight.items()
-                },
+                {i: w / float(min(Fraction(1), inclusion(sizes, certain, num_mc, s))) for i, w in weight.items()},
             )
             for s, (mask, weight) in enumerate(states)
             if s in certain or s in hit

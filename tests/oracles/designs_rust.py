@@ -31,9 +31,7 @@ def table(seed: int) -> Policy:
     return policy
 
 
-def arrays(
-    plan: list[int], rows: int = 1, order: list[int] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(plan: list[int], rows: int = 1, order: list[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return eligible, unmask_counts and unmask_step for rows of n free positions revealed in an order."""
     n = plan[0]
     counts = np.asarray([*plan, 0], np.int32)
@@ -56,9 +54,7 @@ def pass_of(mask: object, weight: object) -> Pass:
     return frozenset(np.flatnonzero(np.asarray(mask)).tolist()), scored
 
 
-def draw(
-    design: Design, plan: list[int], uids: range, iteration: int = 0, seed: int = 5
-) -> list[tuple[Pass, ...]]:
+def draw(design: Design, plan: list[int], uids: range, iteration: int = 0, seed: int = 5) -> list[tuple[Pass, ...]]:
     """Return one keyed draw per uid."""
     eligible, counts, steps = arrays(plan, len(uids))
     total = int(design.passes(eligible, counts).sum())

@@ -9,9 +9,7 @@ from stp_rs import errors
 from stp_rs._core import Design, prompt_mask
 
 
-def call(
-    design: Design, eligible: np.ndarray, counts: np.ndarray, **change: object
-) -> tuple[np.ndarray, ...]:
+def call(design: Design, eligible: np.ndarray, counts: np.ndarray, **change: object) -> tuple[np.ndarray, ...]:
     """Draw into fresh arrays; `change` replaces arguments."""
     rows, length = eligible.shape
     total = int(design.passes(eligible, counts).sum())
@@ -88,9 +86,7 @@ def test_the_list_of_designs_is_the_documented_one():
         d = Design(name, block_length=4)
         assert (d.target, d.unbiased, d.published, d.per_token, d.reads_plan) == want, name
     page = (Path(__file__).parents[2] / "docs" / "designs.md").read_text(encoding="utf-8")
-    rows = {
-        line.strip("|* ").split("`")[1] for line in page.splitlines() if line.startswith(("| `", "| **`"))
-    }
+    rows = {line.strip("|* ").split("`")[1] for line in page.splitlines() if line.startswith(("| `", "| **`"))}
     assert rows >= names.keys()
 
 
