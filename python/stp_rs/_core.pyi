@@ -1,11 +1,10 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict, final, type_check_only
+from collections.abc import Sequence
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self, Unpack
 
 __version__: Final[str]
 
@@ -122,19 +121,23 @@ def countdown_problems(
 # --- corrupt ---
 @final
 class Design:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         name: str,
         num_mc: int = 2,
         *,
         num_iterations: int = 1,
         block_length: int = 0,
         truncate: tuple[float, float] | None = None,
-    ) -> None: ...
+    ) -> Design: ...
     @property
     def name(self) -> str: ...
     @property
     def num_mc(self) -> int: ...
+    @property
+    def per_token(self) -> bool: ...
+    @property
+    def reads_plan(self) -> bool: ...
     @property
     def published(self) -> bool: ...
     @property
@@ -161,6 +164,8 @@ class Design:
         eligible: NDArray[np.uint8],
         unmask_counts: NDArray[np.int32],
         unmask_step: NDArray[np.int32],
+        *,
+        iteration: int = 0,
         limit: int = 1_000_000,
     ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
     @staticmethod
@@ -224,3 +229,12 @@ class TrajectoryBuffer:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self: ...
     def __reduce__(self) -> tuple[Any, tuple[dict[str, NDArray[Any]]]]: ...
+def prompt_mask(
+    prompt: NDArray[np.uint8],
+    ratio: float,
+    seed: int,
+    uids: NDArray[np.uint64],
+    iteration: int,
+    row: NDArray[np.int32],
+    mask: NDArray[np.uint8],
+) -> None: ...
