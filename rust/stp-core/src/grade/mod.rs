@@ -7,5 +7,7 @@ pub mod cells;
 pub mod countdown;
 pub mod expr;
 pub mod extract;
+pub mod paper;
+pub mod python;
 pub mod ratio;
 pub mod sudoku;

@@ -1,6 +1,8 @@
 //! Python face of `stp_core::grade`: batches of texts in, scores out.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
 
+mod paper;
+
 use std::borrow::Cow;
 
 use pyo3::prelude::*;
@@ -141,5 +143,6 @@ pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(sudoku4_puzzles, m)?)?;
     m.add_function(wrap_pyfunction!(countdown_grade, m)?)?;
     m.add_function(wrap_pyfunction!(countdown_numbers, m)?)?;
-    m.add_function(wrap_pyfunction!(countdown_problems, m)?)
+    m.add_function(wrap_pyfunction!(countdown_problems, m)?)?;
+    paper::register(m)
 }
