@@ -118,7 +118,7 @@ fn paper_math_reward(
     py: Python<'_>,
     completions: Strings<'_>,
     truths: Strings<'_>,
-) -> PyResult<Vec<(f32, f32)>> {
+) -> PyResult<Vec<(f64, f64)>> {
     let (completions, truths) = (texts(&completions), texts(&truths));
     boundary::enter(py, || {
         check_len("truths", truths.len(), completions.len())?;
@@ -133,7 +133,7 @@ fn paper_countdown_reward(
     completions: Strings<'_>,
     numbers: Vec<Vec<i64>>,
     targets: Vec<f64>,
-) -> PyResult<Vec<f32>> {
+) -> PyResult<Vec<f64>> {
     let completions = texts(&completions);
     boundary::enter(py, || {
         check_len("numbers", numbers.len(), completions.len())?;
@@ -150,7 +150,7 @@ fn paper_sudoku_reward(
     completions: Strings<'_>,
     puzzles: Strings<'_>,
     solutions: Strings<'_>,
-) -> PyResult<Vec<f32>> {
+) -> PyResult<Vec<f64>> {
     let (completions, puzzles, solutions) = (texts(&completions), texts(&puzzles), texts(&solutions));
     boundary::enter(py, || {
         check_len("puzzles", puzzles.len(), completions.len())?;

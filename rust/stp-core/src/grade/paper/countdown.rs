@@ -62,7 +62,7 @@ fn allowed(text: &str) -> bool {
 
 /// Countdown as a training reward: the last answer tag earns 1.0 if right, 0.1 in any case; no tag earns 0.
 #[must_use]
-pub fn reward(text: &str, numbers: &[i64], target: f64) -> f32 {
+pub fn reward(text: &str, numbers: &[i64], target: f64) -> f64 {
     match crate::grade::paper::last_answer(text) {
         None => 0.0,
         Some(answer) if correct(python::strip(answer), numbers, target) => 1.0,
@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn rewards() {
-        assert_eq!(reward("<answer>2*3+4</answer>", &[2, 3, 4], 10.0).to_bits(), 1.0_f32.to_bits());
-        assert_eq!(reward("<answer></answer>", &[2, 3, 4], 10.0).to_bits(), 0.1_f32.to_bits());
-        assert_eq!(reward("2*3+4", &[2, 3, 4], 10.0).to_bits(), 0.0_f32.to_bits());
+        assert_eq!(reward("<answer>2*3+4</answer>", &[2, 3, 4], 10.0).to_bits(), 1.0_f64.to_bits());
+        assert_eq!(reward("<answer></answer>", &[2, 3, 4], 10.0).to_bits(), 0.1_f64.to_bits());
+        assert_eq!(reward("2*3+4", &[2, 3, 4], 10.0).to_bits(), 0.0_f64.to_bits());
     }
 
     proptest! {

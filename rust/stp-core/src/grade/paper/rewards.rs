@@ -100,7 +100,7 @@ fn strict(text: &str) -> bool {
 /// The format looks for a backspace followed by `oxed`, a misspelling of `\boxed`, so 0.75 (with an answer tag) and
 /// 0.25 (without) are what ordinary text earns.
 #[must_use]
-pub fn math(text: &str, truth: &str) -> (f32, f32) {
+pub fn math(text: &str, truth: &str) -> (f64, f64) {
     let answer = boxed(text).unwrap_or(text);
     let truth = boxed(truth).unwrap_or(truth);
     let correct = if math::equivalent(answer, truth) { 2.0 } else { 0.0 };

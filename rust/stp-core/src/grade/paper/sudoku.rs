@@ -83,11 +83,11 @@ pub fn cells(answer: &str, puzzle: &str, solution: &str) -> (usize, usize) {
 
 /// Sudoku as a training reward: the digits of the last answer tag, share of blank cells right.
 #[must_use]
-pub fn reward(text: &str, puzzle: &str, solution: &str) -> f32 {
+pub fn reward(text: &str, puzzle: &str, solution: &str) -> f64 {
     let Some(answer) = last_answer(text) else { return 0.0 };
     let digits: String = answer.chars().filter(|&c| python::all_digits(c.encode_utf8(&mut [0; 4]))).collect();
     let (right, blanks) = cells(&digits, puzzle, solution);
-    if blanks == 0 { 0.0 } else { right as f32 / blanks as f32 }
+    if blanks == 0 { 0.0 } else { right as f64 / blanks as f64 }
 }
 
 #[cfg(test)]
