@@ -21,9 +21,7 @@ SEED = 0
 def square_reward(completions: list[str], prompts: list[str], **_columns: object) -> list[float]:
     """Return the share of right characters of "=NN;" for each completion."""
     wanted = [f"={int(p) ** 2:02d};" for p in prompts]
-    return [
-        sum(a == b for a, b in zip(c, w, strict=False)) / len(w) for c, w in zip(completions, wanted, strict=True)
-    ]
+    return [sum(a == b for a, b in zip(c, w, strict=False)) / len(w) for c, w in zip(completions, wanted, strict=True)]
 
 
 def train(steps: int, sft_steps: int) -> list[float]:
@@ -80,7 +78,9 @@ def train(steps: int, sft_steps: int) -> list[float]:
         optimizer.step()
         history.append(metrics["reward"])
         if step % 10 == 0 or step == steps - 1:
-            print(f"step {step:3d}  reward {metrics['reward']:.3f}  forwards {rollout.stats['forwards']}  e.g. {texts[-1]}")
+            print(
+                f"step {step:3d}  reward {metrics['reward']:.3f}  forwards {rollout.stats['forwards']}  e.g. {texts[-1]}"
+            )
     return history
 
 
@@ -90,4 +90,6 @@ if __name__ == "__main__":
     parser.add_argument("--sft_steps", type=int, default=150)
     options = parser.parse_args()
     rewards = train(options.steps, options.sft_steps)
-    print(f"mean reward of the first five steps {np.mean(rewards[:5]):.3f}, of the last five {np.mean(rewards[-5:]):.3f}")
+    print(
+        f"mean reward of the first five steps {np.mean(rewards[:5]):.3f}, of the last five {np.mean(rewards[-5:]):.3f}"
+    )

@@ -33,66 +33,9 @@ def passes_that_enumerate(name: str, n: int, num_mc: int) -> int:
     return min(num_mc, 2) if n == 6 and name != "balanced" else num_mc
 
 
-<<<<<<< HEAD
-def table(seed: int) -> oracle.Policy:
-    """Return an adversarial tabular policy: an independent f_i(M) for every pair."""
-    cache: dict[tuple[int, frozenset[int]], float] = {}
-    generator = np.random.default_rng(seed)
-
-    def policy(i: int, mask: frozenset[int]) -> float:
-        return cache.setdefault((i, mask), float(np.log(generator.uniform(1e-6, 1))))
-
-    return policy
-
-
-def arrays(plan: list[int], rows: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return eligible, unmask_counts and left-to-right unmask_step for rows of n free positions."""
-    n = plan[0]
-    counts = np.asarray([*plan, 0], np.int32)
-    steps = np.repeat(np.arange(len(plan), dtype=np.int32), -np.diff(counts))
-    return np.ones((rows, n), np.uint8), np.tile(counts, (rows, 1)), np.tile(steps, (rows, 1))
-
-
-def rust_law(design: Design, plan: list[int]) -> oracle.Law:
-    """Return the law enumerated by the Rust sampler, in the oracle's form."""
-    law = []
-    for probability, masks, weights in design.law(*arrays(plan)):
-        passes = tuple(
-            (frozenset(np.flatnonzero(mask).tolist()), {i: w for i, w in enumerate(weight) if w != 0.0})
-            for mask, weight in zip(masks, weights, strict=True)
-        )
-        law.append((probability, passes))
-    return law
-
-
-def draw(
-    design: Design, plan: list[int], uids: range, iteration: int = 0, seed: int = 5
-) -> list[tuple[oracle.Pass, ...]]:
-    """Return one keyed draw per uid, in the oracle's form."""
-    eligible, counts, steps = arrays(plan, len(uids))
-    total = int(design.passes(eligible, counts).sum())
-    mask = np.full((total, plan[0]), 7, np.uint8)
-    weight = np.full((total, plan[0]), np.nan, np.float32)
-    row = np.full(total, -7, np.int32)
-    keys = np.asarray(uids, np.uint64)
-    design.draw(eligible, counts, steps, seed, keys, iteration, mask, weight, row)
-    out: list[list[oracle.Pass]] = [[] for _ in uids]
-    for r, m, w in zip(row.tolist(), mask, weight, strict=True):
-        out[r].append((frozenset(np.flatnonzero(m).tolist()), {i: float(v) for i, v in enumerate(w) if v != 0}))
-    return [tuple(passes) for passes in out]
-
-
-def assert_same_law(got: oracle.Law, want: oracle.Law) -> None:
-    """Compare two laws outcome by outcome."""
-    left, right = oracle.merged(got), oracle.merged(want)
-    assert left.keys() == right.keys()
-    for outcome, probability in left.items():
-        assert probability == pytest.approx(right[outcome], abs=1e-12)
-=======
 def has_law(name: str, plan: list[int], num_mc: int) -> bool:
     """Whether the design is legal for the plan: balanced needs floor(n/K) tokens in the last step."""
     return name != "balanced" or plan[-1] >= plan[0] // min(num_mc, plan[0])
->>>>>>> corrupt
 
 
 @pytest.mark.parametrize("name", PLAN_DESIGNS)
