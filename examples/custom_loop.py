@@ -78,9 +78,8 @@ def train(steps: int, sft_steps: int) -> list[float]:
         optimizer.step()
         history.append(metrics["reward"])
         if step % 10 == 0 or step == steps - 1:
-            print(
-                f"step {step:3d}  reward {metrics['reward']:.3f}  forwards {rollout.stats['forwards']}  e.g. {texts[-1]}"
-            )
+            forwards = rollout.stats["forwards"]
+            print(f"step {step:3d}  reward {metrics['reward']:.3f}  forwards {forwards}  e.g. {texts[-1]}")
     return history
 
 

@@ -1,10 +1,53 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
-from collections.abc import Sequence
-from typing import Any, Final, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self, Unpack
+
+__all__ = [
+    "__version__",
+    "Design",
+    "PriorSet",
+    "RolloutScheduler",
+    "Sampler",
+    "TrajectoryBuffer",
+    "answer_spans",
+    "choose_anchors",
+    "countdown_expressions",
+    "countdown_grade",
+    "countdown_numbers",
+    "countdown_problems",
+    "countdown_solutions",
+    "espo_numbers",
+    "grid_answers",
+    "math_compare",
+    "number_answers",
+    "number_values",
+    "paper_countdown",
+    "paper_countdown_reward",
+    "paper_gsm8k",
+    "paper_gsm8k_reward",
+    "paper_math",
+    "paper_math_close",
+    "paper_math_equal",
+    "paper_math_reward",
+    "paper_sudoku",
+    "paper_sudoku_reward",
+    "permutation",
+    "philox4x32",
+    "plan_counts",
+    "prompt_mask",
+    "row_uid",
+    "scored_counts",
+    "sudoku4_grade",
+    "sudoku4_grids",
+    "sudoku4_puzzles",
+    "sudoku9_grade",
+    "tag_layout",
+]
 
 __version__: Final[str]
 
