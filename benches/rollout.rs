@@ -21,6 +21,7 @@ fn sampler(selection: &str) -> Sampler {
         confidence: stp_core::select::Confidence::Prob,
         temporal: stp_core::temporal::Temporal::None,
         max_nfe: 0,
+        eos: stp_core::sampler::Eos::None,
     }
 }
 

@@ -69,6 +69,7 @@ class Sampler:
         confidence: str = "prob",
         temporal: str = "none",
         max_nfe: int = 0,
+        eos: str = "none",
     ) -> Sampler: ...
     @property
     def exact(self) -> bool: ...
@@ -116,7 +117,16 @@ def choose_anchors(
 @final
 class RolloutScheduler:
     def __new__(
-        cls, *, mask_token_id: int, pad_token_id: int, slots: int, seed: int, share_first: bool = True
+        cls,
+        *,
+        mask_token_id: int,
+        pad_token_id: int,
+        slots: int,
+        seed: int,
+        share_first: bool = True,
+        eos_token_id: int | None = None,
+        max_tokens: int = 0,
+        length_sorted: bool = False,
     ) -> RolloutScheduler: ...
     def submit(
         self,
@@ -124,7 +134,7 @@ class RolloutScheduler:
         prompt_ids: NDArray[np.int64],
         prompt_lengths: NDArray[np.int32],
         completion_lengths: NDArray[np.int32],
-        sampler: Sampler,
+        sampler: Sampler | Sequence[Sampler],
         prior: PriorSet | None = None,
     ) -> None: ...
     def capacity(self) -> tuple[int, int]: ...
@@ -135,6 +145,7 @@ class RolloutScheduler:
         candidates: NDArray[np.int32],
         uniforms: NDArray[np.float32],
     ) -> tuple[int, int, int]: ...
+    def places(self, length: int, out: NDArray[np.int32]) -> None: ...
     def commit(self, packed: NDArray[np.float32]) -> None: ...
     def results(
         self,

@@ -36,6 +36,8 @@ pub enum Stop {
     MaxNfe = 3,
     /// The prior fixed every position: no forward was needed.
     Prior = 4,
+    /// Everything up to its first end-of-text token was revealed.
+    Eos = 5,
 }
 
 /// One completion to decode.
@@ -81,6 +83,9 @@ pub struct Stats {
     pub padding: u64,
     /// Candidates whose numbers were NaN.
     pub nan: u64,
+    /// Canvases computed for which a row gained a token. Every forward reveals at least one token of each of its rows,
+    /// so this is `forwards`: no row whose canvas did not change is ever computed again.
+    pub useful_rows: u64,
 }
 
 /// Decodes a queue of rows through model calls that the caller makes.
@@ -88,7 +93,10 @@ pub struct Stats {
 pub struct Scheduler {
     mask_token_id: i64,
     pad_token_id: i64,
+    eos_token_id: Option<i64>,
     slots: usize,
+    max_tokens: usize,
+    length_sorted: bool,
     seed: u64,
     share_first: bool,
     rows: Vec<Row>,
@@ -118,7 +126,10 @@ impl Scheduler {
         Ok(Self {
             mask_token_id,
             pad_token_id,
+            eos_token_id: None,
             slots,
+            max_tokens: 0,
+            length_sorted: false,
             seed,
             share_first,
             rows,
@@ -131,17 +142,47 @@ impl Scheduler {
         })
     }
 
+    /// The end-of-text token, for samplers that read it.
+    #[must_use]
+    pub fn with_eos(mut self, eos_token_id: Option<i64>) -> Self {
+        self.eos_token_id = eos_token_id;
+        self
+    }
+
+    /// Bounds a call to `max_tokens` tokens, padding included (0: no bound; one row is always admitted). With
+    /// `length_sorted`, long rows are admitted first and rows of a width together, which leaves less padding; the rows of
+    /// a group have one width and stay neighbours.
+    #[must_use]
+    pub fn with_admission(mut self, max_tokens: usize, length_sorted: bool) -> Self {
+        (self.max_tokens, self.length_sorted) = (max_tokens, length_sorted);
+        self
+    }
+
     /// Queues rows; their order is that of the results. Either all are queued or none.
     pub fn submit(&mut self, requests: &[Request<'_>]) -> Result<()> {
-        let rows: Vec<Row> =
-            requests.iter().map(|r| Row::new(r, self.mask_token_id, self.seed)).collect::<Result<_>>()?;
+        let make = |r| Row::new(r, self.mask_token_id, self.eos_token_id, self.seed);
+        let rows: Vec<Row> = requests.iter().map(make).collect::<Result<_>>()?;
         for row in rows {
             if row.stop == Stop::Running {
                 self.queue.push_back(self.rows.len());
             }
             self.rows.push(row);
         }
+        if self.length_sorted {
+            let rows = &self.rows;
+            self.queue.make_contiguous().sort_by_key(|&r| std::cmp::Reverse(rows[r].layout.width()));
+        }
+        self.reserve();
         Ok(())
+    }
+
+    /// Makes room for any step, so that none allocates.
+    fn reserve(&mut self) {
+        let slots = self.slots.min(self.rows.len());
+        let longest = self.rows.iter().map(|r| r.layout.completion).max().unwrap_or(0);
+        self.active.reserve(slots.saturating_sub(self.active.len()));
+        self.turns.reserve(slots.saturating_sub(self.turns.len()));
+        self.keys.reserve(longest.saturating_sub(self.keys.len()));
     }
 
     /// Rows submitted.
@@ -168,7 +209,9 @@ impl Scheduler {
         let slots = self.slots.min(self.rows.len());
         let width = self.rows.iter().map(|r| r.layout.width()).max().unwrap_or(0);
         let length = self.rows.iter().map(|r| r.layout.completion).max().unwrap_or(0);
-        (slots * width, slots * length)
+        let most = if self.max_tokens == 0 { usize::MAX } else { self.max_tokens.max(width) };
+        let tokens = slots.saturating_mul(width).min(most);
+        (tokens, slots.saturating_mul(length).min(tokens))
     }
 
     /// Fills the canvases of the next model call: `ids` as `[rows, width]` packed at the front, `lengths[rows]` (tokens
@@ -187,37 +230,33 @@ impl Scheduler {
             ));
         }
         self.check_buffers(ids.len(), lengths.len(), candidates.len(), uniforms.len())?;
-        while self.active.len() < self.slots {
-            let Some(next) = self.queue.pop_front() else { break };
-            self.active.push(next);
-        }
-        let width = self.active.iter().map(|&r| self.rows[r].layout.width()).max().unwrap_or(0);
-        let mut step = Step { rows: 0, width, candidates: 0 };
-        let mut previous: Option<usize> = None;
+        self.admit();
         self.turns.clear();
         for &index in &self.active {
-            let row = &mut self.rows[index];
-            let (quota, total, in_block) = row.open_turn();
-            if !(self.share_first
-                && previous.is_some_and(|p: usize| self.rows[p].same_start(&self.rows[index])))
-            {
-                let canvas = &self.rows[index].canvas;
+            self.turns.push(self.rows[index].open_turn(index));
+        }
+        self.exit_together();
+        let width = self.width();
+        let mut step = Step { rows: 0, width, candidates: 0 };
+        let mut previous: Option<usize> = None;
+        for turn in &mut self.turns {
+            let row = &self.rows[turn.row];
+            if !(self.share_first && previous.is_some_and(|p: usize| self.rows[p].same_start(row))) {
                 let target = &mut ids[step.rows * width..(step.rows + 1) * width];
-                target[..canvas.len()].copy_from_slice(canvas);
-                target[canvas.len()..].fill(self.pad_token_id);
-                lengths[step.rows] = canvas.len() as i32;
-                self.stats.padding += (width - canvas.len()) as u64;
+                target[..row.canvas.len()].copy_from_slice(&row.canvas);
+                target[row.canvas.len()..].fill(self.pad_token_id);
+                lengths[step.rows] = row.canvas.len() as i32;
+                self.stats.padding += (width - row.canvas.len()) as u64;
                 step.rows += 1;
             }
-            previous = Some(index);
-            let row = &self.rows[index];
-            let base = (step.rows - 1) * width + row.layout.prompt;
-            for (i, &position) in row.masked[..total].iter().enumerate() {
-                candidates[step.candidates + i] = (base + position as usize) as i32;
-                uniforms[step.candidates + i] = row.rng.uniform(Lane::Sample, row.nfe as u32, position);
+            previous = Some(turn.row);
+            (turn.start, turn.canvas) = (step.candidates, step.rows - 1);
+            let base = turn.canvas * width + row.layout.prompt;
+            for (i, &position) in row.masked[..turn.total].iter().enumerate() {
+                candidates[turn.start + i] = (base + position as usize) as i32;
+                uniforms[turn.start + i] = row.rng.uniform(Lane::Sample, row.nfe as u32, position);
             }
-            self.turns.push(Turn { row: index, start: step.candidates, in_block, total, quota });
-            step.candidates += total;
+            step.candidates += turn.total;
         }
         if step.rows > 0 {
             self.stats.forwards += step.rows as u64;
@@ -228,6 +267,60 @@ impl Scheduler {
             self.pending = Some(step);
         }
         Ok(step)
+    }
+
+    /// Tokens of the widest row in flight.
+    fn width(&self) -> usize {
+        self.active.iter().map(|&r| self.rows[r].layout.width()).max().unwrap_or(0)
+    }
+
+    /// Takes rows from the queue, in its order, while slots and tokens last.
+    fn admit(&mut self) {
+        if self.active.iter().any(|&r| self.rows[r].sampler.temporal.batch_share().is_some()) {
+            return;
+        }
+        let mut width = self.width();
+        while let Some(&next) = self.queue.front() {
+            width = width.max(self.rows[next].layout.width());
+            let tokens = (self.active.len() + 1).saturating_mul(width);
+            let fits = self.active.is_empty() || self.max_tokens == 0 || tokens <= self.max_tokens;
+            if self.active.len() >= self.slots || !fits {
+                return;
+            }
+            self.queue.pop_front();
+            self.active.push(next);
+        }
+    }
+
+    /// Lets the rows with the batch-wide rule commit everything once each of them is full enough.
+    fn exit_together(&mut self) {
+        let rows = &self.rows;
+        if self.turns.iter().any(|t| rows[t.row].full_enough(t) == Some(false)) {
+            return;
+        }
+        for turn in &mut self.turns {
+            turn.exit = rows[turn.row].full_enough(turn).is_some();
+            if turn.exit {
+                turn.total = rows[turn.row].masked.len();
+            }
+        }
+    }
+
+    /// Writes the place of every candidate of the pending step: row times `length` plus completion position.
+    pub fn places(&self, length: usize, out: &mut [i32]) -> Result<()> {
+        let Some(step) = self.pending else {
+            return Err(Error::state("places came without a pending step", "call next_step first"));
+        };
+        if out.len() < step.candidates {
+            return Err(Error::shape("places", out.len(), format!("at least {}", step.candidates)));
+        }
+        for turn in &self.turns {
+            let row = &self.rows[turn.row];
+            for (place, &position) in out[turn.start..].iter_mut().zip(&row.masked[..turn.total]) {
+                *place = (turn.row * length + position as usize) as i32;
+            }
+        }
+        Ok(())
     }
 
     fn check_buffers(&self, ids: usize, lengths: usize, candidates: usize, uniforms: usize) -> Result<()> {
@@ -263,10 +356,15 @@ impl Scheduler {
             }
         }
         self.pending = None;
+        let mut counted = usize::MAX;
         for turn in &self.turns {
             let scores = &scores[turn.start..turn.start + turn.total];
             self.stats.nan += scores.iter().filter(|s| s[2].is_nan()).count() as u64;
-            self.rows[turn.row].commit(turn, scores, &mut self.keys);
+            let gained = self.rows[turn.row].commit(turn, scores, &mut self.keys);
+            if gained > 0 && turn.canvas != counted {
+                counted = turn.canvas;
+                self.stats.useful_rows += 1;
+            }
         }
         let rows = &self.rows;
         self.active.retain(|&r| rows[r].stop == Stop::Running);

@@ -1,10 +1,38 @@
 //! A sampler: everything that decides how one row is decoded, apart from the model and the temperature.
 
+use std::str::FromStr;
+
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::schedule::{Plan, Quota, pruned_steps};
 use crate::select::{Confidence, Selection};
 use crate::temporal::{RowState, Temporal};
+
+/// What the end-of-text token does to a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Eos {
+    /// Nothing: it is a token as any other.
+    #[default]
+    None,
+    /// Once everything up to the first one is revealed, the row ends and what is masked becomes end-of-text. This
+    /// changes the context of no sampled token, but a tail that the policy would have filled otherwise is not sampled.
+    Truncate,
+    /// Candidates that show it are revealed last. It is read from the most likely token, or from the sampled one under
+    /// [`Confidence::SampledProb`] (LLaDA `confidence_eos_eot_inf`).
+    Last,
+}
+
+impl FromStr for Eos {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "none" => Ok(Self::None),
+            "truncate" => Ok(Self::Truncate),
+            "last" => Ok(Self::Last),
+            _ => Err(Error::value("eos", name, "one of none, truncate, last")),
+        }
+    }
+}
 
 /// Decoding options of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,6 +51,8 @@ pub struct Sampler {
     pub temporal: Temporal,
     /// Most forwards per row; the last one commits the rest. 0 means no bound but the plan's.
     pub max_nfe: usize,
+    /// What the end-of-text token does.
+    pub eos: Eos,
 }
 
 impl Sampler {
@@ -30,6 +60,14 @@ impl Sampler {
     pub fn check(&self) -> Result<()> {
         if self.diffusion_steps == 0 {
             return Err(Error::value("diffusion_steps", 0, "at least 1"));
+        }
+        if self.temporal.batch_share().is_some() && !self.selection.by_quota() {
+            let need = "selection top_k: the batch-wide exit is decided before the forward";
+            return Err(Error::value(
+                "temporal",
+                format!("fill_ratio_batch with {:?}", self.selection),
+                need,
+            ));
         }
         self.selection.check(self.confidence)
     }
@@ -59,10 +97,12 @@ impl Sampler {
     }
 
     /// The plan that a row follows, both prunings applied; `None` where the number of tokens per step depends on the
-    /// model's numbers (adaptive selections and rules).
+    /// model's numbers (adaptive selections and rules, end-of-text), on the batch or on chance.
     #[must_use]
     pub fn plan(&self, free: &[u32], layout: &Layout) -> Option<Plan> {
-        if !self.selection.by_quota() || self.temporal.reads_scores() {
+        let adaptive =
+            !self.selection.by_quota() || self.temporal.reads_scores() || self.eos == Eos::Truncate;
+        if adaptive || self.temporal.batch_share().is_some() || self.quota == Quota::Bernoulli {
             return None;
         }
         let reveals = self.reveals(free, layout);

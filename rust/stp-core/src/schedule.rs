@@ -22,11 +22,15 @@ pub enum Quota {
     Dream,
     /// 1, 2, 4, 8, ...: the last step takes all.
     PowersOfTwo,
+    /// Every mask is revealed with probability 1 / steps left (ancestral sampling of masked diffusion, with the random
+    /// confidence). A rollout draws the count; as a fixed plan it is the ceil-remaining one.
+    Bernoulli,
 }
 
 impl Quota {
     /// Every name that [`Quota::from_str`] accepts.
-    pub const NAMES: [&'static str; 5] = ["ceil_remaining", "llada", "dllm", "dream", "powers_of_two"];
+    pub const NAMES: [&'static str; 6] =
+        ["ceil_remaining", "llada", "dllm", "dream", "powers_of_two", "bernoulli"];
 
     /// Tokens to reveal at schedule step `step` of `steps`, with `left` of `n` masks left; may be 0 for the published
     /// rules. The last step takes all that is left, so no rule leaves a mask behind.
@@ -37,7 +41,7 @@ impl Quota {
         }
         let remaining = steps - step;
         let quota = match self {
-            Self::CeilRemaining => left.div_ceil(remaining),
+            Self::CeilRemaining | Self::Bernoulli => left.div_ceil(remaining),
             Self::Llada => n / steps + usize::from(step < n % steps),
             Self::Dllm => (left as f64 / remaining as f64).round_ties_even() as usize,
             Self::Dream => {
@@ -72,6 +76,7 @@ impl FromStr for Quota {
             "dllm" => Ok(Self::Dllm),
             "dream" => Ok(Self::Dream),
             "powers_of_two" => Ok(Self::PowersOfTwo),
+            "bernoulli" => Ok(Self::Bernoulli),
             _ => Err(Error::value("quota", name, format!("one of {}", Self::NAMES.join(", ")))),
         }
     }

@@ -54,11 +54,14 @@ pub enum Confidence {
     Random,
     /// The leftmost masked position.
     Leftmost,
+    /// `Prob` with Gumbel noise: positions drawn without replacement in proportion to their largest probability.
+    Gumbel,
 }
 
 impl Confidence {
     /// Every name that `from_str` accepts.
-    pub const NAMES: [&'static str; 6] = ["prob", "sampled_prob", "margin", "entropy", "random", "leftmost"];
+    pub const NAMES: [&'static str; 7] =
+        ["prob", "sampled_prob", "margin", "entropy", "random", "leftmost", "gumbel"];
 
     /// Whether the choice reads the state only: the trajectory log-likelihood is then the plain sum of log-probs.
     #[must_use]
@@ -66,7 +69,13 @@ impl Confidence {
         self != Self::SampledProb
     }
 
-    /// The number to rank by; higher is revealed first.
+    /// Whether [`Confidence::rank`] reads its random number.
+    #[must_use]
+    pub fn is_random(self) -> bool {
+        matches!(self, Self::Random | Self::Gumbel)
+    }
+
+    /// The number to rank by; higher is revealed first. `random` is a uniform in (0, 1).
     #[must_use]
     pub fn rank(self, score: &Score, position: u32, random: f32) -> f32 {
         match self {
@@ -76,6 +85,7 @@ impl Confidence {
             Self::Entropy => -score.entropy,
             Self::Random => random,
             Self::Leftmost => -(position as f32),
+            Self::Gumbel => score.top1 - (-random.ln()).ln(),
         }
     }
 }
@@ -90,6 +100,7 @@ impl FromStr for Confidence {
             "entropy" => Ok(Self::Entropy),
             "random" => Ok(Self::Random),
             "leftmost" => Ok(Self::Leftmost),
+            "gumbel" => Ok(Self::Gumbel),
             _ => Err(Error::value("confidence", name, format!("one of {}", Self::NAMES.join(", ")))),
         }
     }
@@ -169,7 +180,7 @@ impl<'a> Spec<'a> {
 /// A sort key: ascending keys are descending scores, ties by index, NaN last.
 #[must_use]
 pub fn rank_key(score: f32, index: usize) -> u64 {
-    let bits = score.to_bits();
+    let bits = (score + 0.0).to_bits(); // -0.0 ties with 0.0
     let ordered = if score.is_nan() {
         0
     } else if bits >> 31 == 0 {
@@ -180,18 +191,20 @@ pub fn rank_key(score: f32, index: usize) -> u64 {
     u64::from(!ordered) << 32 | index as u64
 }
 
+/// The score that a key was made of.
+fn key_score(key: u64) -> f32 {
+    match !((key >> 32) as u32) {
+        0 => f32::NAN,
+        ordered if ordered >> 31 == 1 => f32::from_bits(ordered & 0x7FFF_FFFF),
+        ordered => f32::from_bits(!ordered),
+    }
+}
+
 impl Selection {
-    /// How many of the ranked candidates to reveal. `keys` is sorted by [`rank_key`] of `confidence`; `score` gives the
-    /// numbers of a candidate by its index. At least 1 where there is a candidate.
-    pub fn take(
-        self,
-        confidence: Confidence,
-        keys: &[u64],
-        quota: usize,
-        score: impl Fn(usize) -> Score,
-    ) -> usize {
-        let index = |key: &u64| (*key & 0xFFFF_FFFF) as usize;
-        let prob = |key: &u64| confidence.rank(&score(index(key)), 0, 0.0).exp();
+    /// Brings the keys (by [`rank_key`]) of the candidates to reveal to the front and returns how many they are: at
+    /// least 1 where there is a candidate. Their order among each other is undefined.
+    pub fn take(self, keys: &mut [u64], quota: usize) -> usize {
+        let prob = |key: &u64| key_score(*key).exp();
         let count = match self {
             Self::TopK => quota,
             Self::Threshold { min_prob, cap } => {
@@ -199,20 +212,32 @@ impl Selection {
                 if cap == 0 { above } else { above.min(cap as usize) }
             }
             Self::Factor { factor } => {
+                keys.sort_unstable();
                 let fits = |(r, k): (usize, &u64)| prob(k) >= 1.0 - factor / (r as f32 + 1.0);
                 keys.iter().enumerate().take_while(|&rk| fits(rk)).count()
             }
             Self::EntropyBound { budget } => {
+                keys.sort_unstable();
                 let mut before = 0.0;
                 let within = |k: &&u64| {
-                    let fits = before <= budget;
-                    before += score(index(k)).entropy.max(0.0);
+                    let entropy = -key_score(**k);
+                    let fits = before <= budget && entropy != f32::INFINITY;
+                    before += entropy.max(0.0);
                     fits
                 };
                 keys.iter().take_while(within).count()
             }
         };
-        count.clamp(usize::from(!keys.is_empty()), keys.len())
+        let count = count.clamp(usize::from(!keys.is_empty()), keys.len());
+        if self.by_count() && 0 < count && count < keys.len() {
+            keys.select_nth_unstable(count - 1);
+        }
+        count
+    }
+
+    /// Whether the rule needs no order of the candidates but the cut itself.
+    fn by_count(self) -> bool {
+        matches!(self, Self::TopK | Self::Threshold { .. })
     }
 
     /// Refuses a confidence kind that this rule cannot read: thresholds read a probability, the bound an entropy.
@@ -248,11 +273,18 @@ mod tests {
 
     #[test]
     fn keys_sort_by_score_then_index_with_nan_last() {
-        let scores = [0.5, f32::NAN, -1.0, 0.5, f32::INFINITY, f32::NEG_INFINITY, 0.0];
+        let scores = [0.5, f32::NAN, -1.0, 0.5, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0];
         let mut keys: Vec<u64> = scores.iter().enumerate().map(|(i, &s)| rank_key(s, i)).collect();
         keys.sort_unstable();
         let order: Vec<u64> = keys.iter().map(|k| k & 0xFFFF_FFFF).collect();
-        assert_eq!(order, [4, 0, 3, 6, 2, 5, 1]);
+        assert_eq!(order, [4, 0, 3, 6, 7, 2, 5, 1]);
+        for (&key, &index) in keys.iter().zip(&order) {
+            let (back, score) = (key_score(key), scores[index as usize]);
+            assert!(
+                back.total_cmp(&(score + 0.0)).is_eq() || (back.is_nan() && score.is_nan()),
+                "{back} {score}"
+            );
+        }
     }
 
     #[test]
@@ -285,12 +317,13 @@ mod tests {
             quota in 0usize..50, which in 0usize..5,
         ) {
             let rule: Selection = ["top_k", "threshold:0.7", "threshold:0.1:3", "factor:1.0", "entropy_bound:0.3"][which].parse().unwrap();
-            let score = |i: usize| Score { token: 0., logprob: 0., top1: tops[i], top2: -9., entropy: -tops[i], sampled: 0., argmax: 0. };
             let mut keys: Vec<u64> = tops.iter().enumerate().map(|(i, &s)| rank_key(s, i)).collect();
-            keys.sort_unstable();
-            let kind = if which == 4 { Confidence::Entropy } else { Confidence::Prob };
-            let count = rule.take(kind, &keys, quota, score);
+            let mut sorted = keys.clone();
+            sorted.sort_unstable();
+            let count = rule.take(&mut keys, quota);
             prop_assert!((1..=tops.len()).contains(&count));
+            keys[..count].sort_unstable();
+            prop_assert_eq!(&keys[..count], &sorted[..count], "the best ones are in front");
             if which == 2 { prop_assert!(count <= 3); }
             if which == 0 { prop_assert_eq!(count, quota.clamp(1, tops.len())); }
             if which == 1 {

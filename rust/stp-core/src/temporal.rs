@@ -16,6 +16,9 @@ pub enum Temporal {
     None,
     /// Once anchors and revealed tokens fill at least this share of the completion (the paper: 0.95).
     FillRatio(f32),
+    /// The same once every row in flight is that full, as published (`paper_compat`): rows wait for the slowest one,
+    /// and none is admitted until all have left.
+    FillRatioBatch(f32),
     /// After this share of the row's planned steps.
     Steps(f32),
     /// Once every masked position's most likely token has at least this probability.
@@ -49,11 +52,25 @@ pub struct RowState {
     pub stable: u32,
 }
 
+impl RowState {
+    /// Whether at least this share of the completion is filled.
+    #[must_use]
+    pub fn is_filled(&self, share: f32) -> bool {
+        self.filled_after as f32 >= share * self.length as f32 - 1e-4
+    }
+}
+
 impl Temporal {
     /// Whether the rule reads the numbers of all masked positions, not only those of the current block.
     #[must_use]
     pub fn reads_scores(self) -> bool {
         matches!(self, Self::Confidence(_) | Self::Margin { .. } | Self::Entropy(_) | Self::Stable(_))
+    }
+
+    /// The share of the completion that every row in flight has to reach, for the rule that reads the batch.
+    #[must_use]
+    pub fn batch_share(self) -> Option<f32> {
+        if let Self::FillRatioBatch(share) = self { Some(share) } else { None }
     }
 
     /// Whether the rule compares most likely tokens across forwards.
@@ -63,11 +80,11 @@ impl Temporal {
     }
 
     /// Whether the rule commits everything at this state. `scores` are those of all masked positions; rules for which
-    /// [`Temporal::reads_scores`] is false ignore them.
+    /// [`Temporal::reads_scores`] is false ignore them; the batch-wide rule is decided outside the row.
     pub fn fires(self, state: &RowState, scores: impl Iterator<Item = Score>) -> bool {
         match self {
-            Self::None => false,
-            Self::FillRatio(share) => state.filled_after as f32 >= share * state.length as f32 - 1e-4,
+            Self::None | Self::FillRatioBatch(_) => false,
+            Self::FillRatio(share) => state.is_filled(share),
             Self::Steps(share) => (state.step + 1) as f32 >= share * state.planned as f32 - 1e-4,
             Self::Confidence(min_prob) => {
                 let floor = min_prob.ln();
@@ -90,12 +107,13 @@ impl Temporal {
 impl FromStr for Temporal {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        const NEED: &str = "none, fill_ratio:SHARE, steps:SHARE, confidence:MIN_PROB, margin:HIGH:LOW, entropy:NATS or stable:FORWARDS";
+        const NEED: &str = "none, fill_ratio:SHARE, fill_ratio_batch:SHARE, steps:SHARE, confidence:MIN_PROB, margin:HIGH:LOW, entropy:NATS or stable:FORWARDS";
         let spec = Spec::parse("temporal", text, NEED)?;
         let share = |v: f32| v > 0.0 && v <= 1.0;
         match (spec.name, spec.values()) {
             ("none", []) => Ok(Self::None),
             ("fill_ratio", &[v]) if share(v) => Ok(Self::FillRatio(v)),
+            ("fill_ratio_batch", &[v]) if share(v) => Ok(Self::FillRatioBatch(v)),
             ("steps", &[v]) if share(v) => Ok(Self::Steps(v)),
             ("confidence", &[v]) if share(v) => Ok(Self::Confidence(v)),
             ("margin", &[high, low]) if high >= low && low >= 0.0 => Ok(Self::Margin { high, low }),

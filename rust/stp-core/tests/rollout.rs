@@ -1,137 +1,13 @@
 //! Laws of the rollout scheduler, with a model that is a hash of the canvas.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test may panic")]
 
+mod common;
+
+use common::{Case, EOS, MASK, PAD, case, cases, drive, plain};
 use proptest::prelude::*;
 use stp_core::layout::Layout;
 use stp_core::prior::Anchor;
-use stp_core::rng::philox4x32;
-use stp_core::rollout::{OUTSIDE, PRIOR, Request, Results, Scheduler, Stats, Stop};
-use stp_core::sampler::Sampler;
-use stp_core::select::Score;
-
-const MASK: i64 = 1;
-const PAD: i64 = 0;
-
-#[derive(Debug, Clone, PartialEq)]
-struct Trajectory {
-    tokens: Vec<i64>,
-    steps: Vec<i32>,
-    logprob: Vec<f32>,
-    nfe: i32,
-    stop: u8,
-}
-
-#[derive(Debug, Clone)]
-struct Case {
-    uid: u64,
-    prompt: Vec<i64>,
-    length: usize,
-    prior: Vec<Anchor>,
-    sampler: Sampler,
-}
-
-/// Numbers that depend on the row's own canvas, the position and its uniform, and on nothing else.
-fn model(canvas: &[i64], at: usize, uniform: f32) -> [f32; Score::COLUMNS] {
-    let mut state = [17u32, 4];
-    for &id in canvas {
-        let block = philox4x32(state, [id as u32, 0, 0, 0]);
-        state = [block[0], block[1]];
-    }
-    let bits = philox4x32(state, [at as u32, uniform.to_bits(), 0, 1]);
-    let shared = philox4x32(state, [at as u32, 0, 0, 2]);
-    let unit = |b: u32| (b >> 8) as f32 / 16_777_216.0;
-    let token = 2.0 + (bits[0] % 30) as f32;
-    let top1 = (0.2 + 0.8 * unit(shared[0])).ln();
-    [
-        token,
-        -unit(bits[1]),
-        top1,
-        top1 - 3.0 * unit(shared[1]),
-        unit(shared[2]),
-        -unit(bits[1]),
-        (shared[3] % 3) as f32,
-    ]
-}
-
-fn drive(cases: &[Case], slots: usize, share: bool) -> (Vec<Trajectory>, Stats) {
-    let mut s = Scheduler::new(MASK, PAD, slots, 9, share).unwrap();
-    for c in cases {
-        let (prompt, prior) = (&c.prompt[..], &c.prior[..]);
-        let request = Request { uid: c.uid, prompt, completion_length: c.length, prior, sampler: c.sampler };
-        s.submit(&[request]).unwrap();
-    }
-    let (tokens, positions) = s.capacity();
-    let mut ids = vec![99; tokens];
-    let (mut lengths, mut candidates, mut uniforms) =
-        (vec![0; slots], vec![0; positions], vec![0.0; positions]);
-    loop {
-        let step = s.next_step(&mut ids, &mut lengths, &mut candidates, &mut uniforms).unwrap();
-        if step.rows == 0 {
-            break;
-        }
-        let mut packed = Vec::new();
-        for (&flat, &u) in candidates[..step.candidates].iter().zip(&uniforms) {
-            let (row, at) = (flat as usize / step.width, flat as usize % step.width);
-            let canvas = &ids[row * step.width..][..lengths[row] as usize];
-            assert_eq!(canvas[at], MASK, "only masked positions are candidates");
-            packed.extend(model(canvas, at, u));
-        }
-        s.commit(&packed).unwrap();
-    }
-    let (rows, length) = (cases.len(), cases.iter().map(|c| c.length).max().unwrap_or(0));
-    let (mut t, mut u, mut l) = (vec![0; rows * length], vec![0; rows * length], vec![0.0; rows * length]);
-    let (mut nfe, mut stop) = (vec![0; rows], vec![0; rows]);
-    let mut out =
-        Results { token_ids: &mut t, unmask_step: &mut u, logprob: &mut l, nfe: &mut nfe, stop: &mut stop };
-    s.results(length, &mut out).unwrap();
-    let take = |i: usize| Trajectory {
-        tokens: t[i * length..][..cases[i].length].to_vec(),
-        steps: u[i * length..][..cases[i].length].to_vec(),
-        logprob: l[i * length..][..cases[i].length].to_vec(),
-        nfe: nfe[i],
-        stop: stop[i],
-    };
-    for (i, case) in cases.iter().enumerate() {
-        assert!(u[i * length..(i + 1) * length][case.length..].iter().all(|&s| s == OUTSIDE));
-    }
-    ((0..rows).map(take).collect(), s.stats())
-}
-
-fn sampler() -> impl Strategy<Value = Sampler> {
-    let selections = ["top_k", "threshold:0.8", "threshold:0.5:2", "factor:0.6"];
-    let temporals = [
-        "none",
-        "fill_ratio:0.7",
-        "steps:0.5",
-        "confidence:0.4",
-        "margin:1.5:0.2",
-        "entropy:1.5",
-        "stable:1",
-    ];
-    let quotas = ["ceil_remaining", "llada", "dllm", "dream", "powers_of_two"];
-    let kinds = ["prob", "sampled_prob", "margin", "entropy", "random", "leftmost"];
-    (1usize..20, 0usize..9, 0usize..4, 0usize..7, 0usize..5, 0usize..6, prop_oneof![Just(0usize), 1usize..6])
-        .prop_map(move |(diffusion_steps, block_length, sel, t, q, kind, max_nfe)| Sampler {
-            diffusion_steps,
-            block_length,
-            quota: quotas[q].parse().unwrap(),
-            selection: selections[sel].parse().unwrap(),
-            confidence: if sel == 0 { kinds[kind] } else { kinds[kind % 2] }.parse().unwrap(),
-            temporal: temporals[t].parse().unwrap(),
-            max_nfe,
-        })
-}
-
-fn case() -> impl Strategy<Value = Case> {
-    let anchors = proptest::collection::btree_map(0u32..17, 2i64..30, 0..8);
-    (any::<u64>(), proptest::collection::vec(2i64..30, 0..6), 0usize..17, anchors, sampler()).prop_map(
-        |(uid, prompt, length, anchors, sampler)| {
-            let prior = anchors.into_iter().filter(|(p, _)| (*p as usize) < length);
-            let prior = prior.map(|(position, id)| Anchor { position, id, source: 0 }).collect();
-            Case { uid, prompt, length, prior, sampler }
-        },
-    )
-}
+use stp_core::rollout::{PRIOR, Request, Scheduler, Stop};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
@@ -157,6 +33,7 @@ proptest! {
             for p in 0..case.length {
                 match anchors.get(&p) {
                     Some(&id) => prop_assert_eq!((row.tokens[p], row.steps[p], row.logprob[p]), (id, PRIOR, 0.0)),
+                    None if row.stop == Stop::Eos as u8 && row.nfe == 0 => prop_assert_eq!((row.tokens[p], row.steps[p]), (EOS, PRIOR)),
                     None => prop_assert!(row.tokens[p] != MASK && (0..row.nfe).contains(&row.steps[p])),
                 }
             }
@@ -181,23 +58,8 @@ proptest! {
         }
         prop_assert_eq!(stats.forwards as i64, rows.iter().map(|r| i64::from(r.nfe)).sum::<i64>());
         prop_assert_eq!(stats.nfe, stats.forwards);
+        prop_assert_eq!(stats.useful_rows, stats.forwards, "a row whose canvas did not change is not computed");
     }
-}
-
-fn plain(steps: usize, temporal: &str) -> Sampler {
-    Sampler {
-        diffusion_steps: steps,
-        block_length: 0,
-        quota: "ceil_remaining".parse().unwrap(),
-        selection: "top_k".parse().unwrap(),
-        confidence: "prob".parse().unwrap(),
-        temporal: temporal.parse().unwrap(),
-        max_nfe: 0,
-    }
-}
-
-fn cases(n: u64, sampler: Sampler) -> Vec<Case> {
-    (0..n).map(|uid| Case { uid, prompt: vec![5, 6], length: 16, prior: Vec::new(), sampler }).collect()
 }
 
 #[test]

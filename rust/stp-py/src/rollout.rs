@@ -6,10 +6,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stp_core::error::Error;
 use stp_core::rollout::{Request, Results, Scheduler};
+use stp_core::sampler::Sampler;
 use stp_core::select::Score;
 
 use crate::arrays::{dim, read, slice, slice_mut, write};
-use crate::boundary::{enter, lock, to_python};
+use crate::boundary::{enter, lock, raise, to_python};
 use crate::prior::PyPriorSet;
 use crate::schedule::PySampler;
 
@@ -22,7 +23,8 @@ struct PyScheduler {
 #[pymethods]
 impl PyScheduler {
     #[new]
-    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true))]
+    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true, eos_token_id=None,
+                        max_tokens=0, length_sorted=false))]
     fn new(
         py: Python<'_>,
         mask_token_id: i64,
@@ -30,12 +32,17 @@ impl PyScheduler {
         slots: usize,
         seed: u64,
         share_first: bool,
+        eos_token_id: Option<i64>,
+        max_tokens: usize,
+        length_sorted: bool,
     ) -> PyResult<Self> {
-        let inner = Scheduler::new(mask_token_id, pad_token_id, slots, seed, share_first);
+        let inner = Scheduler::new(mask_token_id, pad_token_id, slots, seed, share_first)
+            .map(|s| s.with_eos(eos_token_id).with_admission(max_tokens, length_sorted));
         inner.map(|s| Self { inner: Mutex::new(s) }).map_err(|e| to_python(py, &e))
     }
 
-    /// Queues rows: `uids` u64 `[R]`, `prompt_ids` i64 `[R, P]` right-padded, lengths i32 `[R]`.
+    /// Queues rows: `uids` u64 `[R]`, `prompt_ids` i64 `[R, P]` right-padded, lengths i32 `[R]`; one
+    /// sampler for all rows or a sequence of R.
     #[pyo3(signature = (uids, prompt_ids, prompt_lengths, completion_lengths, sampler, prior=None))]
     fn submit(
         &self,
@@ -43,7 +50,7 @@ impl PyScheduler {
         prompt_ids: &Bound<'_, PyAny>,
         prompt_lengths: &Bound<'_, PyAny>,
         completion_lengths: &Bound<'_, PyAny>,
-        sampler: &PySampler,
+        sampler: &Bound<'_, PyAny>,
         prior: Option<&PyPriorSet>,
     ) -> PyResult<()> {
         let py = uids.py();
@@ -54,7 +61,15 @@ impl PyScheduler {
         let clen = read::<i32>("completion_lengths", completion_lengths, &[rows as isize])?;
         let (uids, prompts, plen, clen) = (slice(&uids)?, slice(&prompts)?, slice(&plen)?, slice(&clen)?);
         let prior = prior.map(|p| &p.inner);
+        let samplers = samplers(sampler)?;
         enter(py, || {
+            if samplers.len() != 1 && samplers.len() != rows {
+                return Err(Error::shape(
+                    "sampler",
+                    samplers.len(),
+                    format!("one sampler, or one per row ({rows})"),
+                ));
+            }
             if let Some(prior) = prior.filter(|p| p.rows() != rows) {
                 return Err(Error::shape("prior (rows)", prior.rows(), rows));
             }
@@ -68,7 +83,7 @@ impl PyScheduler {
                 prompt: &prompts[row * width..row * width + plen[row] as usize],
                 completion_length: clen[row] as usize,
                 prior: prior.map_or(&[], |p| p.row(row)),
-                sampler: sampler.inner,
+                sampler: samplers[if samplers.len() == 1 { 0 } else { row }],
             };
             let requests: Vec<Request<'_>> = (0..rows).map(request).collect();
             lock(&self.inner).submit(&requests)
@@ -97,6 +112,13 @@ impl PyScheduler {
         let (candidates, uniforms) = (slice_mut(&mut candidates)?, slice_mut(&mut uniforms)?);
         let step = enter(py, || lock(&self.inner).next_step(ids, lengths, candidates, uniforms))?;
         Ok((step.rows, step.width, step.candidates))
+    }
+
+    /// Writes the place of every candidate of the pending step: row times `length` plus completion position.
+    fn places(&self, length: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut view = write::<i32>("places", out, &[-1])?;
+        let target = slice_mut(&mut view)?;
+        enter(out.py(), || lock(&self.inner).places(length, target))
     }
 
     /// Commits the numbers f32 `[N, 7]` of the pending step.
@@ -134,7 +156,7 @@ impl PyScheduler {
         enter(py, || lock(&self.inner).results(length, &mut out))
     }
 
-    /// Counters: forwards, calls, nfe, head_rows, tokens, padding, nan.
+    /// Counters: forwards, calls, nfe, head_rows, tokens, padding, nan, useful_rows.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let s = lock(&self.inner).stats();
         let dict = PyDict::new(py);
@@ -146,6 +168,7 @@ impl PyScheduler {
             ("tokens", s.tokens),
             ("padding", s.padding),
             ("nan", s.nan),
+            ("useful_rows", s.useful_rows),
         ] {
             dict.set_item(name, value)?;
         }
@@ -161,6 +184,21 @@ impl PyScheduler {
     fn __len__(&self) -> usize {
         lock(&self.inner).len()
     }
+}
+
+/// The samplers of a submission: one for all rows, or one per row.
+fn samplers(value: &Bound<'_, PyAny>) -> PyResult<Vec<Sampler>> {
+    if let Ok(one) = value.cast::<PySampler>() {
+        return Ok(vec![one.get().inner]);
+    }
+    let inner = |item: PyResult<Bound<'_, PyAny>>| -> PyResult<Sampler> {
+        let item = item?;
+        item.cast::<PySampler>().map(|s| s.get().inner).map_err(|_| {
+            let text = "sampler: got another object, needs a Sampler or a sequence of one Sampler per row";
+            raise(item.py(), "InvalidValueError", text)
+        })
+    };
+    value.try_iter()?.map(inner).collect()
 }
 
 /// Adds this file's classes and functions to the module.

@@ -12,14 +12,14 @@ use crate::boundary::{enter, to_python};
 #[pyclass(name = "Sampler", module = "stp_rs._core", frozen)]
 pub(crate) struct PySampler {
     pub(crate) inner: Sampler,
-    text: [String; 4],
+    text: [String; 5],
 }
 
 #[pymethods]
 impl PySampler {
     #[new]
     #[pyo3(signature = (diffusion_steps, *, block_length=0, quota="ceil_remaining", selection="top_k",
-                        confidence="prob", temporal="none", max_nfe=0))]
+                        confidence="prob", temporal="none", max_nfe=0, eos="none"))]
     fn new(
         py: Python<'_>,
         diffusion_steps: usize,
@@ -29,15 +29,24 @@ impl PySampler {
         confidence: &str,
         temporal: &str,
         max_nfe: usize,
+        eos: &str,
     ) -> PyResult<Self> {
         let build = || -> stp_core::Result<Sampler> {
             let (quota, selection) = (quota.parse()?, selection.parse()?);
             let (confidence, temporal) = (confidence.parse()?, temporal.parse()?);
-            let sampler =
-                Sampler { diffusion_steps, block_length, quota, selection, confidence, temporal, max_nfe };
+            let sampler = Sampler {
+                diffusion_steps,
+                block_length,
+                quota,
+                selection,
+                confidence,
+                temporal,
+                max_nfe,
+                eos: eos.parse()?,
+            };
             sampler.check().map(|()| sampler)
         };
-        let text = [quota, selection, confidence, temporal].map(str::to_string);
+        let text = [quota, selection, confidence, temporal, eos].map(str::to_string);
         build().map(|inner| Self { inner, text }).map_err(|e| to_python(py, &e))
     }
 
@@ -52,7 +61,8 @@ impl PySampler {
         self.inner.diffusion_steps
     }
 
-    /// Mask counts of the plan that a row with these free positions follows; None where it depends on the model.
+    /// Mask counts of the plan that a row with these free positions follows; None where it depends on the model, the
+    /// batch or chance.
     fn plan(&self, py: Python<'_>, free: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
         let view = read::<u8>("free", free, &[-1])?;
         let free = slice(&view)?;
@@ -64,11 +74,11 @@ impl PySampler {
     }
 
     fn __repr__(&self) -> String {
-        let [quota, selection, confidence, temporal] = &self.text;
+        let [quota, selection, confidence, temporal, eos] = &self.text;
         let s = &self.inner;
         format!(
             "Sampler({}, block_length={}, quota='{quota}', selection='{selection}', confidence='{confidence}', \
-             temporal='{temporal}', max_nfe={})",
+             temporal='{temporal}', max_nfe={}, eos='{eos}')",
             s.diffusion_steps, s.block_length, s.max_nfe
         )
     }

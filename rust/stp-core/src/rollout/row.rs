@@ -3,8 +3,9 @@
 use super::{MASKED, PRIOR, Request, Stop};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::rng::{Lane, RowRng};
-use crate::sampler::Sampler;
+use crate::rng::{Lane, RowRng, unit_f32};
+use crate::sampler::{Eos, Sampler};
+use crate::schedule::Quota;
 use crate::select::{Score, rank_key};
 use crate::temporal::RowState;
 
@@ -26,22 +27,43 @@ pub(super) struct Row {
     pub(super) block_steps: usize,
     pub(super) block_step: usize,
     pub(super) stop: Stop,
+    /// The end-of-text token; no token where the sampler does not read it.
+    eos: i64,
+    /// Positions before this one are revealed and not end-of-text.
+    scanned: usize,
 }
 
+/// What a row asks of one forward.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
     pub(super) row: usize,
+    /// Its canvas in the call; rows that share a forward share it.
+    pub(super) canvas: usize,
+    /// Its first candidate in the call.
     pub(super) start: usize,
+    /// Candidates that may be selected.
     pub(super) in_block: usize,
+    /// Candidates whose numbers are needed.
     pub(super) total: usize,
     pub(super) quota: usize,
+    /// Whether the batch-wide rule commits everything.
+    pub(super) exit: bool,
 }
 
 impl Row {
     /// The row of a request, checked.
-    pub(super) fn new(request: &Request<'_>, mask_token_id: i64, seed: u64) -> Result<Self> {
+    pub(super) fn new(
+        request: &Request<'_>,
+        mask_token_id: i64,
+        eos_token_id: Option<i64>,
+        seed: u64,
+    ) -> Result<Self> {
         let sampler = request.sampler;
         sampler.check()?;
+        if sampler.eos != Eos::None && eos_token_id.is_none() {
+            let need = "the scheduler's eos_token_id for a sampler that reads it";
+            return Err(Error::value("eos_token_id", "none", need));
+        }
         let layout = Layout::new(request.prompt.len(), request.completion_length, sampler.block_length);
         let length = layout.completion;
         if request.prompt.contains(&mask_token_id) {
@@ -66,7 +88,7 @@ impl Row {
             unmask_step[position] = PRIOR;
         }
         let masked: Vec<u32> = (0..length as u32).filter(|&p| unmask_step[p as usize] == MASKED).collect();
-        Ok(Self {
+        let mut row = Self {
             layout,
             sampler,
             rng: RowRng::new(seed, request.uid),
@@ -83,7 +105,11 @@ impl Row {
             block_masks: 0,
             block_steps: 0,
             block_step: 0,
-        })
+            eos: eos_token_id.unwrap_or(-1),
+            scanned: 0,
+        };
+        row.truncate();
+        Ok(row)
     }
 
     /// Whether two rows are at their first step with equal canvases.
@@ -91,8 +117,8 @@ impl Row {
         self.nfe == 0 && other.nfe == 0 && self.layout == other.layout && self.canvas == other.canvas
     }
 
-    /// Enters the next block where needed; returns (quota, positions that need numbers, those that may be selected).
-    pub(super) fn open_turn(&mut self) -> (usize, usize, usize) {
+    /// Enters the next block where needed; says what the row's next forward is for.
+    pub(super) fn open_turn(&mut self, row: usize) -> Turn {
         let block = self.masked.first().map_or(0, |&p| self.layout.block_of(p as usize));
         let range = self.layout.block_range(block);
         let in_block = self.masked.partition_point(|&p| (p as usize) < range.end);
@@ -102,14 +128,40 @@ impl Row {
             self.block_steps = self.sampler.block_steps(in_block, range.len(), self.layout.completion);
             self.block_step = 0;
         }
-        let (quota, next) =
-            self.sampler.quota.next_nonzero(self.block_masks, in_block, self.block_step, self.block_steps);
-        self.block_step = next;
+        let quota = self.next_quota(in_block);
         let may_fire = if self.sampler.selection.by_quota() { quota } else { in_block };
         let all = self.sampler.temporal.reads_scores()
             || self.nfe + 1 == self.sampler.max_nfe
             || self.sampler.temporal.fires(&self.state(may_fire), std::iter::empty());
-        (quota, if all { self.masked.len() } else { in_block }, in_block)
+        let total = if all { self.masked.len() } else { in_block };
+        Turn { row, canvas: 0, start: 0, in_block, total, quota, exit: false }
+    }
+
+    /// The quota of the next schedule step that reveals something.
+    fn next_quota(&mut self, in_block: usize) -> usize {
+        let (n, steps) = (self.block_masks, self.block_steps);
+        if self.sampler.quota != Quota::Bernoulli {
+            let (quota, next) = self.sampler.quota.next_nonzero(n, in_block, self.block_step, steps);
+            self.block_step = next;
+            return quota;
+        }
+        loop {
+            let left = steps.saturating_sub(self.block_step).max(1);
+            // sub-counter 1: sub-counter 0 of this lane ranks positions under a random confidence
+            let coin = |p: &u32| self.rng.block(Lane::Order, self.block_step as u32, *p, 1)[0];
+            let heads = |p: &&u32| unit_f32(coin(p)) * (left as f32) < 1.0;
+            let quota = self.masked[..in_block].iter().filter(heads).count();
+            self.block_step += 1;
+            if quota > 0 || in_block == 0 {
+                return quota;
+            }
+        }
+    }
+
+    /// Whether the row is full enough for a batch-wide exit at this turn; `None` where its sampler has none.
+    pub(super) fn full_enough(&self, turn: &Turn) -> Option<bool> {
+        let share = self.sampler.temporal.batch_share()?;
+        Some(self.state(turn.quota).is_filled(share))
     }
 
     fn state(&self, revealed: usize) -> RowState {
@@ -118,21 +170,25 @@ impl Row {
         RowState { length, filled_after, step: self.nfe, planned: self.planned, stable: self.stable }
     }
 
-    pub(super) fn commit(&mut self, turn: &Turn, scores: &[[f32; Score::COLUMNS]], keys: &mut Vec<u64>) {
+    /// Commits a forward's numbers; returns how many tokens the row gained from them.
+    pub(super) fn commit(
+        &mut self,
+        turn: &Turn,
+        scores: &[[f32; Score::COLUMNS]],
+        keys: &mut Vec<u64>,
+    ) -> usize {
         let sampler = self.sampler;
+        let masked = self.masked.len();
         keys.clear();
         for (i, score) in scores[..turn.in_block].iter().enumerate() {
-            let position = self.masked[i];
-            let random = self.rng.uniform(Lane::Order, self.nfe as u32, position);
-            keys.push(rank_key(sampler.confidence.rank(&Score::read(score), position, random), i));
+            keys.push(rank_key(self.rank(&Score::read(score), self.masked[i]), i));
         }
-        keys.sort_unstable();
-        let read = |i: usize| Score::read(&scores[i]);
-        let count = sampler.selection.take(sampler.confidence, keys, turn.quota, read);
+        let count = sampler.selection.take(keys, turn.quota);
         self.track_stability(scores);
         let out_of_budget = self.nfe + 1 == sampler.max_nfe;
         let all = turn.total == self.masked.len();
-        let fired = all && sampler.temporal.fires(&self.state(count), scores.iter().map(Score::read));
+        let fires = || sampler.temporal.fires(&self.state(count), scores.iter().map(Score::read));
+        let fired = turn.exit || (all && fires());
         if fired || out_of_budget {
             for (i, score) in scores.iter().enumerate() {
                 self.reveal(i, score);
@@ -155,7 +211,44 @@ impl Row {
                 self.stop = Stop::Plan;
             }
         }
+        let gained = masked - self.masked.len();
         self.nfe += 1;
+        self.truncate();
+        gained
+    }
+
+    /// What ranks a candidate.
+    fn rank(&self, score: &Score, position: u32) -> f32 {
+        let confidence = self.sampler.confidence;
+        if self.sampler.eos == Eos::Last {
+            let shown = if confidence.exact() { score.argmax } else { score.token };
+            if shown as i64 == self.eos {
+                return f32::NEG_INFINITY;
+            }
+        }
+        let draw = confidence.is_random();
+        let random = if draw { self.rng.uniform(Lane::Order, self.nfe as u32, position) } else { 0.5 };
+        confidence.rank(score, position, random)
+    }
+
+    /// Ends the row where everything up to its first end-of-text token is revealed. The rest was not drawn: it becomes
+    /// end-of-text at the step that ended the row, with log-prob 0.
+    fn truncate(&mut self) {
+        if self.sampler.eos != Eos::Truncate {
+            return;
+        }
+        let Some(&first) = self.masked.first() else { return };
+        let shown = &self.canvas[self.layout.prompt + self.scanned..self.layout.prompt + first as usize];
+        if !shown.contains(&self.eos) {
+            self.scanned = first as usize;
+            return;
+        }
+        for &position in &self.masked {
+            self.canvas[self.layout.prompt + position as usize] = self.eos;
+            self.unmask_step[position as usize] = self.nfe as i32 - 1;
+        }
+        self.masked.clear();
+        self.stop = Stop::Eos;
     }
 
     /// Counts forwards in a row for which no masked position changed its most likely token.
