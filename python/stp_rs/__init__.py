@@ -12,6 +12,7 @@ from stp_rs.advantages import group_advantages as group_advantages
 from stp_rs.buffer import Minibatch as Minibatch
 from stp_rs.buffer import minibatches as minibatches
 from stp_rs.config import STPConfig as STPConfig
+from stp_rs.engine import Engine as Engine
 from stp_rs.errors import StpError as StpError
 from stp_rs.likelihood import Masks as Masks
 from stp_rs.likelihood import draw_masks as draw_masks

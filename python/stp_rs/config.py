@@ -39,11 +39,16 @@ class RolloutConfig:
     generation_batch_size: int = 64
     """Most rows in flight; finished rows leave and queued ones take their place."""
     stp_confidence: str = "prob"
-    """What ranks candidates: prob, sampled_prob (LLaDA low_confidence), margin, entropy, random, leftmost."""
+    """What ranks candidates: prob, sampled_prob (LLaDA low_confidence), margin, entropy, random, leftmost,
+    gumbel."""
     stp_selection: str = "top_k"
     """How many candidates a step takes: top_k (the plan's quota), threshold:P[:CAP], factor:F, entropy_bound:G."""
     stp_quota: str = "ceil_remaining"
-    """Spread of masks over steps: ceil_remaining, llada, dllm, dream, powers_of_two."""
+    """Spread of masks over steps: ceil_remaining, llada, dllm, dream, powers_of_two, bernoulli."""
+    stp_eos: str = "none"
+    """End-of-text: none, truncate (a row ends once all up to its first one is revealed), last (revealed last)."""
+    stp_max_tokens: int = 0
+    """Most tokens of one rollout forward, padding included; 0 means no bound but generation_batch_size."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class PruningConfig:
     stp_spatial: str = "none"
     """Priors joined by '+', applied in order: template, copy, offline_generation; or none."""
     stp_temporal: str = "none"
-    """When the rest is committed together: none, fill_ratio:R, steps:F, confidence:P, margin:HIGH:LOW, entropy:N,
-    stable:K."""
+    """When the rest is committed together: none, fill_ratio:R, fill_ratio_batch:R, steps:F, confidence:P,
+    margin:HIGH:LOW, entropy:N, stable:K."""
     stp_max_nfe: int = 0
     """Most forwards per row; 0 means the plan's."""
     stp_score_prior: bool = True
@@ -287,6 +292,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
         "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0), "stp_max_nfe": (0, 1 << 20),
+        "stp_max_tokens": (0, 1 << 40),
         "num_mc": (1, 1 << 16), "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
         "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
         "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9), "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0),

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stp_rs import _core
+from stp_rs.engine import HEAD_ELEMENTS
 from stp_rs.model import DiffusionModel, device_of, encode
-from stp_rs.rollout import HEAD_ELEMENTS
 from stp_rs.sampling import candidate_logits
 
 _OUTSIDE = -2

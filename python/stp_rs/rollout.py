@@ -1,8 +1,9 @@
-"""Rollouts: the Rust scheduler says what to compute, the model computes it, the scheduler commits.
+"""Rollouts: prompts and priors in, completions and how they came about out. The loop is in `engine`.
 
-Shapes: R rows, L completion length, B canvases of one call, S their width, N candidates.
+Shapes: R rows, L completion length, P longest prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from stp_rs import _core
-from stp_rs.errors import DivergenceError
-from stp_rs.model import DiffusionModel, device_of, encode, passes_without_dropout
+from stp_rs.engine import Cohort, Engine, drive
+from stp_rs.model import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.prompts import PromptBatch
-from stp_rs.sampling import COLUMNS, Sampling, candidate_logits, reduce_logits
-
-HEAD_ELEMENTS = 1 << 24
-"""Logits of one head chunk: bounds memory at large vocabularies."""
+from stp_rs.sampling import Sampling, check_allowed
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,12 @@ class Rollout:
     nfe: NDArray[np.int32]
     """[R] forwards of the row (a shared first forward counts for every row that used it)."""
     stop_reason: NDArray[np.uint8]
-    """[R] 1 plan, 2 temporal rule, 3 forward budget, 4 nothing to decode."""
+    """[R] 1 plan, 2 temporal rule, 3 forward budget, 4 nothing to decode, 5 end-of-text."""
     exact: bool
     """Whether the sum of `logprob` is the trajectory's log-likelihood (the choice of positions read the state only)."""
     stats: dict[str, int]
-    """Counters: forwards, calls, nfe, head_rows, tokens, padding."""
+    """Counters: forwards (canvases computed), useful_rows (those for which a row gained a token: all of them), calls,
+    nfe, head_rows (logits read), tokens, padding among them, nan."""
 
     def __len__(self) -> int:
         """Return R."""
@@ -68,88 +67,103 @@ class Rollout:
 def generate(
     model: DiffusionModel,
     prompts: PromptBatch,
-    sampler: _core.Sampler,
+    sampler: _core.Sampler | Sequence[_core.Sampler],
     *,
     completion_length: int,
     sampling: Sampling | None = None,
     prior: _core.PriorSet | None = None,
     seed: int = 0,
     slots: int = 64,
+    engine: Engine | None = None,
 ) -> Rollout:
     """Return one completion per row of `prompts`.
 
     Args:
         model: the policy; it runs in eval mode.
         prompts: R rows with a uid each. A row's completion depends on (seed, uid) and the model, not on the batch.
-        sampler: plan, selection and pruning of every row.
+        sampler: plan, selection and pruning of every row, or one per row.
         completion_length: L, tokens to decode.
-        sampling: temperature, top-k, top-p; the model's own law by default.
+        sampling: temperature, top-k, top-p, allowed tokens; the model's own law by default.
         prior: fixed completion tokens, R rows.
         seed: key of the run's randomness.
         slots: most rows in flight.
+        engine: how rows are batched.
 
     Raises:
         DivergenceError: the model returned NaN logits.
     """
-    scheduler = _core.RolloutScheduler(
-        mask_token_id=model.mask_token_id, pad_token_id=model.pad_token_id, slots=slots, seed=seed
-    )
-    lengths_R = np.full(len(prompts), completion_length, dtype=np.int32)
-    scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, sampler, prior)
-    with passes_without_dropout(model.module):
-        _drive(model, scheduler, sampling or Sampling(), min(slots, max(len(prompts), 1)))
-    stats = scheduler.stats()
-    if stats["nan"]:
-        raise DivergenceError(
-            f"the model returned NaN logits for {stats['nan']} of {stats['head_rows']} candidates in a rollout; "
-            "its weights or activations have overflowed: lower learning_rate, or check bf16 and the checkpoint"
-        )
-    shape = (len(prompts), completion_length)
+    engine, rows = engine or Engine(), len(prompts)
+    samplers = [sampler] if isinstance(sampler, _core.Sampler) else list(sampler)
+    law = check_allowed(sampling or Sampling(), model.mask_token_id, device_of(model))
     rollout = Rollout(
         prompts=prompts,
-        token_ids=np.empty(shape, dtype=np.int64),
-        unmask_step=np.empty(shape, dtype=np.int32),
-        logprob=np.empty(shape, dtype=np.float32),
-        nfe=np.empty(shape[0], dtype=np.int32),
-        stop_reason=np.empty(shape[0], dtype=np.uint8),
-        exact=sampler.exact,
-        stats=stats,
+        token_ids=np.empty((rows, completion_length), dtype=np.int64),
+        unmask_step=np.empty((rows, completion_length), dtype=np.int32),
+        logprob=np.empty((rows, completion_length), dtype=np.float32),
+        nfe=np.empty(rows, dtype=np.int32),
+        stop_reason=np.empty(rows, dtype=np.uint8),
+        exact=all(s.exact for s in samplers),
+        stats={},
     )
-    scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
+    parts = _parts(prompts, slots, engine, device_of(model))
+    cohorts = []
+    for part in parts:
+        scheduler = _core.RolloutScheduler(
+            mask_token_id=model.mask_token_id,
+            pad_token_id=model.pad_token_id,
+            eos_token_id=model.eos_token_id,
+            slots=max(1, slots // len(parts)),
+            seed=seed,
+            share_first=engine.share_first,
+            max_tokens=engine.max_tokens and max(1, engine.max_tokens // len(parts)),
+            length_sorted=engine.length_sorted,
+        )
+        _submit(scheduler, prompts, part, completion_length, samplers if len(samplers) == 1 else samplers[part], prior)
+        share = _first_rows(law, part)
+        cohorts.append(Cohort(model, scheduler, share, max(1, min(slots, rows)), completion_length))
+    with passes_without_dropout(model.module):
+        drive(cohorts)
+    for cohort, part in zip(cohorts, parts, strict=True):
+        cohort.scheduler.results(
+            rollout.token_ids[part],
+            rollout.unmask_step[part],
+            rollout.logprob[part],
+            rollout.nfe[part],
+            rollout.stop_reason[part],
+        )
+        for name, count in cohort.scheduler.stats().items():
+            rollout.stats[name] = rollout.stats.get(name, 0) + count
     return rollout
 
 
-def _drive(model: DiffusionModel, scheduler: _core.RolloutScheduler, law: Sampling, slots: int) -> None:
-    device = device_of(model)
-    pinned = device.type == "cuda"
-    tokens, positions = scheduler.capacity()
-    ids = torch.empty(tokens, dtype=torch.int64, pin_memory=pinned)
-    lengths = torch.empty(slots, dtype=torch.int32, pin_memory=pinned)
-    at = torch.empty(positions, dtype=torch.int32, pin_memory=pinned)
-    uniforms = torch.empty(positions, dtype=torch.float32, pin_memory=pinned)
-    packed = torch.empty((positions, COLUMNS), dtype=torch.float32, pin_memory=pinned)
-    views = (ids.numpy(), lengths.numpy(), at.numpy(), uniforms.numpy())
-    packed_view = packed.numpy()
-    while True:
-        rows, width, count = scheduler.next_step(*views)
-        if rows == 0:
-            return
-        ids_BS = ids[: rows * width].view(rows, width).to(device, non_blocking=True)
-        hidden_BSH = encode(model, ids_BS, views[1][:rows])
-        at_N = at[:count].to(device, non_blocking=True) - model.logit_shift
-        hidden_NH = hidden_BSH.reshape(rows * width, -1).index_select(0, at_N)
-        uniforms_N = uniforms[:count].to(device, non_blocking=True)
-        start = 0
-        while start < count:
-            logits_NV = candidate_logits(model.head(hidden_NH[start : start + _chunk(model)]), model.mask_token_id)
-            stop = start + logits_NV.shape[0]
-            packed[start:stop].copy_(reduce_logits(logits_NV, uniforms_N[start:stop], law), non_blocking=True)
-            start = stop
-        if pinned:
-            torch.cuda.current_stream(device).synchronize()
-        scheduler.commit(packed_view[:count])
+def _submit(
+    scheduler: _core.RolloutScheduler,
+    prompts: PromptBatch,
+    part: slice,
+    completion_length: int,
+    samplers: Sequence[_core.Sampler],
+    prior: _core.PriorSet | None,
+) -> None:
+    lengths_R = np.full(part.stop - part.start, completion_length, dtype=np.int32)
+    if prior is not None and len(lengths_R) < len(prompts):
+        prior = prior.select(range(part.start, part.stop))
+    columns = (prompts.uid[part], prompts.prompt_ids[part], prompts.prompt_length[part])
+    scheduler.submit(*columns, lengths_R, samplers, prior)
 
 
-def _chunk(model: DiffusionModel) -> int:
-    vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
-    return max(1, HEAD_ELEMENTS // vocab)
+def _parts(prompts: PromptBatch, slots: int, engine: Engine, device: torch.device) -> list[slice]:
+    """Return the rows of each cohort: all, or two halves cut between groups, which share their first forward."""
+    rows = len(prompts)
+    overlap = device.type == "cuda" if engine.overlap is None else engine.overlap
+    starts = np.flatnonzero(np.diff(prompts.group)) + 1
+    if not overlap or slots < 2 or len(starts) == 0:
+        return [slice(0, rows)]
+    cut = int(starts[np.abs(starts - rows / 2).argmin()])
+    return [slice(0, cut), slice(cut, rows)]
+
+
+def _first_rows(law: Sampling, part: slice) -> Sampling:
+    """Return the law with the rows of one cohort: its places count from its own first row."""
+    if law.allowed is None or law.allowed.dim() != 3:
+        return law
+    return Sampling(law.temperature, law.top_k, law.top_p, law.allowed[part])

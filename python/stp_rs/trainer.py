@@ -22,6 +22,7 @@ from stp_rs.advantages import group_advantages
 from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
 from stp_rs.checkpoint import clear_partial, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
+from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
 from stp_rs.likelihood import Masks, draw_masks, token_elbo
 from stp_rs.loss import LossInputs, policy_loss
@@ -142,6 +143,7 @@ class STPTrainer:
                 prior=prior,
                 seed=seed,
                 slots=config.rollout.generation_batch_size,
+                engine=Engine(max_tokens=config.rollout.stp_max_tokens),
             )
             self.ledger.forwards["rollout"] += rollout.stats["forwards"]
         with self.ledger.time("reward"):
@@ -302,6 +304,7 @@ def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
         confidence=rollout.stp_confidence,
         temporal=pruning.stp_temporal if prune else "none",
         max_nfe=pruning.stp_max_nfe if prune else 0,
+        eos=rollout.stp_eos,
     )
 
 
@@ -355,6 +358,8 @@ def rollout_metrics(rollout: Rollout, completions: Sequence[str]) -> Metrics:
     return {
         "completions/mean_length": float((rollout.unmask_step >= -1).sum(1).mean()),
         "diffusion/nfe": float(rollout.nfe.mean()),
+        "diffusion/useful_row_share": rollout.stats["useful_rows"] / max(1, rollout.stats["forwards"]),
+        "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),
         "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
         "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),
         "diffusion/distinct": float(np.mean([len(texts) for texts in groups.values()])),

@@ -11,8 +11,8 @@ BUDGETS = {"file lines": 400, "function lines": 60, "parameters": 6, "fields": 1
 # What may exceed a budget, up to the number given, and why. Take a line out when its reason is gone.
 EXCEPTIONS: dict[tuple[str, str], tuple[int, str]] = {
     ("python/stp_rs/rollout.py::generate", "parameters"): (
-        8,
-        "one call is a whole rollout; five by keyword",
+        9,
+        "one call is a whole rollout; six by keyword",
     ),
     ("python/stp_rs/sft.py::warm_up", "parameters"): (9, "one call is a whole phase; six by keyword"),
     ("python/stp_rs/trainer.py::STPTrainer.__init__", "parameters"): (7, "TRL's five, priors and evaluate"),

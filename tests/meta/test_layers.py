@@ -13,7 +13,7 @@ from tests.meta.tree import sources, text
 # First what knows no step of the pipeline, then the pipeline, then what drives it.
 ORDER = [
     *["_core", "errors", "config", "checkpoint", "metrics", "tasks"],
-    *["model", "models", "sampling", "prompts", "priors", "rollout", "rewards", "advantages"],
+    *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "advantages"],
     *["buffer", "likelihood", "loss", "sft", "trainer"],
     *["bounds", "analysis", "evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
 ]
