@@ -95,16 +95,7 @@ def generate(
     engine, rows = engine or Engine(), len(prompts)
     samplers = [sampler] if isinstance(sampler, _core.Sampler) else list(sampler)
     law = check_allowed(sampling or Sampling(), model.mask_token_id, device_of(model))
-    rollout = Rollout(
-        prompts=prompts,
-        token_ids=np.empty((rows, completion_length), dtype=np.int64),
-        unmask_step=np.empty((rows, completion_length), dtype=np.int32),
-        logprob=np.empty((rows, completion_length), dtype=np.float32),
-        nfe=np.empty(rows, dtype=np.int32),
-        stop_reason=np.empty(rows, dtype=np.uint8),
-        exact=all(s.exact for s in samplers),
-        stats={},
-    )
+    rollout = _empty(prompts, completion_length, exact=all(s.exact for s in samplers))
     parts = _parts(prompts, slots, engine, device_of(model))
     cohorts = []
     for part in parts:
@@ -119,21 +110,38 @@ def generate(
             length_sorted=engine.length_sorted,
         )
         _submit(scheduler, prompts, part, completion_length, samplers if len(samplers) == 1 else samplers[part], prior)
-        share = _first_rows(law, part)
-        cohorts.append(Cohort(model, scheduler, share, max(1, min(slots, rows)), completion_length))
+        cohorts.append(Cohort(model, scheduler, _first_rows(law, part), max(1, min(slots, rows)), completion_length))
     with passes_without_dropout(model.module):
         drive(cohorts)
     for cohort, part in zip(cohorts, parts, strict=True):
-        cohort.scheduler.results(
-            rollout.token_ids[part],
-            rollout.unmask_step[part],
-            rollout.logprob[part],
-            rollout.nfe[part],
-            rollout.stop_reason[part],
-        )
-        for name, count in cohort.scheduler.stats().items():
-            rollout.stats[name] = rollout.stats.get(name, 0) + count
+        _collect(rollout, part, cohort.scheduler)
     return rollout
+
+
+def _empty(prompts: PromptBatch, length: int, *, exact: bool) -> Rollout:
+    rows = len(prompts)
+    return Rollout(
+        prompts=prompts,
+        token_ids=np.empty((rows, length), dtype=np.int64),
+        unmask_step=np.empty((rows, length), dtype=np.int32),
+        logprob=np.empty((rows, length), dtype=np.float32),
+        nfe=np.empty(rows, dtype=np.int32),
+        stop_reason=np.empty(rows, dtype=np.uint8),
+        exact=exact,
+        stats={},
+    )
+
+
+def _collect(rollout: Rollout, part: slice, scheduler: _core.RolloutScheduler) -> None:
+    scheduler.results(
+        rollout.token_ids[part],
+        rollout.unmask_step[part],
+        rollout.logprob[part],
+        rollout.nfe[part],
+        rollout.stop_reason[part],
+    )
+    for name, count in scheduler.stats().items():
+        rollout.stats[name] = rollout.stats.get(name, 0) + count
 
 
 def _submit(

@@ -119,7 +119,7 @@ pub enum Selection {
         /// Most tokens per step; 0 means no cap.
         cap: u32,
     },
-    /// Rank r (from 0) is taken while its probability is at least 1 - factor / (r + 1).
+    /// Rank r (from 1) is taken while its probability is at least 1 - factor / (r + 1), as published.
     Factor {
         /// The factor f of Fast-dLLM.
         factor: f32,
@@ -213,7 +213,7 @@ impl Selection {
             }
             Self::Factor { factor } => {
                 keys.sort_unstable();
-                let fits = |(r, k): (usize, &u64)| prob(k) >= 1.0 - factor / (r as f32 + 1.0);
+                let fits = |(i, k): (usize, &u64)| prob(k) >= 1.0 - factor / (i as f32 + 2.0);
                 keys.iter().enumerate().take_while(|&rk| fits(rk)).count()
             }
             Self::EntropyBound { budget } => {
@@ -285,6 +285,19 @@ mod tests {
                 "{back} {score}"
             );
         }
+    }
+
+    #[test]
+    fn the_factor_rule_counts_ranks_from_one() {
+        let take = |probs: &[f32]| {
+            let mut keys: Vec<u64> = probs.iter().enumerate().map(|(i, p)| rank_key(p.ln(), i)).collect();
+            Selection::Factor { factor: 0.6 }.take(&mut keys, 1)
+        };
+        // 1 - .6/2 = .7, 1 - .6/3 = .8, 1 - .6/4 = .85
+        assert_eq!(take(&[0.69, 0.69]), 1, "one is forced");
+        assert_eq!(take(&[0.9, 0.79]), 1);
+        assert_eq!(take(&[0.9, 0.81, 0.81]), 2);
+        assert_eq!(take(&[0.9, 0.86, 0.86]), 3);
     }
 
     #[test]
