@@ -80,26 +80,26 @@ fn benches(c: &mut Criterion) {
                     let count = state.as_mut().map_or(0, |(s, a)| next(s, a));
                     (state, numbers(count))
                 },
-                |(state, packed)| {
-                    if let Some((mut scheduler, arrays)) = state {
+                |(mut state, packed)| {
+                    if let Some((scheduler, _)) = &mut state {
                         black_box(scheduler.commit(&packed).is_ok());
-                        drop(black_box((scheduler, arrays)));
                     }
+                    (state, packed) // dropped outside the measured time
                 },
-                BatchSize::LargeInput,
+                BatchSize::SmallInput,
             );
         });
     }
     c.bench_function("next_step B=64 L=256 block=32", |b| {
         b.iter_batched(
             || start("top_k"),
-            |state| {
-                if let Some((mut scheduler, mut arrays)) = state {
-                    black_box(next(&mut scheduler, &mut arrays));
-                    drop(black_box((scheduler, arrays)));
+            |mut state| {
+                if let Some((scheduler, arrays)) = &mut state {
+                    black_box(next(scheduler, arrays));
                 }
+                state
             },
-            BatchSize::LargeInput,
+            BatchSize::SmallInput,
         );
     });
     c.bench_function("whole rollout B=64 L=256 128 steps, no model", |b| {

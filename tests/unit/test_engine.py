@@ -1,0 +1,162 @@
+"""The engine's options change cost and no completion; samplers and allowed tokens are per row and per place."""
+
+import numpy as np
+import pytest
+import torch
+
+import stp_rs
+from stp_rs.engine import Engine
+from stp_rs.errors import InvalidValueError, ShapeError
+from stp_rs.trainer import rollout_metrics
+from tests.equivalence.test_samplers import LENGTH, MASK, VOCAB, Model, prompts
+from tests.unit.test_engine_defects import decode
+
+ENGINES = [
+    Engine(overlap=True),
+    Engine(max_tokens=60),
+    Engine(length_sorted=True),
+    Engine(overlap=True, max_tokens=60, length_sorted=True, share_first=False),
+    Engine(share_first=False),
+]
+SAMPLERS = [
+    stp_rs.Sampler(12),
+    stp_rs.Sampler(8, selection="threshold:0.4", block_length=6),
+    stp_rs.Sampler(24, temporal="margin:1:0.1", confidence="margin"),
+    stp_rs.Sampler(24, confidence="gumbel", quota="bernoulli"),
+    stp_rs.Sampler(6, temporal="fill_ratio:0.5"),
+    stp_rs.Sampler(10, confidence="sampled_prob", eos="last"),
+]
+
+
+def ragged() -> stp_rs.PromptBatch:
+    """Three prompts of different lengths, four samples each."""
+    batch = prompts(3)
+    batch.prompt_length[:] = [1, 3, 2]
+    return batch.repeat(4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("slots", [3, 8, 64])
+def test_the_engine_changes_no_trajectory(engine: Engine, slots: int):
+    batch, model = ragged(), Model(2)
+    samplers = [SAMPLERS[i % len(SAMPLERS)] for i in range(len(batch))]
+    prior = np.full((len(batch), LENGTH), -1, dtype=np.int64)
+    prior[np.arange(len(batch)), np.arange(len(batch))] = 4
+    options = {"completion_length": LENGTH, "prior": stp_rs.PriorSet.from_dense(prior), "seed": 7}
+    plain = stp_rs.generate(model, batch, samplers, engine=Engine(share_first=False), slots=len(batch), **options)
+    ours = stp_rs.generate(model, batch, samplers, engine=engine, slots=slots, **options)
+    assert np.array_equal(ours.token_ids, plain.token_ids)
+    assert np.array_equal(ours.unmask_step, plain.unmask_step)
+    assert np.array_equal(ours.nfe, plain.nfe)
+    assert np.array_equal(ours.stop_reason, plain.stop_reason)
+    assert np.allclose(ours.logprob, plain.logprob, atol=2e-6)
+    assert ours.stats["useful_rows"] == ours.stats["forwards"] <= plain.stats["forwards"]
+
+
+def test_mixed_samplers_are_the_samplers_alone():
+    batch, model = prompts(6), Model(2)
+    mixed = stp_rs.generate(model, batch, SAMPLERS, completion_length=LENGTH)
+    assert not mixed.exact, "one of them reads the sampled tokens"
+    for row, sampler in enumerate(SAMPLERS):
+        alone = stp_rs.generate(model, batch, sampler, completion_length=LENGTH)
+        assert mixed.token_ids[row].tolist() == alone.token_ids[row].tolist()
+        assert mixed.unmask_step[row].tolist() == alone.unmask_step[row].tolist()
+    with pytest.raises(ShapeError, match="one per row"):
+        stp_rs.generate(model, batch, SAMPLERS[:4], completion_length=LENGTH)
+    with pytest.raises(InvalidValueError, match="needs a Sampler"):
+        stp_rs._core.RolloutScheduler(mask_token_id=1, pad_token_id=0, slots=1, seed=0).submit(
+            batch.uid, batch.prompt_ids, batch.prompt_length, batch.prompt_length, ["top_k"] * 6
+        )
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_allowed_tokens_bind_the_draw_and_its_log_prob(overlap: bool):
+    draw = torch.Generator().manual_seed(1)
+    everywhere = torch.zeros(VOCAB, dtype=torch.bool)
+    everywhere[[4, 7, 9, MASK]] = True
+    place = torch.rand((LENGTH, VOCAB), generator=draw) < 0.2
+    place[:, 5] = True
+    cell = torch.rand((6, LENGTH, VOCAB), generator=draw) < 0.2
+    cell[..., 6] = True
+    for allowed in (everywhere, place, cell):
+        full = allowed.expand(6, LENGTH, VOCAB).clone()
+        full[..., MASK] = False
+        law = stp_rs.Sampling(allowed=allowed)
+        rollout = decode(stp_rs.Sampler(1), sampling=law, engine=Engine(overlap=overlap))
+        assert full.gather(-1, torch.from_numpy(rollout.token_ids).unsqueeze(-1)).all()
+        with torch.no_grad():
+            model = Model(0)
+            canvas = torch.cat([torch.from_numpy(prompts().prompt_ids), torch.full((6, LENGTH), MASK)], dim=1)
+            logits = model.head(model.hidden(canvas, None))[:, 3:].masked_fill(~full, -torch.inf)
+        expected = torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(rollout.token_ids).unsqueeze(-1))
+        assert np.allclose(rollout.logprob, expected.squeeze(-1), atol=1e-5)
+    only_mask = torch.arange(VOCAB) == MASK
+    with pytest.raises(InvalidValueError, match="without any token"):
+        decode(stp_rs.Sampler(1), sampling=stp_rs.Sampling(allowed=only_mask))
+    with pytest.raises(InvalidValueError, match="needs bool"):
+        decode(stp_rs.Sampler(1), sampling=stp_rs.Sampling(allowed=torch.ones(VOCAB)))
+
+
+def test_the_reduction_leaves_the_models_logits_alone():
+    logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    allowed = torch.arange(30) % 2 == 0
+    for law in (stp_rs.GREEDY, stp_rs.Sampling(), stp_rs.Sampling(0.7, 5, 0.9)):
+        stp_rs.sampling.reduce_logits(logits, torch.full((40,), 0.5), law, allowed=allowed, mask_token_id=3)
+    assert torch.equal(logits, before)
+
+
+def test_a_large_vocabulary_is_reduced_in_parts_that_change_nothing():
+    logits = torch.randn(7, 1 << 17, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.linspace(0.1, 0.9, 7)
+    whole = stp_rs.sampling.reduce_logits(logits, uniforms, stp_rs.Sampling(0.8))
+    law = stp_rs.Sampling(0.8)
+    alone = torch.cat([stp_rs.sampling.reduce_logits(logits[i][None], uniforms[i][None], law) for i in range(7)])
+    assert torch.equal(whole[:, 0], alone[:, 0])
+    assert torch.allclose(whole, alone, atol=1e-5)
+    logp = torch.log_softmax(logits.double(), -1)
+    assert torch.allclose(whole[:, 2].double(), logp.amax(-1), atol=1e-5)
+    assert torch.allclose(whole[:, 4].double(), torch.special.entr(logp.exp()).sum(-1), atol=1e-4)
+    assert torch.allclose(whole[:, 5].double(), logp.gather(-1, whole[:, :1].long()).squeeze(-1), atol=1e-5)
+
+
+def test_metrics_report_useful_rows_and_padding():
+    rollout = stp_rs.generate(Model(0), ragged(), stp_rs.Sampler(8), completion_length=LENGTH)
+    metrics = rollout_metrics(rollout, [""] * len(rollout))
+    assert metrics["diffusion/useful_row_share"] == 1.0
+    assert metrics["diffusion/padding_share"] == rollout.stats["padding"] / rollout.stats["tokens"] > 0
+
+
+def test_a_stored_trajectory_has_the_log_likelihood_that_was_recorded():
+    """Replay: rebuild the canvas before every step, compute it, and score the tokens that the step revealed."""
+    model, temperature = Model(1), 0.8
+    prior = np.full((6, LENGTH), -1, dtype=np.int64)
+    prior[:, ::5] = 6
+    rollout = decode(
+        stp_rs.Sampler(10, block_length=8, temporal="fill_ratio:0.8"),
+        model,
+        sampling=stp_rs.Sampling(temperature),
+        prior=stp_rs.PriorSet.from_dense(prior),
+    )
+    zeros = np.zeros(6, dtype=np.float32)
+    buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
+    rows = np.arange(6, dtype=np.int32)
+    rebuilt = np.zeros((6, LENGTH), dtype=np.float32)
+    for step in range(int(rollout.nfe.max())):
+        completion = np.empty((6, LENGTH), dtype=np.int64)
+        buffer.replay(rows, np.full(6, step, dtype=np.int32), MASK, completion)
+        canvas = torch.from_numpy(np.concatenate([rollout.prompt_ids, completion], axis=1))
+        with torch.no_grad():
+            logits = model.head(model.hidden(canvas, None))[:, 3:]
+        logits[..., MASK] = -torch.inf
+        logp = torch.log_softmax(logits / temperature, -1).gather(-1, torch.from_numpy(rollout.token_ids)[..., None])
+        now = rollout.unmask_step == step
+        assert (completion[now] == MASK).all()
+        rebuilt[now] = logp.squeeze(-1).numpy()[now]
+    assert np.allclose(rebuilt, rollout.logprob, atol=5e-6)
+    assert rollout.exact
+    design = stp_rs.Design("trajectory", 1000)
+    masks = stp_rs.draw_masks(design, rollout, seed=0)
+    with torch.no_grad():
+        estimate = stp_rs.token_elbo(model, rollout, masks, temperature=temperature).sum(1)
+    assert np.allclose(estimate, rollout.logprob.sum(1), atol=1e-3)

@@ -1,0 +1,174 @@
+"""The defect families of public samplers, numbered as in docs/performance.md, each shown to be absent from ours."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import stp_rs
+from stp_rs.errors import DivergenceError
+from stp_rs.rollout import Rollout
+from stp_rs.sampling import candidate_logits
+from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, prompts
+
+TINY_TAIL = 20_000
+
+
+def decode(sampler: stp_rs.Sampler, model: Model | None = None, **options) -> Rollout:
+    return stp_rs.generate(model or Model(0), prompts(), sampler, completion_length=LENGTH, **options)
+
+
+class Biased(Model):
+    """A model whose every logit of some tokens is raised."""
+
+    def __init__(self, raised: dict[int, float]) -> None:
+        super().__init__(0)
+        self.raised = raised
+
+    def head(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        logits = super().head(hidden_NH)
+        for token, by in self.raised.items():
+            logits[:, token] += by
+        return logits
+
+
+def test_02_no_global_generator_is_read_or_moved():
+    states = torch.get_rng_state().clone(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
+    first = decode(stp_rs.Sampler(8))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]
+    assert random.getstate() == states[2]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        assert decode(stp_rs.Sampler(8)).token_ids.tolist() == first.token_ids.tolist()
+    assert decode(stp_rs.Sampler(8), seed=1).token_ids.tolist() != first.token_ids.tolist()
+
+
+def test_03_a_row_with_a_short_prompt_is_the_row_alone():
+    batch = prompts()
+    short = copy.deepcopy(batch)
+    short.prompt_length[0] = 1
+    short.prompt_ids[0, 1:] = 5  # what lies behind a prompt is padding, whatever it holds
+    both = stp_rs.generate(Model(0), short, stp_rs.Sampler(8), completion_length=LENGTH)
+    only = type(short)([{}], short.prompt_ids[:1, :1].copy(), short.prompt_length[:1], short.uid[:1], short.group[:1])
+    alone = stp_rs.generate(Model(0), only, stp_rs.Sampler(8), completion_length=LENGTH)
+    assert both.token_ids[0].tolist() == alone.token_ids[0].tolist()
+    assert both.stats["padding"] > 0
+
+
+def test_04_dropout_is_off_and_the_recorded_log_probs_are_those_of_the_policy():
+    model = Model(0)
+    model.module.add_module("drop", torch.nn.Dropout(0.5))
+    plain = model.module.forward
+    model.module.forward = lambda ids: model.module.drop(plain(ids))
+    model.module.train()
+    assert decode(stp_rs.Sampler(8), model).token_ids.tolist() == decode(stp_rs.Sampler(8)).token_ids.tolist()
+    assert model.module.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_05_a_tail_of_tiny_probabilities_is_drawn_as_often_as_it_should(dtype: torch.dtype):
+    """A mass of 1e-3 spread over 20,000 tokens at the end: each is below the resolution of fp32 near 1."""
+    logits = torch.zeros(TINY_TAIL + 2)
+    logits[0], logits[1] = 10.0, 10.0
+    logits[2:] = float(torch.log(torch.tensor(2e-3 / TINY_TAIL)) + 10.0)
+    logits = logits.to(dtype)
+    mass = float(torch.softmax(logits.double(), 0)[2:].sum())
+    uniforms = torch.from_numpy(stratified(4_000))
+    packed = stp_rs.sampling.reduce_logits(logits.expand(len(uniforms), -1), uniforms, stp_rs.Sampling())
+    tail = packed[:, 0] >= 2
+    assert abs(float(tail.float().mean()) - mass) < 5e-4
+    assert len(packed[tail, 0].unique()) > 3
+    expected = torch.log_softmax(logits.double(), 0)[packed[:, 0].long()]
+    assert torch.allclose(packed[:, 1].double(), expected, atol=1e-5)
+
+
+def stratified(count: int) -> np.ndarray:
+    """Return the midpoints of `count` equal cells of (0, 1)."""
+    return ((np.arange(count) + 0.5) / count).astype(np.float32)
+
+
+def test_06_nothing_is_drawn_after_the_end_of_text_that_ends_a_row():
+    rollout = decode(stp_rs.Sampler(LENGTH, confidence="leftmost", eos="truncate"), Biased({EOS: 1.0}))
+    ended = rollout.stop_reason == 5
+    assert ended.any()
+    for row in np.flatnonzero(ended):
+        first = rollout.token_ids[row].tolist().index(EOS)
+        tail = slice(first + 1, None)
+        assert (rollout.token_ids[row, tail] == EOS).all()
+        assert (rollout.logprob[row, tail] == 0).all(), "a token that nobody drew has no log-prob"
+        assert (rollout.unmask_step[row, tail] == rollout.nfe[row] - 1).all(), "it was masked in every state"
+        assert rollout.nfe[row] == first + 1
+    whole = decode(stp_rs.Sampler(LENGTH, confidence="leftmost"), Biased({EOS: 1.0}))
+    assert (whole.nfe == LENGTH).all(), "off by default"
+
+
+def test_10_what_is_stored_is_the_ids_that_were_drawn():
+    rollout = decode(stp_rs.Sampler(8))
+    assert rollout.token_ids.dtype == np.int64
+    zeros = np.zeros(len(rollout), dtype=np.float32)
+    buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
+    stored = stp_rs.buffer.gather(buffer, np.arange(len(rollout), dtype=np.int32))
+    assert np.array_equal(stored.token_ids, rollout.token_ids)
+    assert np.array_equal(stored.logprob, rollout.logprob)
+
+
+@pytest.mark.parametrize("quota", ["ceil_remaining", "llada", "dllm", "dream", "powers_of_two", "bernoulli"])
+def test_11_rows_with_different_priors_keep_them_and_leave_no_mask(quota: str):
+    ids = np.full((6, LENGTH), -1, dtype=np.int64)
+    for row in range(6):
+        ids[row, : 4 * row] = 3 + row
+    rollout = decode(stp_rs.Sampler(5, quota=quota), prior=stp_rs.PriorSet.from_dense(ids))
+    assert (rollout.token_ids != MASK).all()
+    assert np.array_equal(rollout.token_ids[ids >= 0], ids[ids >= 0])
+    assert ((rollout.unmask_step == -1) == (ids >= 0)).all()
+
+
+@pytest.mark.parametrize("selection", ["top_k", "threshold:0.0", "factor:9", "entropy_bound:99"])
+def test_12_only_masked_completion_positions_are_ever_written(selection: str):
+    confidence = "entropy" if selection.startswith("entropy") else "prob"
+    before = prompts()
+    rollout = decode(stp_rs.Sampler(1, block_length=5, selection=selection, confidence=confidence))
+    assert np.array_equal(rollout.prompt_ids, before.prompt_ids), "no prompt token is overwritten"
+    blocks = -(-LENGTH // 5)
+    assert (rollout.nfe == blocks).all(), "a quota beyond the block takes the block and no more"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 64])
+def test_13_a_model_that_prefers_the_mask_token_still_ends(slots: int):
+    model = Biased({MASK: 50.0, EOS: 1.0})
+    sampler = stp_rs.Sampler(LENGTH, block_length=8, selection="threshold:1.0", eos="truncate")
+    for sampling in (stp_rs.GREEDY, stp_rs.Sampling()):
+        rollout = decode(sampler, model, slots=slots, sampling=sampling)
+        assert (rollout.token_ids != MASK).all()
+        assert (rollout.nfe <= LENGTH).all()
+
+
+def test_14_entropy_prefers_the_certain_position():
+    model = Model(0, sharpness=2.0)
+    rollout = decode(stp_rs.Sampler(LENGTH, confidence="entropy"), model, sampling=stp_rs.GREEDY)
+    with torch.no_grad():
+        canvas = torch.cat([torch.from_numpy(prompts().prompt_ids), torch.full((6, LENGTH), MASK)], dim=1)
+        logits = candidate_logits(model.head(model.hidden(canvas, None))[:, 3:], MASK)
+    certain = torch.distributions.Categorical(logits=logits).entropy().argmin(1)
+    assert rollout.unmask_step[np.arange(6), certain.numpy()].tolist() == [0] * 6
+
+
+def test_15_finished_rows_cost_nothing_and_only_candidates_meet_the_head():
+    ids = np.full((6, LENGTH), -1, dtype=np.int64)
+    for row in range(6):
+        ids[row, : 4 * row] = 3
+    sampler = stp_rs.Sampler(LENGTH, block_length=4)
+    rollout = decode(sampler, prior=stp_rs.PriorSet.from_dense(ids))
+    assert rollout.nfe.tolist() == [LENGTH - 4 * row for row in range(6)]
+    assert rollout.stats["forwards"] == rollout.nfe.sum() == rollout.stats["useful_rows"]
+    per_block = 4 + 3 + 2 + 1
+    assert rollout.stats["head_rows"] == per_block * rollout.nfe.sum() // 4, "not the prompt, not finished blocks"
+
+
+def test_16_a_model_that_overflows_stops_the_rollout_by_name():
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(DivergenceError, match="NaN logits"):
+            decode(stp_rs.Sampler(4), Biased({VOCAB - 1: bad}))
