@@ -16,7 +16,7 @@ import torch
 from stp_rs import _core
 from stp_rs.errors import DivergenceError
 from stp_rs.model import DiffusionModel, device_of, encode
-from stp_rs.sampling import COLUMNS, Sampling, allowed_rows, reduce_logits
+from stp_rs.sampling import COLUMNS, Reducer, Sampling, allowed_rows
 
 HEAD_ELEMENTS = 1 << 24
 """Logits of one head chunk: bounds memory at large vocabularies."""
@@ -53,6 +53,7 @@ class Cohort:
     ) -> None:
         self.scheduler = scheduler
         self._model, self._law, self._length = model, law, length
+        self._reducer = Reducer(law, model.mask_token_id)
         self._device = device_of(model)
         cuda = self._device.type == "cuda"
         tokens, positions = scheduler.capacity()
@@ -102,14 +103,7 @@ class Cohort:
             part = slice(start, min(start + size, count))
             if places_N is not None:
                 allowed = allowed_rows(self._law, places_N[part], self._length)
-            reduce_logits(
-                model.head(hidden_NH[part]),
-                uniforms_N[part],
-                self._law,
-                allowed=allowed,
-                mask_token_id=model.mask_token_id,
-                out_NC=self._reduced[part],
-            )
+            self._reducer(model.head(hidden_NH[part]), uniforms_N[part], self._reduced[part], allowed)
 
     def finish(self) -> None:
         """Wait for the step and commit its numbers.

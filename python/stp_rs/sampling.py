@@ -20,6 +20,9 @@ _NEVER = -1e30
 _CACHE_ELEMENTS = 1 << 18
 """Logits that the CPU reduces at a time: two fp32 copies of them stay in a core's cache."""
 
+_RUN = 64
+"""Tokens per run of the CPU's search for the largest logit."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -66,7 +69,6 @@ def reduce_logits(
         mask_token_id: made impossible too.
         out_NC: where to write.
     """
-    count, vocab = logits_NV.shape
     if allowed is None and law.allowed is not None:
         if law.allowed.dim() != 1:
             raise InvalidValueError(
@@ -74,43 +76,66 @@ def reduce_logits(
                 "candidates as `allowed` (see allowed_rows)"
             )
         allowed = law.allowed
-    out = torch.empty((count, COLUMNS), device=logits_NV.device) if out_NC is None else out_NC
-    size = max(1, _CACHE_ELEMENTS // vocab) if logits_NV.device.type == "cpu" else max(1, count)
-    for start in range(0, count, size):
-        part = slice(start, start + size)
-        # always a copy: the model may own the logits, and what follows is in place
-        values_NV = logits_NV[part].float().clamp(min=_NEVER)
-        if mask_token_id is not None:
-            values_NV[:, mask_token_id] = _NEVER
-        if allowed is not None:
-            values_NV.masked_fill_(~(allowed if allowed.dim() == 1 else allowed[part]), _NEVER)
-        _reduce(values_NV, uniforms_N[part], law, out[part])
+    out = torch.empty((len(logits_NV), COLUMNS), device=logits_NV.device) if out_NC is None else out_NC
+    Reducer(law, mask_token_id)(logits_NV, uniforms_N, out, allowed)
     return out
 
 
-def _reduce(values_NV: Tensor, uniforms_N: Tensor, law: Sampling, out_NC: Tensor) -> None:
-    """Write the numbers of candidates; `values_NV` becomes the logits less their maximum."""
-    max_N1, argmax_N1 = values_NV.max(-1, keepdim=True)
+class Reducer:
+    """`reduce_logits` with working memory that is kept between calls: fresh memory costs more than the arithmetic."""
+
+    def __init__(self, law: Sampling, mask_token_id: int | None = None) -> None:
+        self._law, self._mask_token_id = law, mask_token_id
+        self._memory: Tensor | None = None
+
+    def __call__(self, logits_NV: Tensor, uniforms_N: Tensor, out_NC: Tensor, allowed: Tensor | None = None) -> None:
+        """Write the packed numbers of candidates; see `reduce_logits`."""
+        count, vocab = logits_NV.shape
+        size = max(1, min(count, _CACHE_ELEMENTS // vocab)) if logits_NV.device.type == "cpu" else max(1, count)
+        if self._memory is None or self._memory.shape[1] < size * vocab or self._memory.device != logits_NV.device:
+            self._memory = torch.empty((3, size * vocab), dtype=torch.float32, device=logits_NV.device)
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            rows = part.stop - start
+            memory = self._memory[:, : rows * vocab].view(3, rows, vocab)
+            values_NV = memory[0]
+            # always a copy: the model may own the logits, and what follows is in place
+            if logits_NV.dtype == torch.float32:
+                torch.clamp(logits_NV[part], min=_NEVER, out=values_NV)
+            else:
+                values_NV.copy_(logits_NV[part]).clamp_(min=_NEVER)
+            if self._mask_token_id is not None:
+                values_NV[:, self._mask_token_id] = _NEVER
+            if allowed is not None:
+                values_NV.masked_fill_(~(allowed if allowed.dim() == 1 else allowed[part]), _NEVER)
+            _reduce(memory, uniforms_N[part], self._law, out_NC[part])
+
+
+def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: Sampling, out_NC: Tensor) -> None:
+    """Write the numbers of candidates whose logits are memory[0]; the memory is used up."""
+    values_NV, weight_NV, spare_NV = memory_3NV.unbind(0)
+    max_N1, argmax_N1 = _max(values_NV)
     values_NV.sub_(max_N1)
     values_NV.scatter_(-1, argmax_N1, _NEVER)
     second_N = values_NV.amax(-1)
     second_N.masked_fill_(second_N < _NEVER / 2, -math.inf)
     values_NV.scatter_(-1, argmax_N1, 0.0)
-    weight_NV = values_NV.exp()
+    torch.exp(values_NV, out=weight_NV)
     total_N = weight_NV.sum(-1)
     log_total_N = total_N.log()
-    expected_N = torch.bmm(weight_NV.unsqueeze(1), values_NV.unsqueeze(2)).flatten() / total_N
+    expected_N = torch.mul(weight_NV, values_NV, out=spare_NV).sum(-1) / total_N
     not_finite_N = (max_N1 - max_N1).squeeze(-1)  # 0, or NaN where the model overflowed
     top1_N = not_finite_N - log_total_N
     if law.temperature == 0.0:
         token_N1, logprob_N, sampled_N = argmax_N1, top1_N, top1_N
     else:
         if law.temperature != 1.0 or law.top_k > 0 or law.top_p < 1.0:
-            weight_NV = _filtered(values_NV / law.temperature, law).exp_()
+            weight_NV = _filtered(torch.div(values_NV, law.temperature, out=weight_NV), law).exp_()
             total_N = weight_NV.sum(-1)
-        # torch's CPU kernel accumulates in double: a tail of many small probabilities keeps its mass
-        wide = torch.float64 if weight_NV.is_cuda else torch.float32
-        cdf_NV = weight_NV.cumsum(-1, dtype=wide)
+        if weight_NV.is_cuda:  # its kernel accumulates in the type that it is given
+            cdf_NV = weight_NV.cumsum(-1, dtype=torch.float64)
+        else:  # the CPU's accumulates in double: a tail of many small probabilities keeps its mass
+            cdf_NV = torch.cumsum(weight_NV, -1, out=spare_NV)
         token_N1 = torch.searchsorted(cdf_NV, uniforms_N[:, None] * cdf_NV[:, -1:])
         token_N1.clamp_(max=cdf_NV.shape[-1] - 1)
         value_N = values_NV.gather(-1, token_N1).squeeze(-1)
@@ -119,6 +144,25 @@ def _reduce(values_NV: Tensor, uniforms_N: Tensor, law: Sampling, out_NC: Tensor
     columns = (token_N1.squeeze(-1), logprob_N, top1_N, second_N - log_total_N, log_total_N - expected_N, sampled_N)
     for i, column in enumerate((*columns, argmax_N1.squeeze(-1))):
         out_NC[:, i] = column
+
+
+def _max(values_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest value and the first index of it, [N, 1] each; NaN where there is one.
+
+    On the CPU torch's maximum with an index is ten times slower than the one without: find the run of tokens first.
+    """
+    runs = values_NV.shape[-1] // _RUN
+    if values_NV.device.type != "cpu" or runs * len(values_NV) < _CACHE_ELEMENTS // (4 * _RUN):
+        return torch.max(values_NV, -1, keepdim=True)
+    runs_NVR = values_NV[:, : runs * _RUN].unflatten(-1, (runs, _RUN))
+    best_N1, run_N1 = runs_NVR.amax(-1).max(-1, keepdim=True)
+    inside_NR = runs_NVR[torch.arange(len(values_NV)), run_N1.squeeze(-1)]
+    index_N1 = run_N1 * _RUN + inside_NR.argmax(-1, keepdim=True)
+    if runs * _RUN < values_NV.shape[-1]:
+        last_N1, last_index_N1 = values_NV[:, runs * _RUN :].max(-1, keepdim=True)
+        index_N1 = torch.where(last_N1 > best_N1, last_index_N1 + runs * _RUN, index_N1)
+        best_N1 = torch.maximum(best_N1, last_N1)
+    return best_N1, index_N1
 
 
 def _filtered(logits_NV: Tensor, law: Sampling) -> Tensor:

@@ -120,6 +120,21 @@ def test_a_large_vocabulary_is_reduced_in_parts_that_change_nothing():
     assert torch.allclose(whole[:, 5].double(), logp.gather(-1, whole[:, :1].long()).squeeze(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("vocab", [700, 1 << 15, (1 << 15) + 3])
+def test_ties_go_to_the_first_token_in_every_part_of_the_vocabulary(vocab: int):
+    rows = 1 + (1 << 18) // vocab
+    logits = torch.zeros(rows, vocab)
+    first = torch.arange(rows) * 131 % vocab
+    first[-1] = vocab - 1
+    logits[torch.arange(rows), first] = 2.0
+    logits[torch.arange(rows), (first + 77).clamp(max=vocab - 1)] = 2.0
+    packed = stp_rs.sampling.reduce_logits(logits, torch.full((rows,), 0.5), stp_rs.GREEDY)
+    assert torch.equal(packed[:, 0].long(), first)
+    assert torch.equal(packed[:, 6], packed[:, 0])
+    logits[0, vocab - 1] = torch.nan
+    assert stp_rs.sampling.reduce_logits(logits, torch.full((rows,), 0.5), stp_rs.GREEDY)[:, 2].isnan().sum() == 1
+
+
 def test_metrics_report_useful_rows_and_padding():
     rollout = stp_rs.generate(Model(0), ragged(), stp_rs.Sampler(8), completion_length=LENGTH)
     metrics = rollout_metrics(rollout, [""] * len(rollout))
