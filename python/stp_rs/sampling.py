@@ -154,7 +154,7 @@ def _max(values_NV: Tensor) -> tuple[Tensor, Tensor]:
     runs = values_NV.shape[-1] // _RUN
     if values_NV.device.type != "cpu" or runs * len(values_NV) < _CACHE_ELEMENTS // (4 * _RUN):
         return torch.max(values_NV, -1, keepdim=True)
-    runs_NVR = values_NV[:, : runs * _RUN].unflatten(-1, (runs, _RUN))
+    runs_NVR = values_NV[:, : runs * _RUN].view(-1, runs, _RUN)
     best_N1, run_N1 = runs_NVR.amax(-1).max(-1, keepdim=True)
     inside_NR = runs_NVR[torch.arange(len(values_NV)), run_N1.squeeze(-1)]
     index_N1 = run_N1 * _RUN + inside_NR.argmax(-1, keepdim=True)

@@ -294,7 +294,7 @@ class STPTrainer:
 
 
 def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
-    """Return the sampler of a configuration; `prune=False` leaves temporal pruning out (for evaluation)."""
+    """Return the sampler of a configuration; `prune=False` leaves temporal pruning and truncation out."""
     rollout, pruning = config.rollout, config.pruning
     return _core.Sampler(
         rollout.diffusion_steps or max(1, rollout.max_completion_length),
@@ -304,7 +304,7 @@ def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
         confidence=rollout.stp_confidence,
         temporal=pruning.stp_temporal if prune else "none",
         max_nfe=pruning.stp_max_nfe if prune else 0,
-        eos=rollout.stp_eos,
+        eos=rollout.stp_eos if prune or rollout.stp_eos != "truncate" else "none",
     )
 
 
