@@ -94,7 +94,12 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
-        self.design = _core.Design(args.loss.stp_design, args.loss.num_mc, num_iterations=args.optim.num_iterations)
+        self.design = _core.Design(
+            args.loss.stp_design,
+            args.loss.num_mc,
+            num_iterations=args.optim.num_iterations,
+            block_length=args.rollout.block_length,
+        )
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
             lr=args.optim.learning_rate,
