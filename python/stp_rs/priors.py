@@ -133,8 +133,8 @@ class OfflineGeneration:
     """The paper's prior (arXiv 2602.08905): anchors from the initial policy's own completion of each training prompt.
 
     Kept is the share `keep` of the *non-answer* tokens, chosen by `selector`; confidence is the log-prob under one
-    fully masked forward of the initial policy. Token ids are stored and never re-tokenised, with hashes of the tokenizer and
-    of the policy that made them.
+    fully masked forward of the initial policy. Token ids are stored and never re-tokenised, with hashes of the
+    tokenizer and of the policy that made them.
 
     Example:
         prior = OfflineGeneration(keep=0.05, answer_span=tag_span("[", "]"))

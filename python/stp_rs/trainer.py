@@ -246,8 +246,8 @@ class STPTrainer:
             raise DivergenceError(
                 f"step {self.step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
                 f"was not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
-                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest checkpoint "
-                f"in {self.run} is from before"
+                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest "
+                f"checkpoint in {self.run} is from before"
             )
         self.optimizer.step()
         return norm
