@@ -40,7 +40,7 @@ def score_rewards(
     prompts = columns.pop("prompt", [None] * len(rows))
     by_name: dict[str, NDArray[np.float32]] = {}
     for func in reward_funcs:
-        name = str(getattr(func, "__name__", type(func).__name__))
+        name = _free_name(str(getattr(func, "__name__", type(func).__name__)), by_name)
         values = func(completions=list(completions), prompts=prompts, completion_ids=completion_ids, **columns)
         if len(values) != len(completions):
             raise InvalidValueError(
@@ -58,3 +58,12 @@ def score_rewards(
     if not by_name:
         raise InvalidValueError("reward_funcs: got none, needs at least one function")
     return np.nansum(np.stack(list(by_name.values())), axis=0).astype(np.float32), by_name
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """Return `name`, or `name_2`, `name_3` ... where it is taken: two lambdas are two rewards."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
