@@ -214,10 +214,11 @@ def last_nfe(run: Path) -> float | None:
 
 def write_config(config: STPConfig, run: Path) -> None:
     """Write config.yaml: the options of this run by their flat names."""
-    lines = [f"{name}: {value!r}" if isinstance(value, str) else f"{name}: {str(value).lower()}"
-             for name, value in config.to_flat().items()]  # fmt: skip
+    import yaml
+
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
