@@ -20,7 +20,7 @@ from stp_rs.report import write_report
 from stp_rs.sft import warm_up
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, make_sampler
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -47,6 +47,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     task = get_task(config.run.task)
     config = complete(config, task)
     run = Path(config.run.output_dir)
+    resumable(config)  # before anything in the folder is touched
     write_config(config, run)
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, events)

@@ -138,12 +138,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(path, {"a": float("nan")})
 
-    class Interrupted(Exception):
-        pass
+    def interrupted() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise Stop
 
-    with pytest.raises(Interrupted), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise Interrupted
+    with pytest.raises(Stop):
+        interrupted()
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["summary.json"]
 
