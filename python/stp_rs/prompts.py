@@ -94,6 +94,11 @@ def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:
     return list(ids)
 
 
+def end_of_text_id(tokenizer: Any) -> int:
+    """Return the id that ends a completion: `eos_token_id`, or `sep_token_id` where there is none (BERT)."""
+    return int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id)
+
+
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
     """Return the dataset rows of a step: epochs of keyed permutations laid end to end, every row once per epoch."""
     picked = []

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs.errors import InvalidValueError
+from stp_rs.prompts import end_of_text_id
 
 RewardFunc = Callable[..., Sequence[float | None]]
 
 
 def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.int64], tokenizer: Any) -> list[str]:
     """Return completion texts: tokens up to the first end-of-text, special tokens left out."""
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    eos = end_of_text_id(tokenizer)
     kept = []
     for ids, length in zip(token_ids_RL.tolist(), lengths_R.tolist(), strict=True):
         row = ids[:length]
