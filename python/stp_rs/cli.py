@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_transformers()
         return int(args.run(args))
     except StpError as error:
-        print(f"stp-rs: {error}", file=sys.stderr)
+        print(f"stp-rs: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -20,7 +20,7 @@ from stp_rs.report import write_report
 from stp_rs.sft import warm_up
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, make_sampler
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -47,6 +47,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     task = get_task(config.run.task)
     config = complete(config, task)
     run = Path(config.run.output_dir)
+    resumable(config)  # before anything in the folder is touched
     write_config(config, run)
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, events)
@@ -220,10 +221,11 @@ def last_nfe(run: Path) -> float | None:
 
 def write_config(config: STPConfig, run: Path) -> None:
     """Write config.yaml: the options of this run by their flat names."""
-    lines = [f"{name}: {value!r}" if isinstance(value, str) else f"{name}: {str(value).lower()}"
-             for name, value in config.to_flat().items()]  # fmt: skip
+    import yaml
+
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
