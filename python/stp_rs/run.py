@@ -71,35 +71,41 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     with trainer.ledger.time("eval"):
         after = evaluate(trainer.model, tokenizer, task, test_rows, config)
         pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
-    seconds = trainer.ledger.seconds
-    summary = {
-        "task": config.run.task,
-        "preset": config.preset,
-        "seed": config.run.seed,
+    summary = summarise(trainer, before, after, pruned)
+    summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
+    summary["samples"] = [
+        {"prompt": row["prompt"], "before": b, "after": a}
+        for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
+    ]
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
+
+
+def summarise(
+    trainer: STPTrainer, before: dict[str, Any], after: dict[str, Any], pruned: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
+    run, seconds = trainer.args.run, trainer.ledger.seconds
+    return {
+        "task": run.task,
+        "preset": trainer.args.preset,
+        "seed": run.seed,
         "solved_before": before["solved"],
         "solved_after": after["solved"],
         "solved_after_prior": pruned["solved"],
         "cells_after": after.get("cells"),
-        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(run)},
+        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
         "forwards": dict(trainer.ledger.forwards),
         "seconds": {
-            "sft": sft_seconds,
             "rl": seconds["rollout"] + seconds["reward"] + seconds["update"],
             "rollout": seconds["rollout"],
             "update": seconds["update"],
             "eval": seconds["eval"],
-            "total": time.perf_counter() - started,
         },
         "steps": trainer.step,
-        "eval_size": len(test_rows),
-        "samples": [
-            {"prompt": row["prompt"], "before": b, "after": a}
-            for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
-        ],
+        "eval_size": len(after["completions"]),
     }
-    write_json(run / "summary.json", summary)
-    write_report(run)
-    return summary
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:

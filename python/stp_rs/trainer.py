@@ -94,7 +94,12 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
-        self.design = _core.Design(args.loss.stp_design, args.loss.num_mc, num_iterations=args.optim.num_iterations)
+        self.design = _core.Design(
+            args.loss.stp_design,
+            args.loss.num_mc,
+            num_iterations=args.optim.num_iterations,
+            block_length=args.rollout.block_length,
+        )
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
             lr=args.optim.learning_rate,
@@ -195,6 +200,9 @@ class STPTrainer:
                     totals.setdefault(name, []).append(value)
                 elbo = float(new_RL.detach().sum()) / max(1.0, float(masks[j, i].scored_RL.sum()))
                 totals.setdefault("diffusion/token_elbo", []).append(elbo)
+            if not batches:  # the full computation would give a gradient of zero, which moves the moments
+                for parameter in self.optimizer.param_groups[0]["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
             update["grad_norm"] = self._step_optimizer(j, update["loss"])
             for name, value in update.items():
                 totals.setdefault(name, []).append(value)

@@ -91,7 +91,7 @@ def test_a_report_of_a_short_run_is_well_formed_too(lines: list[dict[str, float]
 def test_a_chart_maps_values_to_its_frame():
     assert line_chart([], []) == ""
     chart = line_chart([0, 10], [1.0, 3.0], width=520, height=220)
-    assert "points='46.0,196.0 510.0,8.0'" in chart
+    assert "points='54.0,196.0 510.0,8.0'" in chart
     assert "1</text>" in chart
     assert "3</text>" in chart
     assert "nan" not in line_chart([1, 2], [5.0, 5.0])
