@@ -1,17 +1,33 @@
-"""Small policies that many tests share: a tiny random BERT, and a policy that is a table."""
+"""What many tests share: a tiny random BERT, a policy that is a table, and a trainer of a second or less."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
+from stp_rs import STPConfig, STPTrainer
 from stp_rs.config import PolicyConfig
 from stp_rs.model import MaskedLMAdapter
 from stp_rs.models import character_tokenizer, tiny_policy
 
 ALPHABET = "0123[]"
+LENGTH = 6
+"""Tokens of a completion in the trainer's tests."""
+ROWS = [{"prompt": text} for text in ("0", "12", "3[0", "1]", "22", "0123")]
+SMALL: dict[str, Any] = {
+    "pruning": "none",
+    "max_completion_length": LENGTH,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_steps": 4,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "constant",
+    "save_steps": 0,
+}
 
 
 @cache
@@ -87,3 +103,16 @@ class Tabular:
         """Return its argument: the hidden states are logits. Counts the rows asked for."""
         self.head_rows += hidden_NH.shape[0]
         return hidden_NH
+
+
+def ones(completions: Sequence[str], **_columns: Any) -> list[float]:
+    """Reward the share of ones."""
+    return [text.count("1") / LENGTH for text in completions]
+
+
+def trainer(
+    run: Path, model: Any = None, reward: Callable[..., Any] = ones, *, priors: Sequence[Any] = (), **options: Any
+) -> STPTrainer:
+    """Return a trainer of the tiny policy on six ragged prompts; `options` over `SMALL`."""
+    config = STPConfig.make(**{**SMALL, "output_dir": str(run), **options})
+    return STPTrainer(model or tiny(), reward, config, ROWS, tokenizer(), priors=priors)

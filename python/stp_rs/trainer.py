@@ -26,7 +26,7 @@ from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
 from stp_rs.likelihood import Masks, draw_masks, token_elbo
 from stp_rs.loss import LossInputs, policy_loss
 from stp_rs.metrics import Ledger, MetricsFile
-from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
+from stp_rs.model import DiffusionModel, MaskedLMAdapter, as_diffusion_model, device_of, passes_without_dropout
 from stp_rs.priors import Prior, compose_priors
 from stp_rs.prompts import batch_indices, encode_prompts
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
@@ -158,7 +158,7 @@ class STPTrainer:
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
             metrics.update(self._update(buffer))
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in by_name.items()})
-        metrics.update(rollout_metrics(rollout, completions))
+        metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
         metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
         metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
@@ -329,8 +329,13 @@ def sampling_law(config: STPConfig) -> Sampling:
 
 def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:
     """Return a copy of the policy that never trains: the reference of the KL term."""
-    module = copy.deepcopy(model.module).eval().requires_grad_(False)
-    return as_diffusion_model(module, tokenizer)
+    if isinstance(model, MaskedLMAdapter):  # split again: its parts are closures over the policy's own modules
+        module = copy.deepcopy(model.module).eval()
+        copied: DiffusionModel = MaskedLMAdapter(module, tokenizer, logit_shift=model.logit_shift)
+    else:
+        copied = copy.deepcopy(model)
+    copied.module.eval().requires_grad_(False)
+    return copied
 
 
 def fill_buffer(rollout: Rollout, rewards: Any, advantages: Any, *, version: int) -> TrajectoryBuffer:
@@ -363,14 +368,16 @@ def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
 
 
-def rollout_metrics(rollout: Rollout, completions: Sequence[str]) -> Metrics:
-    """Return TRL's completion metrics and the diffusion ones of a rollout."""
+def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> Metrics:
+    """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
     length = rollout.token_ids.shape[1]
+    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step >= -1).sum(1)
+    length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
     groups: dict[int, set[str]] = {}
     for group, text in zip(rollout.group.tolist(), completions, strict=True):
         groups.setdefault(group, set()).add(text)
     return {
-        "completions/mean_length": float((rollout.unmask_step >= -1).sum(1).mean()),
+        "completions/mean_length": float(length_R.mean()),
         "diffusion/nfe": float(rollout.nfe.mean()),
         "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
         "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),

@@ -94,6 +94,18 @@ def test_pruning_spends_fewer_than_half_of_the_rollout_forwards(run: Path, tmp_p
     assert unpruned["nfe_per_completion"]["training"] == 20
 
 
+def test_anchors_of_the_initial_policy_are_made_once_and_stored(tmp_path: Path):
+    options = {"stp_spatial": "offline_generation+template", "stp_keep": 0.2, "max_steps": 2, "eval_steps": 0}
+    assert main(flags(tmp_path / "run", **options)) == 0
+    stored = tmp_path / "run" / "offline_generation.safetensors"
+    made = stored.read_bytes()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    # 4 of 20 tokens are the template's; the anchors are a fifth of what lies outside the answer
+    assert all(0.2 <= line["diffusion/anchor_share"] < 0.5 for line in lines)
+    assert main(flags(tmp_path / "run", **options)) == 0
+    assert stored.read_bytes() == made
+
+
 def test_a_finished_run_is_continued_not_repeated(run: Path, capsys: pytest.CaptureFixture[str]):
     before = (run / "metrics.jsonl").read_text()
     folder = (run / "checkpoint-3").stat().st_mtime_ns
