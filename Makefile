@@ -31,8 +31,8 @@ train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs
 test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 	$(PY) -m pytest $(ARGS)
 
-bench: $(if $(wildcard benches/python),$(INSTALLED)) ## Time the Rust kernels (ARGS=--test: run each once, without timing)
-	cargo bench --locked $(if $(ARGS),-- $(ARGS))
+bench: $(if $(wildcard benches/python),$(INSTALLED)) ## Time the Rust kernels (ARGS=--test: run each once, unoptimised and untimed)
+	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))
 ifneq ($(wildcard benches/python),)
 	$(PY) -m pytest benches/python $(if $(filter --test,$(ARGS)),--benchmark-disable)
 endif
