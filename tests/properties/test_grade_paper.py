@@ -1,4 +1,4 @@
-"""`paper_compat` equals Python's own reading of the published rules, on text of the pieces that decide them."""
+"""`paper_compat` equals Python's own reading of the published rules, on text that puts them to the test."""
 
 import math
 import re

@@ -63,8 +63,12 @@ fn balanced(text: &str) -> Option<usize> {
 #[must_use]
 pub fn answer_span(text: &str) -> &str {
     let text = before_end(text);
-    let span = last_answer(text).unwrap_or(text);
-    last_boxed(span).unwrap_or(span).trim()
+    let tagged = last_answer(text);
+    let span = tagged.unwrap_or(text);
+    // inside a tag, a box that is not closed runs to the end of the tag
+    let open =
+        || tagged?.rsplit_once("\\boxed{").map(|(_, inner)| inner).filter(|inner| !inner.contains('}'));
+    last_boxed(span).or_else(open).unwrap_or(span).trim()
 }
 
 #[cfg(test)]
@@ -83,6 +87,8 @@ mod tests {
         assert_eq!(answer_span("\\fbox{3} then \\boxed {4}"), "4");
         assert_eq!(answer_span("\\boxed{3} then \\boxed{} and \\boxed{...}"), "3");
         assert_eq!(answer_span("  12</s>13"), "12");
+        assert_eq!(answer_span("<answer>\\boxed{7</answer>"), "7");
+        assert_eq!(answer_span("\\boxed{7"), "\\boxed{7");
     }
 
     proptest! {
