@@ -78,8 +78,7 @@ class CountdownTask:
     count: int = 3
     max_number: int = 9
     max_target: int = 99
-    operators: str = "+-*"
-    """What the generator uses, out of `+-*/`; answers may use all four."""
+    operators: str = "+-*/"
     lazy: float = 0.7
     """Share of demonstrations that just add the numbers up: a wrong mode that a reward can flip."""
     name: str = "countdown"
