@@ -93,7 +93,8 @@ def test_countdown_demonstrations_and_scores():
     scores = task.score([row["completion"] for row in rows], rows)
     assert set(scores) == {"solved", "valid"}
     assert min(scores["valid"]) == 1.0
-    assert 0.3 < sum(scores["solved"]) / 500 < 0.6
+    solved = sum(scores["solved"]) / 500
+    assert 1.0 - task.lazy < solved < 1.0 - 0.6 * task.lazy  # some sums happen to be the target
 
 
 def test_unknown_names_and_options_are_errors_that_list_what_exists():
