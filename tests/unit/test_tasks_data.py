@@ -132,9 +132,7 @@ def test_countdown_over_data_fits_its_limits_and_is_demonstrated_by_the_solver()
 
 
 def test_sudoku_over_data_keeps_its_copies():
-    rows = [
-        {"Puzzle": r["puzzle"], "Solution": r["solution"]} for r in SudokuTask().rows("train", 40, seed=0)
-    ]
+    rows = [{"Puzzle": r["puzzle"], "Solution": r["solution"]} for r in SudokuTask().rows("train", 40, seed=0)]
     task = tasks.get_task("sudoku", data=rows)
     row = task.rows("train", 1, seed=0)[0]
     assert task.copies(row) == SudokuTask().copies(row)

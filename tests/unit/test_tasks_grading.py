@@ -166,7 +166,5 @@ def test_where_countdown_problems_may_be():
         (None, "", {"nums": [2, 3], "target": 6}),
         (None, "Numbers: [2, 3]\nTarget: 6", {}),
     ):
-        found = grading.grade_items(
-            "countdown", [grading.Item("\\boxed{2*3}", truth, question, record)], MODES[0]
-        )
+        found = grading.grade_items("countdown", [grading.Item("\\boxed{2*3}", truth, question, record)], MODES[0])
         assert found.accuracy == 1.0

@@ -90,10 +90,7 @@ def test_what_is_left_goes_to_math_verify(fake: verify.TimedWorker):
     assert verify.verify(["A", "A", "A"], ["a", "hang", "b"], seconds=2.0) == [True, None, False]
     assert questions.math_verified(["\\boxed{\\SIN X}"], answer=["\\sin x"]) == [1.0]
     items = [grading.Item("\\boxed{\\SIN X}", "\\sin x", "", {})]
-    assert (
-        grading.grade_items("math", items, use_verify=True, explain=True).differences[0]["rule"]
-        == "as-verify"
-    )
+    assert grading.grade_items("math", items, use_verify=True, explain=True).differences[0]["rule"] == "as-verify"
     assert grading.grade_items("math", items).accuracy == 0.0
 
 

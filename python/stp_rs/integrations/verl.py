@@ -40,9 +40,7 @@ def compute_score(
         raise ConfigError(f"extra_info['mode']: got '{mode}', needs one of {', '.join(MODES)}")
     task = next((name for name in PAPER if name in data_source.lower()), None)
     if task is None:
-        raise ConfigError(
-            f"data_source: got '{data_source}', needs a name with one of {', '.join(PAPER)} in it"
-        )
+        raise ConfigError(f"data_source: got '{data_source}', needs a name with one of {', '.join(PAPER)} in it")
     graders = PAPER if mode == MODES[0] else CORRECTED
     grade = graders[task]([Item(solution_str, ground_truth, str(info.get("question", "")), info)])[0]
     if grade.correct is None:
@@ -59,9 +57,7 @@ def reward_from(score: ComputeScore, data_source: str, truth: str = "ground_trut
         truth: the column with the ground truth. The other columns of the row become `extra_info`.
     """
 
-    def verl_reward(
-        completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
-    ) -> list[float]:
+    def verl_reward(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
         del prompts
         n = len(completions)
         named = "data_source" in columns
