@@ -41,6 +41,8 @@ def _quiet_transformers() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    from stp_rs.tasks import grading
+
     parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands)
@@ -59,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("-n", type=int, default=256, help="problems")
     evaluation.add_argument("--json", default="", help="write the result here too")
     evaluation.set_defaults(run=_eval)
+    grading.add_parser(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser

@@ -44,7 +44,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     events = events or Events()
     started = time.perf_counter()
     set_threads(config)
-    task = get_task(config.run.task)
+    task = make_task(config)
     config = complete(config, task)
     run = Path(config.run.output_dir)
     resumable(config)  # before anything in the folder is touched
@@ -55,8 +55,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer)
     before = evaluate(model, tokenizer, task, test_rows, config)
-    train_rows = task.load(Path(config.run.data)) if config.run.data else None
-    train_rows = train_rows or task.rows("train", config.run.train_size, config.run.seed)
+    train_rows = task.rows("train", config.run.train_size, config.run.seed)
     trainer = STPTrainer(
         model,
         list(task.reward_funcs),
@@ -106,6 +105,11 @@ def summarise(
         "steps": trainer.step,
         "eval_size": len(after["completions"]),
     }
+
+
+def make_task(config: STPConfig) -> Task:
+    """Return the configured task, on the rows of `data` where a file is given."""
+    return get_task(config.run.task, data=config.run.data) if config.run.data else get_task(config.run.task)
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
@@ -192,7 +196,8 @@ def offline_prior(
     """Return the OfflineGeneration prior where configured; made once per run and stored beside it."""
     if "offline_generation" not in config.pruning.stp_spatial:
         return []
-    prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, tag_span("[", "]"), config.run.seed)
+    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown") else tag_span()
+    prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, answer, config.run.seed)
     stored = run / "offline_generation.safetensors"
     if config.run.resume and stored.is_file():
         prior.load(stored, tokenizer)
@@ -240,7 +245,7 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
     config = STPConfig.from_yaml(configs[0])
     set_threads(config)
-    task = get_task(config.run.task)
+    task = make_task(config)
     module, tokenizer = load_policy(folder)
     return (
         as_diffusion_model(module.to(pick_device(config)), tokenizer),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stp_rs import _core
 from stp_rs.advantages import group_advantages
-from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
+from stp_rs.buffer import Minibatch, TrajectoryBuffer, fill_buffer, gather
 from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
 from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
@@ -336,26 +336,6 @@ def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:
         copied = copy.deepcopy(model)
     copied.module.eval().requires_grad_(False)
     return copied
-
-
-def fill_buffer(rollout: Rollout, rewards: Any, advantages: Any, *, version: int) -> TrajectoryBuffer:
-    """Return a buffer with the rows of a rollout, their rewards and advantages."""
-    buffer = TrajectoryBuffer(rollout.token_ids.shape[1], len(rollout))
-    buffer.push(
-        prompt_ids=rollout.prompt_ids,
-        prompt_length=rollout.prompt_length,
-        token_ids=rollout.token_ids,
-        unmask_step=rollout.unmask_step,
-        logprob=rollout.logprob,
-        stop_reason=rollout.stop_reason,
-        uid=rollout.uid,
-        group=rollout.group,
-        policy_version=np.full(len(rollout), version, dtype=np.int64),
-    )
-    rows = np.arange(len(rollout), dtype=np.int32)
-    buffer.set_rewards(rows, rewards)
-    buffer.set_advantages(rows, advantages)
-    return buffer
 
 
 def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
