@@ -135,11 +135,11 @@ def test_eval_prints_both_decodes_and_writes_json(run: Path, tmp_path: Path, cap
     printed = capsys.readouterr().out
     assert printed.startswith("1 problems of")
     result = json.loads(out.read_text())
-    assert result["n"] == 1
-    assert result["free"]["nfe"] == 20
-    assert result["prior"]["nfe"] == 2
-    assert {"solved", "cells"} <= result["free"].keys()
-    assert result["prior"]["clues_kept"] == 1.0
+    free, prior = result["cells"]
+    assert (free["decode"], prior["decode"], free["n"]) == ("free", "prior", 1)
+    assert (free["nfe"], prior["nfe"]) == (20, 2)
+    assert {"solved", "solved_ci", "cells"} <= free.keys()
+    assert prior["clues_kept"] == 1.0
 
 
 def test_env_names_the_versions(capsys: pytest.CaptureFixture[str]):
