@@ -73,6 +73,19 @@ def test_a_warm_up_is_its_seed_and_touches_no_generator():
     assert random.getstate() == before[1]
 
 
+def test_the_learning_rate_stays_for_half_the_steps_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    warm(tiny(), steps=8, learning_rate=0.5)
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125])
+
+
 def test_a_warm_up_runs_without_dropout_and_leaves_the_mode():
     dropping = tiny(dropout=0.5)
     assert warm(dropping, steps=5) == pytest.approx(warm(tiny(), steps=5), abs=1e-4)
