@@ -78,19 +78,12 @@ def save_checkpoint(
         _sync(file)
     old = run / f"{final.name}.old"
     if final.exists():
-        _remove(old)
+        shutil.rmtree(old, ignore_errors=True)
         final.replace(old)
     temporary.replace(final)
     _sync(run)
-    _remove(old)
+    shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint: first what makes it one, so that no half of it is taken for a whole."""
-    if folder.exists():
-        (folder / STATE).unlink(missing_ok=True)
-        shutil.rmtree(folder)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
@@ -123,7 +116,7 @@ def clear_partial(run: Path) -> None:
     """Remove what an interrupted save left behind."""
     for old in run.glob("checkpoint-*.old"):
         if old.with_suffix("").exists():
-            _remove(old)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             old.replace(old.with_suffix(""))
     for leftover in run.glob(".*.part"):

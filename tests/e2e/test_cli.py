@@ -104,6 +104,8 @@ def test_anchors_of_the_initial_policy_are_made_once_and_stored(tmp_path: Path):
     assert all(0.2 <= line["diffusion/anchor_share"] < 0.5 for line in lines)
     assert main(flags(tmp_path / "run", **options)) == 0
     assert stored.read_bytes() == made
+    stored.write_bytes(b"cut short")
+    assert main(flags(tmp_path / "run", **options)) == 2, "a resume reads them"
 
 
 def test_a_finished_run_is_continued_not_repeated(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -102,6 +102,17 @@ def test_gradient_accumulation_is_one_big_batch(tmp_path: Path):
     assert close(one, other)
 
 
+def test_the_law_that_drew_the_tokens_is_the_law_that_is_scored(tmp_path: Path):
+    """One forward reveals all, and `uniform_count` scores exactly that state: the estimate is the recorded number."""
+    options = {"temperature": 0.6, "diffusion_steps": 1, "stp_design": "uniform_count", "num_mc": 1}
+    made = trainer(tmp_path, num_iterations=1, **options)
+    with spied("token_elbo") as estimates, spied("gather") as gathered:
+        made.train_step()
+    (_, _, estimate), (_, _, batch) = estimates[0], gathered[0]
+    assert np.allclose(estimate.detach().numpy(), batch.logprob, atol=1e-4)
+    assert not np.allclose(batch.logprob, 0)
+
+
 def test_estimates_of_a_ragged_micro_batch_ignore_its_padding(tmp_path: Path):
     made = trainer(tmp_path, per_device_train_batch_size=8, num_iterations=1)
     widths = []

@@ -134,7 +134,10 @@ def test_a_save_stopped_anywhere_leaves_an_old_or_a_new_checkpoint(step: int, tm
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "deep" / "summary.json"
+    write_json(path, {"a": 0})
+    first = path.stat().st_ino
     write_json(path, {"a": 1})
+    assert path.stat().st_ino != first, "another file, renamed into place: a reader of the old one keeps it"
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(path, {"a": float("nan")})
 

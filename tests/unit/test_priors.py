@@ -120,15 +120,17 @@ def test_anchors_are_a_share_of_the_policys_own_completion(keep: float, count: i
 
 def test_the_most_confident_tokens_are_those_of_one_fully_masked_forward():
     prior, model = build(0.5)
-    prompts = batch("31")
-    canvas = torch.tensor([[7, 5] + [model.mask_token_id] * LENGTH])
-    with torch.no_grad():
-        logits = model.head(model.hidden(canvas, None)[0, 2:])
-    logits[:, model.mask_token_id] = -torch.inf
-    ids = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids[0]
-    confidence = logits.log_softmax(-1).numpy()[np.arange(LENGTH), ids]
-    kept = {int(i) for i in np.argsort(-confidence, kind="stable")[:3]}
-    assert {p for p, _, _ in prior(prompts, LENGTH).row(0)} == kept
+    prompts = batch("0", "31", "2")
+    rows = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    for row, ids in enumerate(rows):
+        prompt = prompts.prompt_ids[row, : prompts.prompt_length[row]].tolist()
+        canvas = torch.tensor([prompt + [model.mask_token_id] * LENGTH])
+        with torch.no_grad():
+            logits = model.head(model.hidden(canvas, None)[0, len(prompt) :])
+        logits[:, model.mask_token_id] = -torch.inf
+        confidence = logits.log_softmax(-1).numpy()[np.arange(LENGTH), ids]
+        kept = {int(i) for i in np.argsort(-confidence, kind="stable")[:3]}
+        assert {p for p, _, _ in prior(prompts, LENGTH).row(row)} == kept
 
 
 def test_the_answer_span_is_never_fixed():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs import STPConfig, Template
+from stp_rs import GREEDY, Sampler, STPConfig, Template, decode_completions, encode_prompts, generate
 from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.evaluation import evaluate
 from stp_rs.model import MaskedLMAdapter
@@ -53,13 +53,20 @@ def test_a_warmed_up_policy_gives_its_demonstrations_back():
         return evaluate(model, tokenizer(), Echo(), DEMONSTRATIONS, config, **options)
 
     before = score()
+    greedy = generate(
+        model,
+        encode_prompts(DEMONSTRATIONS, tokenizer(), uids=range(3)),
+        Sampler(LENGTH),
+        completion_length=LENGTH,
+        sampling=GREEDY,
+    )
+    assert before["completions"] == decode_completions(greedy.token_ids, np.full(3, LENGTH), tokenizer())
     losses = warm(model, steps=150)
     after = score()
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 3
     assert before["solved"] < after["solved"] == 1.0
     assert after["completions"] == [row["completion"] for row in DEMONSTRATIONS]
     assert after["nfe"] == LENGTH, "the reported number is the plain sampler's"
-    assert after == score(), "greedy: no randomness"
     pruned = score(priors=[Template({0: "["}, tokenizer())])
     assert pruned["nfe"] == LENGTH - 1
     assert pruned["solved"] == 1.0
@@ -71,6 +78,19 @@ def test_a_warm_up_is_its_seed_and_touches_no_generator():
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
+
+
+def test_the_learning_rate_stays_for_half_the_steps_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    warm(tiny(), steps=8, learning_rate=0.5)
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125])
 
 
 def test_a_warm_up_runs_without_dropout_and_leaves_the_mode():
