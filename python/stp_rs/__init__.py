@@ -10,6 +10,7 @@ from stp_rs._core import TrajectoryBuffer as TrajectoryBuffer
 from stp_rs._core import __version__ as __version__
 from stp_rs.advantages import group_advantages as group_advantages
 from stp_rs.buffer import Minibatch as Minibatch
+from stp_rs.buffer import fill_buffer as fill_buffer
 from stp_rs.buffer import minibatches as minibatches
 from stp_rs.config import STPConfig as STPConfig
 from stp_rs.engine import Engine as Engine
@@ -35,4 +36,3 @@ from stp_rs.rollout import generate as generate
 from stp_rs.sampling import GREEDY as GREEDY
 from stp_rs.sampling import Sampling as Sampling
 from stp_rs.trainer import STPTrainer as STPTrainer
-from stp_rs.trainer import fill_buffer as fill_buffer

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from typing_extensions import Self, Unpack
 
 __all__ = [
-    "__version__",
     "Design",
     "PriorSet",
     "RolloutScheduler",
     "Sampler",
     "TrajectoryBuffer",
+    "__version__",
     "answer_spans",
     "choose_anchors",
     "countdown_expressions",

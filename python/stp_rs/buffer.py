@@ -43,7 +43,9 @@ from stp_rs.errors import InvalidValueError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Minibatch", "TrajectoryBuffer", "gather", "minibatches"]
+    from stp_rs.rollout import Rollout
+
+__all__ = ["Minibatch", "TrajectoryBuffer", "fill_buffer", "gather", "minibatches"]
 
 _HOST_ONLY = frozenset({"rows", "uid"})
 """Row numbers and random keys are arguments of Rust calls; no device computes with them."""
@@ -93,6 +95,28 @@ class Minibatch:
 
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _HOST_ONLY}
         return {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
+
+
+def fill_buffer(
+    rollout: "Rollout", rewards: npt.NDArray[np.float32], advantages: npt.NDArray[np.float32], *, version: int
+) -> TrajectoryBuffer:
+    """Return a buffer with the rows of a rollout, their rewards and advantages."""
+    buffer = TrajectoryBuffer(rollout.token_ids.shape[1], len(rollout))
+    buffer.push(
+        prompt_ids=rollout.prompt_ids,
+        prompt_length=rollout.prompt_length,
+        token_ids=rollout.token_ids,
+        unmask_step=rollout.unmask_step,
+        logprob=rollout.logprob,
+        stop_reason=rollout.stop_reason,
+        uid=rollout.uid,
+        group=rollout.group,
+        policy_version=np.full(len(rollout), version, dtype=np.int64),
+    )
+    rows = np.arange(len(rollout), dtype=np.int32)
+    buffer.set_rewards(rows, rewards)
+    buffer.set_advantages(rows, advantages)
+    return buffer
 
 
 def gather(buffer: TrajectoryBuffer, rows: npt.NDArray[np.int32], *, pad_token_id: int = 0) -> Minibatch:

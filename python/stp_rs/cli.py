@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_transformers()
         return int(args.run(args))
     except StpError as error:
-        print(f"stp-rs: {error}", file=sys.stderr)
+        print(f"stp-rs: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -41,6 +41,8 @@ def _quiet_transformers() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    from stp_rs.tasks import grading
+
     parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands)
@@ -57,8 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", default="", help="a file in the task's published format instead of the test split"
     )
     evaluation.add_argument("-n", type=int, default=256, help="problems")
-    evaluation.add_argument("--json", default="", help="write the result here too")
+    evaluation.add_argument("--lengths", type=_numbers, help="completion lengths, e.g. 128,256,512; default the run's")
+    evaluation.add_argument("--steps", type=_numbers, help="denoising steps, several for a curve; default length / 2")
+    evaluation.add_argument("--block_length", type=int, default=None, help="tokens per block; the literature: 32")
+    evaluation.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    evaluation.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k")
+    evaluation.add_argument("--few_shot", type=int, default=0, help="demonstrations before each prompt")
+    evaluation.add_argument("--prefill", default="", help="text that every completion starts with")
+    evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)
+    grading.add_parser(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser
@@ -139,29 +149,56 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from stp_rs.checkpoint import write_json
-    from stp_rs.evaluation import evaluate
+    from stp_rs.evaluation import Decode, default_decode, evaluate_cells
     from stp_rs.run import TEST_SEED, load_run, static_priors
 
     model, tokenizer, config, task = load_run(args.model)
     rows = task.load(Path(args.data))[: args.n] if args.data else task.rows("test", args.n, TEST_SEED)
-    static = static_priors(config, task, tokenizer)
-    result: dict[str, Any] = {
-        "model": str(args.model),
-        "data": args.data or f"{task.name} test",
-        "n": len(rows),
-    }
-    for name, priors in (("free", []), ("prior", static)):
-        scores = evaluate(model, tokenizer, task, rows, config, priors=priors)
-        result[name] = {k: v for k, v in scores.items() if k != "completions"}
-    columns = [k for k in result["free"] if k != "forwards"]
-    print(f"{len(rows)} problems of {result['data']}, greedy")
-    print("decode  " + "".join(f"{c:>12}" for c in columns) + f"{'forwards':>12}")
-    for name in ("free", "prior"):
-        print(f"{name:<8}" + "".join(f"{result[name][c]:>12.3f}" for c in columns) + f"{result[name]['forwards']:>12}")
-    if args.json:
-        write_json(Path(args.json), result)
+    own = default_decode(config)
+    lengths, steps = args.lengths or [own.length], args.steps or [0]
+    cells = []
+    for length in lengths:
+        for count in steps:
+            decode = Decode(
+                length,
+                count or (own.steps if length == own.length else max(1, length // 2)),
+                own.block_length if args.block_length is None else args.block_length,
+                temperature=args.temperature,
+                samples=args.samples,
+                few_shot=args.few_shot,
+                prefill=args.prefill,
+            )
+            cells += [("free", [], decode), ("prior", static_priors(config, task, tokenizer), decode)]
+    how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
+    print(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
+    path = Path(args.json) if args.json else None
+    hidden = {"block_length", "temperature", "samples", "few_shot", "prefill", "seed", "n"}
+    for i, cell in enumerate(evaluate_cells(model, tokenizer, task, rows, config, cells, path)):
+        shown = {name: value for name, value in cell.items() if name not in hidden}
+        if i == 0:
+            print("".join(f"{name:>{_column(name)}}" for name in shown))
+        print("".join(f"{_shown(value):>{_column(name)}}" for name, value in shown.items()), flush=True)
     return 0
+
+
+def _column(name: str) -> int:
+    return 18 if name.endswith("_ci") else max(9, len(name) + 2)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(f"{x:.3f}" for x in value) + "]"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs positive integers joined by commas")
+    return numbers
 
 
 def _env(_args: argparse.Namespace) -> int:

@@ -196,7 +196,10 @@ class STPConfig:
 
     @staticmethod
     def from_yaml(path: str | Path, **overrides: Any) -> "STPConfig":
-        """Return the configuration of a YAML file of flat names; `overrides` win."""
+        """Return the configuration of a YAML file of flat names; `overrides` win.
+
+        An overriding `preset` or `pruning` wins over every option of the file that presets or prunings decide.
+        """
         import yaml
 
         try:
@@ -205,7 +208,12 @@ class STPConfig:
             raise ConfigError(f"config file {path}: cannot be read: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"config file {path}: got {type(loaded).__name__}, needs lines of `name: value`")
-        return STPConfig.make(**{"preset": "stp", **loaded, **overrides})
+        decided = {name for chosen in PRUNINGS.values() for name in chosen} if "pruning" in overrides else set()
+        if "preset" in overrides:
+            every = (*PRESETS.values(), *PRUNINGS.values())
+            decided = {"pruning", *(name for chosen in every for name in chosen)}
+        kept = {str(name): value for name, value in loaded.items() if name not in decided}
+        return STPConfig.make(**{"preset": "stp", **kept, **overrides})
 
     def to_flat(self) -> dict[str, Any]:
         """Return every option by its flat name; `STPConfig.make(**config.to_flat())` gives the same configuration."""
@@ -270,6 +278,9 @@ def _unknown(name: str) -> ConfigError:
     return ConfigError(f"unknown option {name!r}{hint}")
 
 
+_KINDS: dict[Any, str] = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
@@ -281,9 +292,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         try:
             value = hint(value)
         except ValueError:
-            raise ConfigError(f"{name}: got {value!r}, needs a {hint.__name__}") from None
+            raise ConfigError(f"{name}: got {value!r}, needs {_KINDS[hint]}") from None
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), needs a {hint.__name__}")
+        raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), needs {_KINDS[hint]}")
     return hint(value)
 
 

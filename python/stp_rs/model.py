@@ -72,6 +72,12 @@ class MaskedLMAdapter:
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return final hidden states [B, S, H]; see `DiffusionModel.hidden`."""
+        room = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+        if room is not None and ids_BS.shape[1] > room:
+            raise ModelError(
+                f"a canvas of {ids_BS.shape[1]} tokens does not fit the model's {room} positions; shorten the prompts "
+                "or the completion length"
+            )
         if lengths_B is None:
             return self._base(input_ids=ids_BS, attention_mask=None)
         positions_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)

@@ -85,13 +85,14 @@ def _cards(summary: dict[str, Any]) -> str:
 
 
 def _samples(samples: Sequence[dict[str, str]]) -> str:
+    head = "<tr><th>prompt</th><th>before RL</th><th>after RL</th></tr>"
     rows = "".join(
         "<tr>"
         + "".join(f"<td class=mono>{html.escape(sample[key])}</td>" for key in ("prompt", "before", "after"))
         + "</tr>"
         for sample in samples
     )
-    return f"<h2>Held-out problems, greedy</h2><table><tr><th>prompt<th>before RL<th>after RL</tr>{rows}</table>"
+    return f"<h2>Held-out problems, greedy</h2><table>{head}{rows}</table>"
 
 
 def line_chart(xs: Sequence[float], ys: Sequence[float], *, width: int = 520, height: int = 220) -> str:

@@ -20,7 +20,7 @@ from stp_rs.report import write_report
 from stp_rs.sft import warm_up
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, make_sampler
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -44,9 +44,10 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     events = events or Events()
     started = time.perf_counter()
     set_threads(config)
-    task = get_task(config.run.task)
+    task = make_task(config)
     config = complete(config, task)
     run = Path(config.run.output_dir)
+    resumable(config)  # before anything in the folder is touched
     write_config(config, run)
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, events)
@@ -54,8 +55,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer)
     before = evaluate(model, tokenizer, task, test_rows, config)
-    train_rows = task.load(Path(config.run.data)) if config.run.data else None
-    train_rows = train_rows or task.rows("train", config.run.train_size, config.run.seed)
+    train_rows = task.rows("train", config.run.train_size, config.run.seed)
     trainer = STPTrainer(
         model,
         list(task.reward_funcs),
@@ -70,35 +70,46 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     with trainer.ledger.time("eval"):
         after = evaluate(trainer.model, tokenizer, task, test_rows, config)
         pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
-    seconds = trainer.ledger.seconds
-    summary = {
-        "task": config.run.task,
-        "preset": config.preset,
-        "seed": config.run.seed,
+    summary = summarise(trainer, before, after, pruned)
+    summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
+    summary["samples"] = [
+        {"prompt": row["prompt"], "before": b, "after": a}
+        for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
+    ]
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
+
+
+def summarise(
+    trainer: STPTrainer, before: dict[str, Any], after: dict[str, Any], pruned: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
+    run, seconds = trainer.args.run, trainer.ledger.seconds
+    return {
+        "task": run.task,
+        "preset": trainer.args.preset,
+        "seed": run.seed,
         "solved_before": before["solved"],
         "solved_after": after["solved"],
         "solved_after_prior": pruned["solved"],
         "cells_after": after.get("cells"),
-        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(run)},
+        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
         "forwards": dict(trainer.ledger.forwards),
         "seconds": {
-            "sft": sft_seconds,
             "rl": seconds["rollout"] + seconds["reward"] + seconds["update"],
             "rollout": seconds["rollout"],
             "update": seconds["update"],
             "eval": seconds["eval"],
-            "total": time.perf_counter() - started,
         },
         "steps": trainer.step,
-        "eval_size": len(test_rows),
-        "samples": [
-            {"prompt": row["prompt"], "before": b, "after": a}
-            for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
-        ],
+        "eval_size": len(after["completions"]),
     }
-    write_json(run / "summary.json", summary)
-    write_report(run)
-    return summary
+
+
+def make_task(config: STPConfig) -> Task:
+    """Return the configured task, on the rows of `data` where a file is given."""
+    return get_task(config.run.task, data=config.run.data) if config.run.data else get_task(config.run.task)
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
@@ -185,7 +196,8 @@ def offline_prior(
     """Return the OfflineGeneration prior where configured; made once per run and stored beside it."""
     if "offline_generation" not in config.pruning.stp_spatial:
         return []
-    prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, tag_span("[", "]"), config.run.seed)
+    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown") else tag_span()
+    prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, answer, config.run.seed)
     stored = run / "offline_generation.safetensors"
     if config.run.resume and stored.is_file():
         prior.load(stored, tokenizer)
@@ -214,10 +226,11 @@ def last_nfe(run: Path) -> float | None:
 
 def write_config(config: STPConfig, run: Path) -> None:
     """Write config.yaml: the options of this run by their flat names."""
-    lines = [f"{name}: {value!r}" if isinstance(value, str) else f"{name}: {str(value).lower()}"
-             for name, value in config.to_flat().items()]  # fmt: skip
+    import yaml
+
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
@@ -232,7 +245,7 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
     config = STPConfig.from_yaml(configs[0])
     set_threads(config)
-    task = get_task(config.run.task)
+    task = make_task(config)
     module, tokenizer = load_policy(folder)
     return (
         as_diffusion_model(module.to(pick_device(config)), tokenizer),

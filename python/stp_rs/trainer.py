@@ -19,15 +19,15 @@ from torch import Tensor
 
 from stp_rs import _core
 from stp_rs.advantages import group_advantages
-from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
-from stp_rs.checkpoint import clear_partial, newest_checkpoint, save_checkpoint
+from stp_rs.buffer import Minibatch, TrajectoryBuffer, fill_buffer, gather
+from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
 from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
 from stp_rs.likelihood import Masks, draw_masks, token_elbo
 from stp_rs.loss import LossInputs, policy_loss
 from stp_rs.metrics import Ledger, MetricsFile
-from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
+from stp_rs.model import DiffusionModel, MaskedLMAdapter, as_diffusion_model, device_of, passes_without_dropout
 from stp_rs.priors import Prior, compose_priors
 from stp_rs.prompts import batch_indices, encode_prompts
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
@@ -95,7 +95,12 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
-        self.design = _core.Design(args.loss.stp_design, args.loss.num_mc, num_iterations=args.optim.num_iterations)
+        self.design = _core.Design(
+            args.loss.stp_design,
+            args.loss.num_mc,
+            num_iterations=args.optim.num_iterations,
+            block_length=args.rollout.block_length,
+        )
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
             lr=args.optim.learning_rate,
@@ -155,7 +160,7 @@ class STPTrainer:
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
             metrics.update(self._update(buffer))
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in by_name.items()})
-        metrics.update(rollout_metrics(rollout, completions))
+        metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
         metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
         metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
@@ -276,21 +281,33 @@ class STPTrainer:
     def _resume(self) -> None:
         """Continue from the newest checkpoint of this run folder; all randomness is keyed by step."""
         clear_partial(self.run)
-        checkpoint = newest_checkpoint(self.run) if self.args.run.resume else None
+        checkpoint = resumable(self.args)
         if checkpoint is None:
             return
-        ours, theirs = _identity(self.args), checkpoint.state.get("config", {})
-        changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        if changed:
-            raise CheckpointError(
-                f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
-                "delete the folder, or restore the settings"
-            )
         loaded = type(self.model.module).from_pretrained(checkpoint.path)  # type: ignore[attr-defined]
         self.model.module.load_state_dict(loaded.state_dict())
         self.optimizer.load_state_dict(checkpoint.optimizer_state())
         self.ledger.restore(checkpoint.state["ledger"])
         self.step = checkpoint.step
+
+
+def resumable(config: STPConfig) -> Checkpoint | None:
+    """Return the newest checkpoint of the configuration's run folder, or None where a run starts from nothing.
+
+    Raises:
+        CheckpointError: it was made with other settings.
+    """
+    checkpoint = newest_checkpoint(Path(config.run.output_dir)) if config.run.resume else None
+    if checkpoint is None:
+        return None
+    ours, theirs = _identity(config), checkpoint.state.get("config", {})
+    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
+            "delete the folder, or restore the settings"
+        )
+    return checkpoint
 
 
 def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
@@ -315,28 +332,13 @@ def sampling_law(config: STPConfig) -> Sampling:
 
 def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:
     """Return a copy of the policy that never trains: the reference of the KL term."""
-    module = copy.deepcopy(model.module).eval().requires_grad_(False)
-    return as_diffusion_model(module, tokenizer)
-
-
-def fill_buffer(rollout: Rollout, rewards: Any, advantages: Any, *, version: int) -> TrajectoryBuffer:
-    """Return a buffer with the rows of a rollout, their rewards and advantages."""
-    buffer = TrajectoryBuffer(rollout.token_ids.shape[1], len(rollout))
-    buffer.push(
-        prompt_ids=rollout.prompt_ids,
-        prompt_length=rollout.prompt_length,
-        token_ids=rollout.token_ids,
-        unmask_step=rollout.unmask_step,
-        logprob=rollout.logprob,
-        stop_reason=rollout.stop_reason,
-        uid=rollout.uid,
-        group=rollout.group,
-        policy_version=np.full(len(rollout), version, dtype=np.int64),
-    )
-    rows = np.arange(len(rollout), dtype=np.int32)
-    buffer.set_rewards(rows, rewards)
-    buffer.set_advantages(rows, advantages)
-    return buffer
+    if isinstance(model, MaskedLMAdapter):  # split again: its parts are closures over the policy's own modules
+        module = copy.deepcopy(model.module).eval()
+        copied: DiffusionModel = MaskedLMAdapter(module, tokenizer, logit_shift=model.logit_shift)
+    else:
+        copied = copy.deepcopy(model)
+    copied.module.eval().requires_grad_(False)
+    return copied
 
 
 def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
@@ -349,14 +351,16 @@ def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
 
 
-def rollout_metrics(rollout: Rollout, completions: Sequence[str]) -> Metrics:
-    """Return TRL's completion metrics and the diffusion ones of a rollout."""
+def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> Metrics:
+    """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
     length = rollout.token_ids.shape[1]
+    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step >= -1).sum(1)
+    length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
     groups: dict[int, set[str]] = {}
     for group, text in zip(rollout.group.tolist(), completions, strict=True):
         groups.setdefault(group, set()).add(text)
     return {
-        "completions/mean_length": float((rollout.unmask_step >= -1).sum(1).mean()),
+        "completions/mean_length": float(length_R.mean()),
         "diffusion/nfe": float(rollout.nfe.mean()),
         "diffusion/useful_row_share": rollout.stats["useful_rows"] / max(1, rollout.stats["forwards"]),
         "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),

@@ -10,6 +10,8 @@ BUDGETS = {"file lines": 400, "function lines": 60, "parameters": 6, "fields": 1
 
 # What may exceed a budget, up to the number given, and why. Take a line out when its reason is gone.
 EXCEPTIONS: dict[tuple[str, str], tuple[int, str]] = {
+    ("python/stp_rs/evaluation.py::evaluate", "parameters"): (7, "who, on what, and how; two by keyword"),
+    ("python/stp_rs/evaluation.py::evaluate_cells", "parameters"): (7, "as evaluate, for many ways and a file"),
     ("python/stp_rs/rollout.py::generate", "parameters"): (
         9,
         "one call is a whole rollout; six by keyword",

@@ -20,6 +20,7 @@ ORDER = [
 
 # Imports against the flow, and why.
 UPWARD = {
+    ("cli", "the whole package"): "`stp-rs env` prints the version",
     ("priors", "rollout"): "OfflineGeneration decodes the prompts with the initial policy",
     ("priors", "likelihood"): "OfflineGeneration keeps the tokens that the initial policy is sure of",
 }

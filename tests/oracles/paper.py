@@ -11,7 +11,7 @@ Numbers = list[int]
 def boxed(text: str) -> str:
     """Content of the last box; raises where the published rules do."""
     if "\\boxed " in text:
-        return text.split("\\boxed ")[-1].split("$")[0]
+        return text.rsplit("\\boxed ", maxsplit=1)[-1].split("$", maxsplit=1)[0]
     start = max(text.rfind("\\boxed"), -1)
     if start < 0:
         start = text.rfind("\\fbox")
@@ -39,8 +39,7 @@ def last_answer(text: str) -> str | None:
 
 def gsm8k(text: str) -> float | None:
     number = r"-?\d+\.?\d*"
-    for box in re.findall(r"\\boxed\{(.*?)\}", text):
-        box = box.strip()
+    for box in map(str.strip, re.findall(r"\\boxed\{(.*?)\}", text)):
         if re.fullmatch(r"\.*", box):
             continue
         try:
@@ -184,14 +183,14 @@ def sudoku_reward(text: str, puzzle: str, solution: str) -> float:
 
 
 def gsm8k_reward(text: str, truth: str) -> dict[str, float]:
-    answer = text.split("<answer>")[-1].split("</answer>")[0].strip()
+    answer = text.rsplit("<answer>", maxsplit=1)[-1].split("</answer>", maxsplit=1)[0].strip()
     layout = 0.125 * sum(
         text.count(tag) == 1 for tag in ("<reasoning>\n", "\n</reasoning>\n", "\n<answer>\n", "\n</answer>")
     )
     if text.count("\n<answer>\n") == 1:
-        layout -= len(text.split("\n</answer>\n")[-1]) * 0.001
+        layout -= len(text.rsplit("\n</answer>\n", maxsplit=1)[-1]) * 0.001
     if text.count("\n</answer>") == 1:
-        layout -= (len(text.split("\n</answer>")[-1]) - 1) * 0.001
+        layout -= (len(text.rsplit("\n</answer>", maxsplit=1)[-1]) - 1) * 0.001
     soft = re.match(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", text)
     strict = re.match(r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$", text)
     return {
@@ -206,5 +205,5 @@ def gsm8k_reward(text: str, truth: str) -> dict[str, float]:
 def espo_number(text: str) -> str:
     for pattern in (r"The answer is (-?[0-9.,]+).", r"#### (-?[0-9.,]+)"):
         if found := re.search(pattern, text):
-            return found[1]
-    return (re.findall(r"-?[0-9]+", text) or [""])[-1]
+            return str(found[1])
+    return str((re.findall(r"-?[0-9]+", text) or [""])[-1])

@@ -1,7 +1,6 @@
 """Laws of the puzzle graders against obvious oracles, on text that looks like answers and other text."""
 
 import random
-import time
 
 import pytest
 from hypothesis import given
@@ -62,41 +61,3 @@ def test_countdown_verdicts_equal_the_oracle(expression: str, shuffle: random.Ra
 def test_any_text_is_graded(text: str, puzzle: str):
     assert countdown_verdicts([text], [[1, 2, 3]], [6])[0] in VERDICTS
     assert 0.0 <= sudoku_grades([text], [puzzle])["cells"][0] <= 1.0
-
-
-def adversarial(n: int) -> list[str]:
-    """n strings of pieces that break graders: powers, deep brackets, open tags, huge digits, surrogates."""
-    pieces = ["88**77**66", "(" * 500, ")" * 500, "<answer>", "</answer>", "\\boxed{", "}", "9" * 400, "1/0"]
-    pieces += [
-        "=",
-        "-" * 300,
-        "\ud800",
-        "\x00",
-        "[",
-        "]",
-        "1234341221434321",
-        "<|eot_id|>",
-        "\u0663",
-        " " * 300,
-    ]
-    pieces += ["1+2*3", "\\frac{1}{2}", "{" * 400, "\n", "0x10", "1e999", "nan", "__import__('os')", "\u2212"]
-    draw = random.Random(0)
-    return ["".join(draw.choices(pieces, k=draw.randint(0, 12))) for _ in range(n)]
-
-
-def test_100_000_adversarial_strings_pass_and_none_is_slow():
-    texts = adversarial(100_000)
-    assert set(countdown_verdicts(texts, [[1, 2, 3]] * len(texts), [7] * len(texts))) <= set(VERDICTS)
-    puzzle = "1230341221434321"
-    assert len(sudoku_grades(texts, [puzzle] * len(texts))["cells"]) == len(texts)
-    longest = sorted(texts, key=len)[-200:]
-    best = []
-    for text in longest:  # the best of three, because a shared machine may stop us at any time
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            countdown_verdicts([text], [[1, 2, 3]], [7])
-            sudoku_grades([text], [puzzle])
-            times.append(time.perf_counter() - start)
-        best.append(min(times))
-    assert max(best) < 1e-3

@@ -8,7 +8,7 @@ import stp_rs
 from stp_rs.engine import Engine
 from stp_rs.errors import InvalidValueError, ShapeError
 from stp_rs.trainer import rollout_metrics
-from tests.equivalence.test_samplers import LENGTH, MASK, VOCAB, Model, prompts
+from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, prompts
 from tests.unit.test_engine_defects import decode
 
 ENGINES = [
@@ -137,7 +137,7 @@ def test_ties_go_to_the_first_token_in_every_part_of_the_vocabulary(vocab: int):
 
 def test_metrics_report_useful_rows_and_padding():
     rollout = stp_rs.generate(Model(0), ragged(), stp_rs.Sampler(8), completion_length=LENGTH)
-    metrics = rollout_metrics(rollout, [""] * len(rollout))
+    metrics = rollout_metrics(rollout, [""] * len(rollout), EOS)
     assert metrics["diffusion/useful_row_share"] == 1.0
     assert metrics["diffusion/padding_share"] == rollout.stats["padding"] / rollout.stats["tokens"] > 0
 

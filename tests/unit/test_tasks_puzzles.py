@@ -35,7 +35,7 @@ def test_texts_fit_the_alphabet_and_the_canvas(name: str):
         assert set(row["prompt"] + row["completion"]) <= set(task.alphabet)
         assert len(row["prompt"]) <= task.prompt_length
         assert len(row["completion"]) < task.completion_length
-        assert all(row["completion"][at] == text for at, text in task.template.items())
+        assert all((row["completion"] + " " * 9)[at].strip() == text for at, text in task.template.items())
         assert all(row["completion"][at] == text for at, text in task.copies(row).items())
 
 
@@ -65,11 +65,11 @@ def test_lazy_demonstrations_are_a_wrong_mode():
     task = tasks.get_task("sudoku")
     rows = task.demonstrations(1000, seed=0)
     lazy = sum(row["completion"][1:-1] == lazy_fill(row["puzzle"]) for row in rows)
-    assert 650 < lazy < 800  # 0.7, and some puzzles whose lazy answer is right
+    assert 450 < lazy < 620  # a half, and some puzzles whose lazy answer is right
     scores = task.score([row["completion"] for row in rows], rows)
     assert set(scores) == {"solved", "cells", "clues_kept"}
     assert min(scores["clues_kept"]) == 1.0
-    assert 0.25 < sum(scores["solved"]) / 1000 < 0.45
+    assert 0.4 < sum(scores["solved"]) / 1000 < 0.6
     perfect = tasks.get_task("sudoku", lazy=0.0).demonstrations(50, seed=0)
     assert task.score([row["completion"] for row in perfect], perfect)["solved"] == [1.0] * 50
 
@@ -93,7 +93,8 @@ def test_countdown_demonstrations_and_scores():
     scores = task.score([row["completion"] for row in rows], rows)
     assert set(scores) == {"solved", "valid"}
     assert min(scores["valid"]) == 1.0
-    assert 0.3 < sum(scores["solved"]) / 500 < 0.6
+    solved = sum(scores["solved"]) / 500
+    assert 1.0 - task.lazy < solved < 1.0 - 0.6 * task.lazy  # some sums happen to be the target
 
 
 def test_unknown_names_and_options_are_errors_that_list_what_exists():

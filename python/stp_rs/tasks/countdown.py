@@ -79,7 +79,7 @@ class CountdownTask:
     max_number: int = 9
     max_target: int = 99
     operators: str = "+-*/"
-    lazy: float = 0.7
+    lazy: float = 0.3
     """Share of demonstrations that just add the numbers up: a wrong mode that a reward can flip."""
     name: str = "countdown"
     alphabet: str = "0123456789,=:[]()+-*/"

@@ -201,7 +201,8 @@ class DataTask:
         texts = [row["prompt"] for row in every] + [row["completion"] for row in shown_rows]
         self.alphabet = "".join(sorted(set(base.alphabet).union(*texts)))
         self.prompt_length = max(base.prompt_length, *(len(row["prompt"]) for row in every))
-        self.completion_length = max(base.completion_length, -(-longest // 8) * 8)
+        fits = longest <= base.completion_length
+        self.completion_length = base.completion_length if fits else -(-longest // 8) * 8
 
     def rows(self, split: Split, n: int, seed: int) -> list[Row]:
         """Return n rows of a split in an order fixed by the seed; of validation and test at most all."""

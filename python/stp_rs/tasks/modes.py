@@ -93,7 +93,8 @@ def _gsm8k_rule(item: Item, paper: Grade, corrected: Grade) -> str:
         return _missed(item.completion)
     if not corrected.answer:
         return "unmarked"
-    if _squeeze(paper.answer) != _squeeze(corrected.answer):
+    cut = _squeeze(corrected.answer).startswith(_squeeze(paper.answer))  # at the first closing brace
+    if not cut:
         return "last-box"
     grouped = re.search(r"\d(,|\\,|\{,\})\d{3}", corrected.answer)
     return "thousands" if grouped else "reading"
@@ -137,7 +138,7 @@ def _math_rule(item: Item, paper: Grade, corrected: Grade) -> str:
         return "no-truth"
     if paper.correct:
         return "strict"
-    if not paper.answer:
+    if not paper.answer or "\\boxed{" in paper.answer:
         return _missed(item.completion)
     if _squeeze(paper.answer) != _squeeze(corrected.answer):
         return "no-box" if "\\boxed" not in item.completion else "last-box"
@@ -193,8 +194,7 @@ def sudoku_puzzle(item: Item) -> str:
     for name in ("puzzle", "Puzzle"):
         if item.record.get(name) is not None:
             return str(item.record[name])
-    start = re.match(r"\d{16}", item.question)
-    found = start or re.search(r"(?<!\d)(\d{81}|\d{16})(?!\d)", item.question)
+    found = re.search(r"(?<!\d)(\d{81}|\d{16})(?!\d)", item.question) or re.match(r"\d{16}", item.question)
     if found is None:
         raise ConfigError(f"an item has no puzzle (a column or a question with 16 digits): {shown(item.record)}")
     return found[0]

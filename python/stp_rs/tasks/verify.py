@@ -120,6 +120,8 @@ def verify(golds: Sequence[str], answers: Sequence[str], seconds: float = 5.0) -
     Raises:
         ConfigError: if the `math` extra is not installed.
     """
+    if not golds and not answers:
+        return []
     if not available():
         raise ConfigError("math-verify is not installed: pip install 'stp-rs[math]'")
     return [_WORKER.ask([gold, answer], seconds) for gold, answer in zip(golds, answers, strict=True)]

@@ -4,9 +4,17 @@
 pub const END_TOKENS: [&str; 8] =
     ["<|endoftext|>", "<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>", "[EOS]"];
 
+/// Most bytes of a completion that are read: 16,000 tokens or more. Of a longer one the end counts, where answers are.
+const MAX_BYTES: usize = 65_536;
+
 /// The completion up to its first end token.
 #[must_use]
 pub fn before_end(text: &str) -> &str {
+    let mut from = text.len().saturating_sub(MAX_BYTES);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    let text = &text[from..];
     let cut = |start: usize| END_TOKENS.iter().any(|token| text[start..].starts_with(token));
     text.char_indices().find(|&(i, c)| (c == '<' || c == '[') && cut(i)).map_or(text, |(i, _)| &text[..i])
 }
@@ -63,8 +71,12 @@ fn balanced(text: &str) -> Option<usize> {
 #[must_use]
 pub fn answer_span(text: &str) -> &str {
     let text = before_end(text);
-    let span = last_answer(text).unwrap_or(text);
-    last_boxed(span).unwrap_or(span).trim()
+    let tagged = last_answer(text);
+    let span = tagged.unwrap_or(text);
+    // inside a tag, a box that is not closed runs to the end of the tag
+    let open =
+        || tagged?.rsplit_once("\\boxed{").map(|(_, inner)| inner).filter(|inner| !inner.contains('}'));
+    last_boxed(span).or_else(open).unwrap_or(span).trim()
 }
 
 #[cfg(test)]
@@ -83,6 +95,15 @@ mod tests {
         assert_eq!(answer_span("\\fbox{3} then \\boxed {4}"), "4");
         assert_eq!(answer_span("\\boxed{3} then \\boxed{} and \\boxed{...}"), "3");
         assert_eq!(answer_span("  12</s>13"), "12");
+        assert_eq!(answer_span("<answer>\\boxed{7</answer>"), "7");
+        assert_eq!(answer_span("\\boxed{7"), "\\boxed{7");
+    }
+
+    #[test]
+    fn of_a_huge_completion_the_end_is_read() {
+        let text = format!("{}<answer>7</answer>", "\u{e9}<".repeat(100_000));
+        assert_eq!(answer_span(&text), "7");
+        assert!(before_end(&text).len() <= MAX_BYTES);
     }
 
     proptest! {

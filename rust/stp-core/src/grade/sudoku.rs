@@ -95,49 +95,86 @@ pub fn parse(puzzle: &str) -> Result<Grid> {
     Ok(grid)
 }
 
-/// Grades a completion. A puzzle without blanks has `cells` 1 if and only if it is solved.
-#[must_use]
-pub fn grade(completion: &str, puzzle: &Grid) -> Score {
-    let chance = chance(puzzle);
-    let Some(read) = cells::read(completion, CELLS) else {
-        return Score { solved: false, cells: 0.0, clues_kept: false, well_formed: false, chance };
-    };
-    let answer = &read[..CELLS];
-    let clues_kept = puzzle.iter().zip(answer).all(|(&clue, &digit)| clue == 0 || clue == digit);
-    let blanks = blanks_of(puzzle);
-    let right = best_match(puzzle, answer);
-    let solved = clues_kept && right == blanks;
-    let cells = if blanks == 0 { f32::from(u8::from(solved)) } else { right as f32 / blanks as f32 };
-    Score { solved, cells, clues_kept, well_formed: true, chance }
+/// Four bits per cell, so that cells compare sixteen at a time.
+fn packed(cells: &[u8]) -> u64 {
+    cells.iter().rev().fold(0, |word, &cell| word << 4 | u64::from(cell & 15))
 }
 
-fn blanks_of(puzzle: &Grid) -> usize {
-    puzzle.iter().map(|&clue| usize::from(clue == 0)).sum()
+/// The lowest bit of every blank cell's four.
+fn blank_bits(puzzle: &Grid) -> u64 {
+    packed(&puzzle.map(|clue| u8::from(clue == 0)))
 }
 
-/// Blank cells on which the answer agrees with the nearest valid solution.
-fn best_match(puzzle: &Grid, answer: &[u8]) -> usize {
-    let agree = |grid: &Grid| (0..CELLS).filter(|&i| puzzle[i] == 0 && grid[i] == answer[i]).count();
-    solutions(puzzle).map(agree).max().unwrap_or(0)
+/// Cells, out of those marked in `bits`, that are not equal in two packed grids.
+fn unequal(a: u64, b: u64, bits: u64) -> usize {
+    let x = a ^ b;
+    ((x | x >> 1 | x >> 2 | x >> 3) & bits).count_ones() as usize
+}
+
+/// A puzzle made ready for grading: a group of completions shares the work.
+#[derive(Debug, Clone)]
+pub struct Puzzle {
+    clues: Grid,
+    solutions: Vec<u64>,
+    blank: u64,
+    chance: f32,
+}
+
+impl Puzzle {
+    /// Reads a puzzle (see [`parse`]).
+    pub fn new(text: &str) -> Result<Self> {
+        parse(text).map(|clues| Self::from_clues(&clues))
+    }
+
+    /// Prepares the clues of a puzzle.
+    #[must_use]
+    pub fn from_clues(clues: &Grid) -> Self {
+        let solutions: Vec<u64> = solutions(clues).map(|grid| packed(grid)).collect();
+        let blank = blank_bits(clues);
+        let chance = chance(&solutions, blank);
+        Self { clues: *clues, solutions, blank, chance }
+    }
+
+    /// Grades a completion. A puzzle without blanks has `cells` 1 if and only if it is solved.
+    #[must_use]
+    pub fn grade(&self, completion: &str) -> Score {
+        let chance = self.chance;
+        let Some(read) = cells::read(completion, CELLS) else {
+            return Score { solved: false, cells: 0.0, clues_kept: false, well_formed: false, chance };
+        };
+        let answer = &read[..CELLS];
+        let clues_kept = self.clues.iter().zip(answer).all(|(&clue, &digit)| clue == 0 || clue == digit);
+        let blanks = self.blank.count_ones() as usize;
+        let wrong = nearest(&self.solutions, packed(answer), self.blank).unwrap_or(blanks);
+        let solved = clues_kept && wrong == 0 && !self.solutions.is_empty();
+        let share = (blanks - wrong) as f32 / blanks.max(1) as f32;
+        let cells = if blanks == 0 { f32::from(u8::from(solved)) } else { share };
+        Score { solved, cells, clues_kept, well_formed: true, chance }
+    }
+}
+
+/// Blank cells on which an answer differs from the nearest solution.
+fn nearest(solutions: &[u64], answer: u64, bits: u64) -> Option<usize> {
+    solutions.iter().map(|&grid| unequal(grid, answer, bits)).min()
 }
 
 /// The expected share of random digits: exactly 1/4 with one solution; with several, where the nearest counts, the
 /// mean of 512 fixed draws.
-fn chance(puzzle: &Grid) -> f32 {
+fn chance(solutions: &[u64], bits: u64) -> f32 {
     const DRAWS: usize = 512;
-    let blanks = blanks_of(puzzle);
-    if blanks == 0 || solutions(puzzle).nth(1).is_none() {
+    let blanks = bits.count_ones() as usize;
+    if blanks == 0 || solutions.len() < 2 {
         return 0.25;
     }
     let mut stream = RowRng::new(0, 0).stream(Lane::Task, 0);
-    let total: usize = (0..DRAWS)
+    let wrong: usize = (0..DRAWS)
         .map(|_| {
-            let bits = stream.next_u32();
-            let guess: [u8; CELLS] = std::array::from_fn(|i| (bits >> (2 * i) & 3) as u8 + 1);
-            best_match(puzzle, &guess)
+            let draw = stream.next_u32();
+            let guess: Grid = std::array::from_fn(|i| (draw >> (2 * i) & 3) as u8 + 1);
+            nearest(solutions, packed(&guess), bits).unwrap_or(blanks)
         })
         .sum();
-    total as f32 / (DRAWS * blanks) as f32
+    1.0 - wrong as f32 / (DRAWS * blanks) as f32
 }
 
 /// A puzzle with exactly one solution, `grids()[grid]`, and `blanks` blanks: a pure function of (seed, uid).
@@ -208,7 +245,7 @@ mod tests {
         for grid in 0..GRIDS {
             for blanks in [0, 8, MAX_BLANKS] {
                 let made = puzzle(grid, blanks, 3, grid as u64).unwrap();
-                assert_eq!(blanks_of(&made), blanks);
+                assert_eq!(blank_bits(&made).count_ones() as usize, blanks);
                 assert_eq!(solutions(&made).collect::<Vec<_>>(), [&grids()[grid]]);
             }
         }
@@ -218,28 +255,29 @@ mod tests {
 
     #[test]
     fn any_valid_solution_counts_and_clues_must_stay() {
-        let open = parse("1234 3412 0000 0000").unwrap();
-        let all: Vec<_> = solutions(&open).collect();
+        let clues = parse("1234 3412 0000 0000").unwrap();
+        let open = Puzzle::from_clues(&clues);
+        let all: Vec<_> = solutions(&clues).collect();
         assert!(all.len() > 1);
         for grid in all {
-            let score = grade(&format!("[{}]", text(grid)), &open);
+            let score = open.grade(&format!("[{}]", text(grid)));
             assert!(score.solved && score.clues_kept && score.cells == 1.0);
             assert!(score.chance > 0.25 && score.chance < 0.6, "{}", score.chance);
         }
         // another valid grid, but not of this puzzle: the clues are overwritten
-        let puzzle = parse("1230341221434321").unwrap();
-        let score = grade("[1234341243212143]", &puzzle);
+        let puzzle = Puzzle::new("1230341221434321").unwrap();
+        let score = puzzle.grade("[1234341243212143]");
         assert!(!score.solved && !score.clues_kept && score.cells == 1.0);
-        let wrong = grade("[1231341221434321]", &puzzle);
+        let wrong = puzzle.grade("[1231341221434321]");
         assert!(!wrong.solved && wrong.clues_kept && wrong.cells == 0.0);
-        assert!(!grade("no grid", &puzzle).well_formed);
+        assert!(!puzzle.grade("no grid").well_formed);
     }
 
     #[test]
     fn a_puzzle_without_blanks_is_solved_by_its_copy_only() {
-        let full = grids()[7];
-        assert_eq!(grade(&text(&full), &full).cells, 1.0);
-        assert_eq!(grade(&text(&grids()[8]), &full).cells, 0.0);
+        let full = Puzzle::from_clues(&grids()[7]);
+        assert_eq!(full.grade(&text(&grids()[7])).cells, 1.0);
+        assert_eq!(full.grade(&text(&grids()[8])).cells, 0.0);
     }
 
     #[test]
@@ -254,7 +292,7 @@ mod tests {
         #[test]
         fn total_and_in_range(t in "(\\PC|[0-9]{16}|<answer>|</answer>){0,12}", grid in 0usize..GRIDS, uid: u64) {
             let made = puzzle(grid, 8, 0, uid).unwrap();
-            let score = grade(&t, &made);
+            let score = Puzzle::from_clues(&made).grade(&t);
             prop_assert!((0.0..=1.0).contains(&score.cells));
             prop_assert!(!score.solved || (score.cells == 1.0 && score.clues_kept));
         }

@@ -32,10 +32,10 @@ impl Number {
     }
 
     /// A whole exponent that is not negative.
-    fn whole(self) -> Result<u32, ()> {
+    fn whole(self) -> Option<u32> {
         match self {
-            Int(e) => u32::try_from(e).map_err(|_| ()),
-            Float(_) => Err(()),
+            Int(e) => u32::try_from(e).ok(),
+            Float(_) => None,
         }
     }
 
@@ -66,7 +66,7 @@ impl Number {
             (Int(base @ (0 | 1)), Int(e)) if e >= 0 => Some(Int(if e == 0 { 1 } else { base })),
             (Int(-1), Int(e)) if e >= 0 => Some(Int(if e % 2 == 0 { 1 } else { -1 })),
             (base, e) => {
-                if let (Int(b), Ok(whole)) = (base, e.whole())
+                if let (Int(b), Some(whole)) = (base, e.whole())
                     && let Some(value) = b.checked_pow(whole)
                 {
                     return Some(Int(value));

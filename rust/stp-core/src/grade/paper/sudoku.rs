@@ -56,7 +56,7 @@ fn before_close(text: &str) -> Option<&str> {
     })
 }
 
-/// A word of exactly sixteen digits.
+/// A word of exactly sixteen digits. (Marks count as letters here, which Python's `\w` leaves out.)
 fn stand_alone(text: &str) -> Option<&str> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_'))
         .find(|word| word.chars().count() == CELLS && word.chars().all(python::is_decimal))

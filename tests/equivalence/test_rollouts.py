@@ -1,0 +1,140 @@
+"""Rollouts of the real tiny policy: what must not change them does not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stp_rs import PriorSet, Sampler, Template, engine
+from stp_rs.likelihood import Masks, token_elbo
+from stp_rs.model import MaskedLMAdapter
+from stp_rs.prompts import PromptBatch, encode_prompts
+from stp_rs.rollout import Rollout, generate
+from stp_rs.sampling import GREEDY, Sampling
+from tests.fixtures import LENGTH, ROWS, tiny, tokenizer
+
+SAMPLERS = {
+    "plain": Sampler(LENGTH),
+    "pruned": Sampler(3, temporal="steps:0.6", confidence="margin"),
+    "adaptive": Sampler(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3),
+}
+
+
+def batch() -> PromptBatch:
+    return encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS))).repeat(3, step=5)
+
+
+def part(prompts: PromptBatch, rows: list[int]) -> PromptBatch:
+    return PromptBatch(
+        [prompts.rows[i] for i in rows],
+        prompts.prompt_ids[rows],
+        prompts.prompt_length[rows],
+        prompts.uid[rows],
+        prompts.group[rows],
+    )
+
+
+def roll(model: Any, prompts: PromptBatch, sampler: Sampler, **options: Any) -> Rollout:
+    return generate(model, prompts, sampler, completion_length=LENGTH, **{"seed": 3, **options})
+
+
+def same(left: Rollout, right: Rollout) -> bool:
+    """Return whether two rollouts are the same trajectories, log-probs within the noise of float32."""
+    exact = ("token_ids", "unmask_step", "nfe", "stop_reason")
+    return all((getattr(left, n) == getattr(right, n)).all() for n in exact) and np.allclose(
+        left.logprob, right.logprob, atol=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskedLMAdapter:
+    return tiny(layers=2)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_row_is_the_same_alone_in_any_batch_order_and_any_slots(name: str, model: MaskedLMAdapter):
+    prompts, sampler = batch(), SAMPLERS[name]
+    whole = roll(model, prompts, sampler)
+    assert len({tuple(ids) for ids in whole.token_ids.tolist()}) > len(ROWS), "samples of a prompt differ"
+    for slots in (1, 5):
+        assert same(roll(model, prompts, sampler, slots=slots), whole)
+    order = np.random.default_rng(0).permutation(len(prompts)).tolist()
+    for rows in (order, order[:4], [7]):
+        picked = roll(model, part(prompts, rows), sampler)
+        expected = {n: getattr(whole, n)[rows] for n in ("token_ids", "unmask_step", "nfe", "stop_reason")}
+        assert all((getattr(picked, n) == value).all() for n, value in expected.items())
+    assert not (roll(model, prompts, sampler, seed=4).token_ids == whole.token_ids).all()
+
+
+def test_dropout_and_the_training_mode_do_not_reach_a_rollout(model: MaskedLMAdapter):
+    plain = roll(model, batch(), SAMPLERS["plain"])
+    dropping = tiny(layers=2, dropout=0.4)
+    assert dropping.module.training
+    assert same(roll(dropping, batch(), SAMPLERS["plain"]), plain)
+    assert dropping.module.training
+
+
+def test_a_chunked_head_is_the_whole_head(model: MaskedLMAdapter, monkeypatch: pytest.MonkeyPatch):
+    whole = roll(model, batch(), SAMPLERS["plain"])
+    monkeypatch.setattr(engine, "HEAD_ELEMENTS", 70)
+    assert same(roll(model, batch(), SAMPLERS["plain"]), whole)
+
+
+def test_no_pruning_is_the_baseline_bit_for_bit(model: MaskedLMAdapter):
+    prompts = batch()
+    baseline = roll(model, prompts, Sampler(LENGTH))
+    for sampler, prior in (
+        (Sampler(LENGTH, temporal="steps:1"), None),
+        (Sampler(LENGTH, temporal="none", max_nfe=LENGTH), PriorSet.empty(len(prompts))),
+        (Sampler(LENGTH, temporal="fill_ratio:1", block_length=LENGTH), Template({}, tokenizer())(prompts, LENGTH)),
+    ):
+        other = roll(model, prompts, sampler, prior=prior)
+        for name in ("token_ids", "unmask_step", "logprob", "nfe"):
+            assert (getattr(other, name) == getattr(baseline, name)).all()
+
+
+def test_forwards_are_those_the_plans_predict(model: MaskedLMAdapter):
+    prompts = batch()
+    prior = Template({0: "[", 3: "1", -1: "]"}, tokenizer())(prompts, LENGTH)
+    free = np.array([0, 1, 1, 0, 1, 0], np.uint8)
+    for sampler in (Sampler(LENGTH), Sampler(LENGTH, temporal="steps:0.6"), Sampler(2), Sampler(LENGTH, max_nfe=1)):
+        done = roll(model, prompts, sampler, prior=prior)
+        steps = len(sampler.plan(free))
+        assert done.nfe.tolist() == [steps] * len(prompts)
+        # the three samples of a prompt share their first forward
+        assert done.stats["forwards"] == len(prompts) * steps - 2 * len(ROWS)
+        assert (done.token_ids[:, [0, 3, 5]] == [[8, 5, 9]]).all()
+        assert (done.unmask_step[:, [0, 3, 5]] == -1).all()
+    nothing = Template(dict.fromkeys(range(LENGTH), "1"), tokenizer())(prompts, LENGTH)
+    done = roll(model, prompts, Sampler(3), prior=nothing)
+    assert (done.stats["forwards"], done.nfe.sum(), set(done.stop_reason.tolist())) == (0, 0, {4})
+
+
+@pytest.mark.parametrize("law", [Sampling(), Sampling(0.7), GREEDY])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_recorded_log_probs_are_those_of_the_states_they_were_drawn_from(
+    law: Sampling, sampler: Sampler, model: MaskedLMAdapter
+):
+    """A trajectory as a design: one pass per step, weight 1 on what it revealed. Rollout and learner agree."""
+    done = roll(model, batch(), sampler, sampling=law)
+    row_P, step_P = np.array([(r, s) for r, nfe in enumerate(done.nfe) for s in range(nfe)]).T
+    revealed_PL = done.unmask_step[row_P]
+    masks = Masks(
+        mask_PL=(revealed_PL >= step_P[:, None]).astype(np.uint8),
+        weight_PL=(revealed_PL == step_P[:, None]).astype(np.float32),
+        row_P=row_P.astype(np.int32),
+        scored_RL=np.ones_like(done.token_ids, dtype=np.uint8),
+        length_R=np.full(len(done), LENGTH, np.int32),
+    )
+    with torch.no_grad():
+        model.module.eval()
+        scored = token_elbo(model, done, masks, temperature=law.temperature)
+    assert np.allclose(scored.numpy(), done.logprob, atol=1e-4)
+
+
+def test_an_empty_batch_is_an_empty_rollout(model: MaskedLMAdapter):
+    done = roll(model, encode_prompts([], tokenizer(), uids=[]), Sampler(3))
+    assert len(done) == 0
+    assert done.token_ids.shape == (0, LENGTH)
+    assert done.stats["calls"] == 0

@@ -1,0 +1,55 @@
+"""A golden run: twenty steps of a fixed configuration. A refactor leaves these losses as they are.
+
+To remake the numbers after a change that is meant to move them, print `losses(folder)` and say in the commit why
+they moved. They were made with torch 2.15 on x86-64, one thread, from weights that no random generator enters.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stp_rs import Template
+from stp_rs.model import MaskedLMAdapter
+from tests.fixtures import tiny, tokenizer, trainer
+
+GOLDEN = [
+    *[-0.281641, -0.150426, -0.318244, -0.316963, -0.305346, -0.302726, -0.313214, -0.264571, -0.287579, -0.295497],
+    *[-0.321365, -0.284127, -0.307568, -0.304544, -0.269821, -0.321497, -0.287735, -0.265320, -0.287355, -0.300594],
+]
+
+
+def policy() -> MaskedLMAdapter:
+    """Return the tiny policy with weights from a formula."""
+    made = tiny()
+    with torch.no_grad():
+        for number, parameter in enumerate(made.module.parameters()):
+            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (1.7 + number / 7) + number)
+            parameter.copy_(0.25 * wave.view_as(parameter) + (parameter.dim() == 1) * 0.5)
+    return made
+
+
+def losses(run: Path) -> list[float]:
+    """Return the loss of every step, with all that is on by default and a reference."""
+    made = trainer(
+        run,
+        policy(),
+        priors=[Template({-1: ""}, tokenizer())],
+        pruning="stp",
+        beta=0.1,
+        max_steps=20,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=4,
+    )
+    return [made.train_step().metrics["loss"] for _ in range(20)]
+
+
+def test_the_golden_run(tmp_path: Path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        first, second = losses(tmp_path / "a"), losses(tmp_path / "b")
+    finally:
+        torch.set_num_threads(threads)
+    assert first == second, "bit by bit in one process"
+    assert first == pytest.approx(GOLDEN, abs=1e-4)

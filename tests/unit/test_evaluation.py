@@ -1,0 +1,109 @@
+"""Evaluation: pass@k, intervals, ways of decoding, and reports that can be continued."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stp_rs import evaluation
+from stp_rs.config import PolicyConfig, STPConfig
+from stp_rs.errors import ConfigError, ModelError
+from stp_rs.evaluation import Decode, bootstrap_interval, evaluate, evaluate_cells, pass_at_k
+from stp_rs.model import as_diffusion_model
+from stp_rs.models import character_tokenizer, tiny_policy
+from stp_rs.priors import Template
+from stp_rs.tasks import get_task
+
+
+@pytest.fixture(scope="module")
+def setup():
+    task = get_task("sudoku")
+    tokenizer = character_tokenizer(task.alphabet + "\n>")
+    policy = PolicyConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = as_diffusion_model(tiny_policy(policy, vocab_size=len(tokenizer), max_length=90, seed=0), tokenizer)
+    config = STPConfig.make(max_completion_length=20)
+    return model, tokenizer, task, task.rows("test", 3, 0), config
+
+
+@pytest.mark.parametrize(("n", "right", "k"), [(4, 0, 1), (4, 1, 2), (5, 2, 3), (6, 6, 2), (3, 3, 3), (6, 4, 3)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int, right: int, k: int):
+    flags = [i < right for i in range(n)]
+    subsets = list(itertools.combinations(flags, k))
+    assert pass_at_k(n, right, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
+
+
+def test_an_interval_holds_the_mean_and_narrows_with_more_problems():
+    rng = np.random.default_rng(0)
+    few, many = (rng.integers(0, 2, n).astype(float) for n in (20, 2000))
+    for values in (few, many):
+        low, high = bootstrap_interval(values)
+        assert low <= values.mean() <= high
+    assert np.diff(bootstrap_interval(many)) < np.diff(bootstrap_interval(few)) / 5
+    assert bootstrap_interval(np.ones(5)) == [1.0, 1.0]
+
+
+def test_steps_set_the_forwards_and_priors_lower_them(setup):
+    model, tokenizer, task, rows, config = setup
+    for steps in (5, 20):
+        free = evaluate(model, tokenizer, task, rows, config, decode=Decode(20, steps))
+        assert free["nfe"] == steps
+    prior = evaluate(model, tokenizer, task, rows, config, priors=[Template(task.template, tokenizer)])
+    assert prior["nfe"] == 16
+    assert all(text[0] == "[" for text in prior["completions"])
+
+
+def test_the_default_is_the_runs_own_greedy_decode(setup):
+    model, tokenizer, task, rows, config = setup
+    own = evaluate(model, tokenizer, task, rows, config)
+    assert own == evaluate(model, tokenizer, task, rows, config, decode=Decode(20, 20))
+
+
+def test_samples_differ_and_are_refused_at_temperature_zero(setup):
+    model, tokenizer, task, rows, config = setup
+    result = evaluate(model, tokenizer, task, rows, config, decode=Decode(20, 5, temperature=1.0, samples=4))
+    assert [f"pass@{k}" in result for k in (1, 2, 3, 4)] == [True, True, False, True]
+    assert result["pass@1"] == pytest.approx(result["solved"])
+    assert len(result["completions"]) == len(rows)
+    with pytest.raises(ConfigError, match="samples: got 2 at temperature 0"):
+        evaluate(model, tokenizer, task, rows, config, decode=Decode(20, 5, samples=2))
+
+
+def test_few_shot_and_prefill_surround_the_prompt(setup, monkeypatch: pytest.MonkeyPatch):
+    model, tokenizer, task, rows, config = setup
+    seen = []
+    encode = evaluation.encode_prompts
+    monkeypatch.setattr(evaluation, "encode_prompts", lambda r, *a, **k: (seen.extend(r), encode(r, *a, **k))[1])
+    result = evaluate(model, tokenizer, task, rows[:1], config, decode=Decode(20, 2, few_shot=1, prefill=">"))
+    example = task.demonstrations(1, 0)[0]
+    assert seen[0]["prompt"] == f"{example['prompt']}{example['completion']}\n{rows[0]['prompt']}>"
+    assert result["completions"][0].startswith(">")
+
+
+def test_a_canvas_that_does_not_fit_the_model_is_refused(setup):
+    model, tokenizer, task, rows, config = setup
+    with pytest.raises(ModelError, match="116 tokens does not fit the model's 90 positions"):
+        evaluate(model, tokenizer, task, rows, config, decode=Decode(100, 50))
+
+
+def test_a_report_is_continued_for_the_same_policy_and_problems_only(
+    setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, tokenizer, task, rows, config = setup
+    calls = []
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    cells = [("free", [], Decode(20, steps)) for steps in (2, 4, 5)]
+    path = tmp_path / "report.json"
+    interrupted = evaluate_cells(model, tokenizer, task, rows, config, cells, path)
+    first = [next(interrupted), next(interrupted)]
+    interrupted.close()
+    assert [cell["steps"] for cell in json.loads(path.read_text())["cells"]] == [2, 4]
+    whole = list(evaluate_cells(model, tokenizer, task, rows, config, cells, path))
+    assert (len(calls), whole[:2]) == (3, first)
+    assert whole == list(evaluate_cells(model, tokenizer, task, rows, config, cells))
+    list(evaluate_cells(model, tokenizer, task, rows[:2], config, cells[:1], path))
+    assert len(calls) == 3 + 3 + 1
+    path.write_text("{cut")
+    assert len(list(evaluate_cells(model, tokenizer, task, rows, config, cells[:1], path))) == 1

@@ -1,0 +1,121 @@
+"""The warm-up learns its demonstrations; an evaluation is a greedy decode without temporal pruning."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stp_rs import GREEDY, Sampler, STPConfig, Template, decode_completions, encode_prompts, generate
+from stp_rs.errors import DivergenceError, InvalidValueError
+from stp_rs.evaluation import evaluate
+from stp_rs.model import MaskedLMAdapter
+from stp_rs.sft import encode_completions, warm_up
+from tests.fixtures import LENGTH, tiny, tokenizer
+
+DEMONSTRATIONS = [{"prompt": p, "completion": c} for p, c in (("0", "[1]"), ("1", "[0]"), ("2", "[23]"))]
+
+
+def warm(model: MaskedLMAdapter, **options: Any) -> list[float]:
+    losses: list[float] = []
+    settings: dict[str, Any] = {"steps": 60, "batch_size": 8, "learning_rate": 2e-2, "seed": 0}
+    warm_up(
+        model,
+        tokenizer(),
+        DEMONSTRATIONS,
+        completion_length=LENGTH,
+        on_step=lambda step, loss: losses.append(loss),
+        **{**settings, **options},
+    )
+    return losses
+
+
+class Echo:
+    """A task whose answer is the demonstration."""
+
+    def score(self, completions: list[str], rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+        return {"solved": [float(c == r["completion"]) for c, r in zip(completions, rows, strict=True)]}
+
+
+def test_completions_are_filled_up_with_end_of_text():
+    ids = encode_completions(["[1]", "", "012301"], tokenizer(), LENGTH)
+    assert ids.tolist() == [[8, 5, 9, 2, 2, 2], [2] * 6, [4, 5, 6, 7, 4, 5]]
+    with pytest.raises(InvalidValueError, match="completion 1 has 7 tokens, the canvas 6; raise max_completion_length"):
+        encode_completions(["0", "0123012"], tokenizer(), LENGTH)
+
+
+def test_a_warmed_up_policy_gives_its_demonstrations_back():
+    model = tiny(layers=2)
+    config = STPConfig.make(max_completion_length=LENGTH, stp_temporal="steps:0.5")
+
+    def score(**options: Any) -> dict[str, Any]:
+        return evaluate(model, tokenizer(), Echo(), DEMONSTRATIONS, config, **options)
+
+    before = score()
+    greedy = generate(
+        model,
+        encode_prompts(DEMONSTRATIONS, tokenizer(), uids=range(3)),
+        Sampler(LENGTH),
+        completion_length=LENGTH,
+        sampling=GREEDY,
+    )
+    assert before["completions"] == decode_completions(greedy.token_ids, np.full(3, LENGTH), tokenizer())
+    losses = warm(model, steps=150)
+    after = score()
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 3
+    assert before["solved"] < after["solved"] == 1.0
+    assert after["completions"] == [row["completion"] for row in DEMONSTRATIONS]
+    assert after["nfe"] == LENGTH, "the reported number is the plain sampler's"
+    pruned = score(priors=[Template({0: "["}, tokenizer())])
+    assert pruned["nfe"] == LENGTH - 1
+    assert pruned["solved"] == 1.0
+
+
+def test_a_warm_up_is_its_seed_and_touches_no_generator():
+    before = torch.get_rng_state(), random.getstate()
+    first, again, other = warm(tiny()), warm(tiny()), warm(tiny(), seed=1)
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_the_learning_rate_stays_for_half_the_steps_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    warm(tiny(), steps=8, learning_rate=0.5)
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125])
+
+
+def test_a_warm_up_runs_without_dropout_and_leaves_the_mode():
+    dropping = tiny(dropout=0.5)
+    assert warm(dropping, steps=5) == pytest.approx(warm(tiny(), steps=5), abs=1e-4)
+    assert dropping.module.training
+
+
+def test_the_first_loss_is_the_elbo_of_the_whole_completion():
+    """Untrained and uniform: minus log(1 / allowed tokens) per position, whatever the masks."""
+    model = tiny()
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.zero_()
+    losses = [loss for seed in range(40) for loss in warm(model, steps=1, learning_rate=0.0, seed=seed)]
+    assert np.mean(losses) == pytest.approx(np.log(9), abs=1e-5)
+
+
+def test_what_cannot_be_learned_says_why():
+    with pytest.raises(InvalidValueError, match="demonstrations: got none"):
+        warm_up(
+            tiny(), tokenizer(), [], completion_length=3, steps=1, batch_size=1, learning_rate=1.0
+        )  # fmt: skip
+    broken = tiny()
+    with torch.no_grad():
+        next(broken.module.parameters())[4:] = float("nan")
+    with pytest.raises(DivergenceError, match=r"SFT step 0: the loss is nan; lower sft_learning_rate"):
+        warm(broken)

@@ -1,0 +1,170 @@
+"""`stp-rs grade`: published numbers on real completions, corrected ones, every difference explained."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from stp_rs.errors import ConfigError
+from stp_rs.tasks import grading
+from stp_rs.tasks.modes import MODES, RULES
+
+REAL = Path(os.environ.get("STP_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "llada_generations"
+needs_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"no test data at {REAL}")
+FILES = {"countdown": "countdown_128.json", "gsm8k": "gsm8k_128.json", "sudoku": "sudoku_256.json"}
+
+
+@needs_data
+@pytest.mark.parametrize(("task", "percent"), [("countdown", 20.7), ("gsm8k", 69.3), ("sudoku", 6.7)])
+def test_published_accuracies(task: str, percent: float):
+    report = grading.grade_file(task, REAL / FILES[task], "paper_compat")
+    assert abs(100 * report.accuracy - percent) < 0.1
+    if task == "sudoku":
+        assert (report.cells, report.solved) == (report.accuracy, 0.0)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("task", "accuracy", "rules"),
+    [
+        ("countdown", 54 / 256, {"no-box": 1}),
+        ("gsm8k", 791 / 1128, {"unclosed": 5, "no-truth": 2, "thousands": 2, "line-break": 1}),
+        ("sudoku", 0.0, {"length": 61}),
+    ],
+)
+def test_corrected_accuracies_and_why_they_differ(task: str, accuracy: float, rules: dict[str, int]):
+    report = grading.grade_file(task, REAL / FILES[task], "corrected", explain=True)
+    assert report.accuracy == pytest.approx(accuracy)
+    found = report.to_dict()
+    assert {rule: entry["items"] for rule, entry in found["rules"].items()} == rules
+    assert len(found["differences"]) == sum(rules.values())
+
+
+CASES = [
+    ("gsm8k", "\\boxed{1,200}", "1200", "thousands"),
+    ("gsm8k", "\\boxed{385\\,000}", "385000", "thousands"),
+    ("gsm8k", "\\boxed{3} so \\boxed{18}", "18", "last-box"),
+    ("gsm8k", "\\boxed{18} but \\boxed{3}", "18", "last-box"),
+    ("gsm8k", "\\boxed{\n18\n}", "18", "line-break"),
+    ("gsm8k", "<answer>\\boxed{18>", "18", "unclosed"),
+    ("gsm8k", "so\n#### 18", "18", "marker"),
+    ("gsm8k", "\\boxed{\\frac{1}{2}}", "0.5", "reading"),
+    ("gsm8k", "\\boxed{18}", None, "no-truth"),
+    ("math", "\\boxed{.25}", "\\frac{1}{4}", "as-number"),
+    ("math", "\\boxed{2, 1}", "1, 2", "as-list"),
+    ("math", "\\boxed{(x+1)^2}", "x^2+2x+1", "as-expression"),
+    ("math", "\\boxed{\\text{Even}}", "even", "as-text"),
+    ("math", "<answer>7</answer>", "7", "no-box"),
+    ("math", "<answer>\\boxed{7</answer>", "7", "unclosed"),
+    ("math", "", "", "strict"),
+    ("math", "\\boxed 5 or $\\boxed{7}", "7", "last-box"),
+    ("countdown", "<answer>2*3+4</answer>", [[2, 3, 4], 10], "no-box"),
+    ("countdown", "\\boxed{2 \u00d7 3 + 4}", [[2, 3, 4], 10], "notation"),
+    ("countdown", "\\boxed{2*3+4=11}", [[2, 3, 4], 10], "statement"),
+    ("countdown", "\\boxed{2**3+4}", [[2, 3, 4], 12], "power"),
+    ("countdown", "\\boxed{2.*3+4}", [[2, 3, 4], 10], "decimal"),
+    ("countdown", "\\boxed{2*3+4} <answer>7</answer>", [[2, 3, 4], 10], "strict"),
+    ("countdown", "<answer>2*3+4</answer> \\boxed{7}", [[2, 3, 4], 10], "last-box"),
+    ("sudoku", "<answer>123434122143432</answer>", "1234341221434321", "length"),
+    ("sudoku", "<answer>a123434122143432</answer>", "1234341221434321", "prose"),
+    ("sudoku", "1234341221434321 <answer>or 1234341221434321</answer>", "1234341221434321", "layout"),
+    ("sudoku", "<answer>1234341243212143</answer>", "1234341221434321", "second-solution"),
+]
+
+
+def item(task: str, completion: str, truth: object) -> grading.Item:
+    record = {"puzzle": "1234341200000000"} if task == "sudoku" else {}
+    return grading.Item(completion, truth, "", record)
+
+
+@pytest.mark.parametrize(("task", "completion", "truth", "rule"), CASES)
+def test_each_difference_has_its_rule(task: str, completion: str, truth: object, rule: str):
+    report = grading.grade_items(task, [item(task, completion, truth)], explain=True)
+    assert [d["rule"] for d in report.differences] == [rule]
+
+
+def test_every_rule_is_documented():
+    guide = (Path(__file__).parents[2] / "docs" / "graders.md").read_text(encoding="utf-8")
+    assert all(f"`{rule}`" in guide for rule in RULES)
+
+
+def test_a_missing_truth_is_wrong_as_published_and_left_out_corrected():
+    items = [item("gsm8k", "\\boxed{18}", None), item("gsm8k", "\\boxed{18}", 18.0)]
+    assert grading.grade_items("gsm8k", items, "paper_compat").accuracy == 0.5
+    report = grading.grade_items("gsm8k", items, "corrected")
+    assert (report.accuracy, report.n, report.ungraded) == (1.0, 1, 1)
+
+
+def test_math_truths_that_are_floats_are_compared_as_numbers():
+    items = [item("math", "\\boxed{0.50}", 0.5), item("math", "\\boxed{x}", 0.5)]
+    assert grading.grade_items("math", items, "paper_compat").accuracy == 0.5
+
+
+def test_9x9_puzzles_are_graded_corrected():
+    grid = "".join(str((3 * r + r // 3 + c) % 9 + 1) for r in range(9) for c in range(9))
+    puzzle = "0" + grid[1:]
+    good = grading.Item(f"<answer>{grid}</answer>", grid, puzzle, {})
+    bad = grading.Item(f"<answer>{puzzle}</answer>", grid, puzzle, {})
+    report = grading.grade_items("sudoku", [good, bad])
+    assert (report.solved, report.cells) == (0.5, 0.5)
+
+
+def run(*args: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    grading.add_parser(parser.add_subparsers())
+    return parser.parse_args(["grade", *args])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "completions.jsonl"
+    rows = [
+        {"completion": "\\boxed{1,200}", "answer": "1200"},
+        {"completion": ["7", "\\boxed{7}"], "answer": "7"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    args = run(str(path), "--task", "gsm8k", "--json")
+    assert args.run(args) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "task": "gsm8k",
+        "mode": "corrected",
+        "n": 3,
+        "accuracy": pytest.approx(2 / 3),
+    }
+    args = run(str(path), "--task", "gsm8k", "--mode", "paper_compat", "--explain")
+    assert args.run(args) == 0
+    printed = capsys.readouterr().out
+    assert "33.33 % of 3" in printed
+    assert "[thousands]" in printed
+    args = run(str(path), "--task", "gsm8k", "--json", "--explain")
+    args.run(args)
+    assert json.loads(capsys.readouterr().out)["differences"][0]["paper_compat"]["answer"] == "1,200"
+
+
+def test_errors(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "answer": "1"}')
+    with pytest.raises(ConfigError, match=r"row 0 has no completion .*\"text\": \"x\""):
+        grading.read_items(path)
+    with pytest.raises(ConfigError, match="countdown, gsm8k, math, sudoku"):
+        grading.grade_items("code", [])
+    with pytest.raises(ConfigError, match="paper_compat, corrected"):
+        grading.grade_items("math", [], "paper")
+    with pytest.raises(ConfigError, match="no numbers and target"):
+        grading.grade_items("countdown", [item("countdown", "1", None)])
+    with pytest.raises(ConfigError, match="no puzzle"):
+        grading.grade_items("sudoku", [grading.Item("1", None, "", {})])
+    assert grading.grade_items("math", []).accuracy == 0.0
+
+
+def test_where_countdown_problems_may_be():
+    for truth, question, record in (
+        ([[2, 3], 6], "", {}),
+        ({"numbers": [2, 3], "target": 6}, "", {}),
+        (None, "", {"numbers": [2, 3], "target": 6}),
+        (None, "", {"nums": [2, 3], "target": 6}),
+        (None, "Numbers: [2, 3]\nTarget: 6", {}),
+    ):
+        found = grading.grade_items("countdown", [grading.Item("\\boxed{2*3}", truth, question, record)], MODES[0])
+        assert found.accuracy == 1.0
