@@ -41,7 +41,7 @@ check: $(INSTALLED) ## Lint, format check, types, stubs, clippy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy python scripts $(wildcard examples/*.py) $(wildcard tests/boundary)
-	$(PY) -m mypy.stubtest stp_rs._core --allowlist scripts/stubtest.allow --mypy-config-file pyproject.toml
+	$(PY) -m mypy.stubtest stp_rs._core --mypy-config-file pyproject.toml
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 
 # Before transformers is imported anywhere: its hub client reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is: threads that outnumber the free cores made tests of tiny models minutes long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 # `ci` draws the same examples on every run, so that a red build can be repeated; `dev` explores.
