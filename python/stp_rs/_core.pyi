@@ -136,6 +136,10 @@ class Design:
     @property
     def num_mc(self) -> int: ...
     @property
+    def per_token(self) -> bool: ...
+    @property
+    def reads_plan(self) -> bool: ...
+    @property
     def published(self) -> bool: ...
     @property
     def unbiased(self) -> bool: ...
@@ -161,11 +165,14 @@ class Design:
         eligible: NDArray[np.uint8],
         unmask_counts: NDArray[np.int32],
         unmask_step: NDArray[np.int32],
+        *,
+        iteration: int = 0,
         limit: int = 1_000_000,
     ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
     @staticmethod
     def names() -> list[tuple[str, str]]: ...
 
+<<<<<<< HEAD
 # --- buffer ---
 @type_check_only
 class _Pushed(TypedDict):
@@ -224,3 +231,14 @@ class TrajectoryBuffer:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self: ...
     def __reduce__(self) -> tuple[Any, tuple[dict[str, NDArray[Any]]]]: ...
+=======
+def prompt_mask(
+    prompt: NDArray[np.uint8],
+    ratio: float,
+    seed: int,
+    uids: NDArray[np.uint64],
+    iteration: int,
+    row: NDArray[np.int32],
+    mask: NDArray[np.uint8],
+) -> None: ...
+>>>>>>> corrupt

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
+import numpy as np
+
 Pass = tuple[frozenset[int], dict[int, float]]
 Law = list[tuple[float, tuple[Pass, ...]]]
 Policy = Callable[[int, frozenset[int]], float]
@@ -104,6 +106,85 @@ def cover(n: int, plan: list[int], num_mc: int) -> Law:
                     grown.append((p / len(masks), heavier, (*passes, flat(mask, add))))
             states = grown
         law += [(p, passes) for p, _, passes in states]
+    return law
+
+
+def averaged(law: Law, copies: int) -> Law:
+    """Return the law of the mean of independent copies."""
+    total: Law = [(1.0, ())]
+    for _ in range(copies):
+        total = [(p * q, (*passes, *scaled(more, copies))) for p, passes in total for q, more in law]
+    return total
+
+
+def scaled(passes: tuple[Pass, ...], by: float) -> tuple[Pass, ...]:
+    """Return the passes with all weights divided by `by`."""
+    return tuple((mask, {i: w / by for i, w in weight.items()}) for mask, weight in passes)
+
+
+def pairs(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of num_mc / 2 independent covers of two passes, averaged."""
+    return averaged(cover(n, plan, 2), num_mc // 2)
+
+
+def sink(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of cover with weights fitted to token totals 1 and pass totals n / K, passes last."""
+    law: Law = []
+    for p, passes in cover(n, plan, num_mc):
+        member = np.zeros((num_mc, n))
+        for k, (mask, _) in enumerate(passes):
+            member[k, list(mask)] = 1
+        weight = member * (n / num_mc / member.sum(1, keepdims=True))
+        for _ in range(64):
+            tokens = weight.sum(0)
+            seen = tokens > 0
+            done = np.abs(tokens[seen] - 1).max() < 1e-12
+            weight[:, seen] /= tokens[seen]
+            if done:
+                break
+            weight *= n / num_mc / weight.sum(1, keepdims=True)
+        weight *= n / num_mc / weight.sum(1, keepdims=True)
+        fitted = tuple((mask, {i: float(weight[k, i]) for i in mask}) for k, (mask, _) in enumerate(passes))
+        law.append((p, fitted))
+    return law
+
+
+def balanced(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of a random partition, larger groups first; each mask is a window of the order.
+
+    Raises:
+        ValueError: a group does not fit into a mask of its stratum.
+    """
+    groups = min(num_mc, n)
+    sizes = [len(part) for part in np.array_split(np.arange(n), groups)]
+    starts = [sum(sizes[:g]) for g in range(groups)]
+    strata = [(Fraction(n - s - c), Fraction(n - s)) for s, c in zip(starts, sizes, strict=True)]
+    law: Law = []
+    orders = list(itertools.permutations(range(n)))
+    for probability, coordinates in offsets(strata):
+        counts = [level(plan, x) for x in coordinates]
+        if any(count < size for count, size in zip(counts, sizes, strict=True)):
+            raise ValueError("a group is larger than its mask")
+        for order in orders:
+            circle = order + order
+            passes = tuple(
+                (frozenset(circle[start : start + count]), dict.fromkeys(order[start : start + size], 1.0))
+                for start, size, count in zip(starts, sizes, counts, strict=True)
+            )
+            law.append((float(probability) / len(orders), passes))
+    return law
+
+
+def ordered(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of one random order revealed along the plan."""
+    orders = list(itertools.permutations(range(n)))
+    law: Law = []
+    for order in orders:
+        passes = tuple(
+            (frozenset(order[n - count :]), dict.fromkeys(order[n - count : n - after], 1.0))
+            for count, after in itertools.pairwise([*plan, 0])
+        )
+        law.append((1 / len(orders), passes))
     return law
 
 

@@ -1,4 +1,4 @@
-"""The laws of the designs: oracle against target, Rust against oracle, keyed draws against both."""
+"""The designs of a plan: oracle against target, Rust against oracle, keyed draws against both."""
 
 import itertools
 from collections import Counter
@@ -8,123 +8,74 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stp_rs import errors
 from stp_rs._core import Design
 from tests.oracles import designs as oracle
+from tests.oracles.designs_rust import assert_same_law, draw, fits, pass_of, plans, rust_law, table
 
 PLAN_DESIGNS = {
     "uniform_count": oracle.uniform_count,
     "systematic": oracle.systematic,
     "cover": oracle.cover,
+    "pairs": oracle.pairs,
+    "sink": oracle.sink,
+    "balanced": oracle.balanced,
+    "ordered": oracle.ordered,
 }
 
 
-def plans(largest: int) -> st.SearchStrategy[list[int]]:
-    """Draw any plan of n <= largest tokens."""
-    return st.integers(1, largest).flatmap(
-        lambda n: st.sets(st.integers(1, max(n - 1, 1))).map(
-            lambda rest: sorted({n} | {count for count in rest if count < n}, reverse=True)
-        )
-    )
+def passes_that_enumerate(name: str, n: int, num_mc: int) -> int:
+    """Return a number of passes near num_mc whose law is small enough to list: (2^n)^K outcomes at worst."""
+    if name == "pairs":
+        return 4 if num_mc > 2 and n <= 2 else 2
+    if name in ("uniform_count", "systematic"):
+        return min(num_mc, {1: 3, 2: 3, 3: 2, 4: 2}.get(n, 1))
+    return min(num_mc, 2) if n == 6 and name != "balanced" else num_mc
 
 
-def table(seed: int) -> oracle.Policy:
-    """Return an adversarial tabular policy: an independent f_i(M) for every pair."""
-    cache: dict[tuple[int, frozenset[int]], float] = {}
-    generator = np.random.default_rng(seed)
-
-    def policy(i: int, mask: frozenset[int]) -> float:
-        return cache.setdefault((i, mask), float(np.log(generator.uniform(1e-6, 1))))
-
-    return policy
-
-
-def arrays(plan: list[int], rows: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return eligible, unmask_counts and left-to-right unmask_step for rows of n free positions."""
-    n = plan[0]
-    counts = np.asarray([*plan, 0], np.int32)
-    steps = np.repeat(np.arange(len(plan), dtype=np.int32), -np.diff(counts))
-    return np.ones((rows, n), np.uint8), np.tile(counts, (rows, 1)), np.tile(steps, (rows, 1))
-
-
-def rust_law(design: Design, plan: list[int]) -> oracle.Law:
-    """Return the law enumerated by the Rust sampler, in the oracle's form."""
-    law = []
-    for probability, masks, weights in design.law(*arrays(plan)):
-        passes = tuple(
-            (frozenset(np.flatnonzero(mask).tolist()), {i: w for i, w in enumerate(weight) if w != 0.0})
-            for mask, weight in zip(masks, weights, strict=True)
-        )
-        law.append((probability, passes))
-    return law
-
-
-def draw(
-    design: Design, plan: list[int], uids: range, iteration: int = 0, seed: int = 5
-) -> list[tuple[oracle.Pass, ...]]:
-    """Return one keyed draw per uid, in the oracle's form."""
-    eligible, counts, steps = arrays(plan, len(uids))
-    total = int(design.passes(eligible, counts).sum())
-    mask = np.full((total, plan[0]), 7, np.uint8)
-    weight = np.full((total, plan[0]), np.nan, np.float32)
-    row = np.full(total, -7, np.int32)
-    keys = np.asarray(uids, np.uint64)
-    design.draw(eligible, counts, steps, seed, keys, iteration, mask, weight, row)
-    out: list[list[oracle.Pass]] = [[] for _ in uids]
-    for r, m, w in zip(row.tolist(), mask, weight, strict=True):
-        out[r].append((frozenset(np.flatnonzero(m).tolist()), {i: float(v) for i, v in enumerate(w) if v != 0}))
-    return [tuple(passes) for passes in out]
-
-
-def assert_same_law(got: oracle.Law, want: oracle.Law) -> None:
-    """Compare two laws outcome by outcome."""
-    left, right = oracle.merged(got), oracle.merged(want)
-    assert left.keys() == right.keys()
-    for outcome, probability in left.items():
-        assert probability == pytest.approx(right[outcome], abs=1e-12)
+def has_law(name: str, plan: list[int], num_mc: int) -> bool:
+    """Whether the design is legal for the plan: balanced needs floor(n/K) tokens in the last step."""
+    return name != "balanced" or plan[-1] >= plan[0] // min(num_mc, plan[0])
 
 
 @pytest.mark.parametrize("name", PLAN_DESIGNS)
 @settings(max_examples=25)
-@given(plan=plans(6), num_mc=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+@given(plan=plans(6), num_mc=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_expectation_is_the_plan_elbo(name, plan, num_mc, seed):
     n = plan[0]
-    if n**num_mc > 50 and name != "cover":
-        num_mc = 1  # the law of independent masks has (2^n)^K outcomes
-    elif n == 6:
-        num_mc = min(num_mc, 2)
+    num_mc = passes_that_enumerate(name, n, num_mc)
+    design = Design(name, num_mc)
+    if not has_law(name, plan, num_mc):
+        with pytest.raises(ValueError, match="larger than its mask"):
+            oracle.balanced(n, plan, num_mc)
+        with pytest.raises(errors.DesignError, match="merge the tail"):
+            rust_law(design, plan)
+        return
     policy = table(seed)
     law = PLAN_DESIGNS[name](n, plan, num_mc)
     assert sum(p for p, _ in law) == pytest.approx(1.0, abs=1e-12)
     want = oracle.plan_elbo(n, plan, policy)
     assert oracle.expectation(law, policy) == pytest.approx(want, abs=1e-9)
-    assert oracle.expectation(rust_law(Design(name, num_mc), plan), policy) == pytest.approx(want, abs=1e-9)
-    assert Design(name, num_mc).unbiased
+    assert oracle.expectation(rust_law(design, plan), policy) == pytest.approx(want, abs=1e-9)
+    assert design.unbiased
+    assert design.target == "plan_elbo"
 
 
 @pytest.mark.parametrize("name", PLAN_DESIGNS)
 @settings(max_examples=15)
-@given(plan=plans(4), num_mc=st.integers(1, 3))
+@given(plan=plans(4), num_mc=st.integers(1, 4))
 def test_rust_has_the_law_of_the_oracle(name, plan, num_mc):
-    num_mc = min(num_mc, 2) if plan[0] == 4 and name != "cover" else num_mc
-    assert_same_law(rust_law(Design(name, num_mc), plan), PLAN_DESIGNS[name](plan[0], plan, num_mc))
-
-
-def fits(counts: Counter, law: dict, draws: int) -> bool:
-    """Whether the chi-square statistic stays below its 1 - 1e-6 quantile (Wilson and Hilferty's cube)."""
-    expected = np.array([draws * p for p in law.values()])
-    observed = np.array([counts[outcome] for outcome in law])
-    freedom = len(law) - 1
-    if freedom == 0:
-        return bool(observed[0] == draws)
-    quantile = freedom * (1 - 2 / (9 * freedom) + 4.75 * np.sqrt(2 / (9 * freedom))) ** 3
-    return bool(((observed - expected) ** 2 / expected).sum() < quantile)
+    num_mc = passes_that_enumerate(name, plan[0], num_mc)
+    if has_law(name, plan, num_mc):
+        assert_same_law(rust_law(Design(name, num_mc), plan), PLAN_DESIGNS[name](plan[0], plan, num_mc))
 
 
 @pytest.mark.parametrize("name", PLAN_DESIGNS)
-@pytest.mark.parametrize(("plan", "num_mc"), [([4, 3, 2, 1], 1), ([4, 2], 2), ([3, 2, 1], 2), ([3, 1], 3)])
+@pytest.mark.parametrize(("plan", "num_mc"), [([4, 3, 2], 2), ([4, 2], 2), ([3, 2, 1], 4), ([3, 1], 3)])
 def test_keyed_draws_follow_the_law(name, plan, num_mc):
+    num_mc = passes_that_enumerate(name, plan[0], num_mc)
     law = oracle.merged(PLAN_DESIGNS[name](plan[0], plan, num_mc))
-    draws = 20_000
+    draws = 8_000
     counts = Counter(oracle.key(passes) for passes in draw(Design(name, num_mc), plan, range(draws)))
     assert counts.keys() <= law.keys()
     assert fits(counts, law, draws)
@@ -153,6 +104,24 @@ def test_cover_with_two_passes_has_complementary_masks(plan):
         assert not first & second or len(first | second) == plan[0]
 
 
+@settings(max_examples=30)
+@given(plan=plans(6))
+def test_cover_with_one_pass_is_uniform_count(plan):
+    assert_same_law(rust_law(Design("cover", 1), plan), rust_law(Design("uniform_count", 1), plan))
+
+
+@settings(max_examples=30)
+@given(plan=plans(5), num_mc=st.integers(1, 7))
+def test_balanced_scores_every_token_once_wherever_it_is_legal(plan, num_mc):
+    n = plan[0]
+    if not has_law("balanced", plan, num_mc):
+        return
+    for _, passes in rust_law(Design("balanced", num_mc), plan):
+        assert len(passes) == min(num_mc, n)
+        scored = [(i, w) for mask, weight in passes for i, w in weight.items() if i in mask]
+        assert sorted(scored) == [(i, 1.0) for i in range(n)]
+
+
 def test_iterations_seeds_and_uids_have_their_own_masks():
     plan = list(range(16, 0, -1))
     design = Design("cover", 2)
@@ -161,3 +130,35 @@ def test_iterations_seeds_and_uids_have_their_own_masks():
         for uid, iteration, seed in itertools.product((0, 1), (0, 1), (0, 1))
     ]
     assert len({oracle.key(passes) for passes in seen}) == 8
+
+
+@pytest.mark.parametrize("name", ["uniform_count", "stp_paper", "bernoulli", "block_random"])
+def test_a_pass_does_not_depend_on_how_many_follow(name):
+    plan = list(range(16, 0, -1))
+    few, many = (draw(Design(name, k, block_length=4), plan, range(5)) for k in (2, 4))
+    assert [[mask for mask, _ in row] for row in few] == [[mask for mask, _ in row[:2]] for row in many]
+
+
+@pytest.mark.parametrize("name", PLAN_DESIGNS)
+@settings(max_examples=10)
+@given(plan=plans(4), num_mc=st.integers(1, 3), data=st.data())
+def test_priors_only_rename_the_positions(name, plan, num_mc, data):
+    n = plan[0]
+    num_mc = passes_that_enumerate(name, n, num_mc)
+    if not has_law(name, plan, num_mc):
+        return
+    length = n + data.draw(st.integers(0, 4))
+    free = sorted(data.draw(st.permutations(range(length)))[:n])
+    eligible = np.zeros((1, length), np.uint8)
+    eligible[0, free] = 1
+    counts = np.array([plan], np.int32)
+    steps = np.where(eligible == 1, 0, -1).astype(np.int32)
+    got = [
+        (p, tuple(pass_of(m, w) for m, w in zip(masks, weights, strict=True)))
+        for p, masks, weights in Design(name, num_mc).law(eligible, counts, steps)
+    ]
+    want = [
+        (p, tuple((frozenset(free[i] for i in m), {free[i]: x for i, x in w.items()}) for m, w in passes))
+        for p, passes in PLAN_DESIGNS[name](n, plan, num_mc)
+    ]
+    assert_same_law(got, want)

@@ -43,6 +43,18 @@ impl Design {
         self.design.options().num_mc
     }
 
+    /// Whether the weights of a row sum to 1 (a mean per token) instead of n (a log-likelihood), on average.
+    #[getter]
+    fn per_token(&self) -> bool {
+        self.design.info().per_token()
+    }
+
+    /// Whether `unmask_counts` is read; the other designs take n from the eligible positions alone.
+    #[getter]
+    fn reads_plan(&self) -> bool {
+        self.design.info().reads_plan
+    }
+
     #[getter]
     fn published(&self) -> bool {
         self.design.info().published
@@ -126,13 +138,14 @@ impl Design {
     }
 
     /// Every outcome of one row with its probability: (probability, mask [P][L], weight [P][L]).
-    #[pyo3(signature = (eligible, unmask_counts, unmask_step, limit=1_000_000))]
+    #[pyo3(signature = (eligible, unmask_counts, unmask_step, *, iteration=0, limit=1_000_000))]
     fn law(
         &self,
         py: Python<'_>,
         eligible: &Bound<'_, PyAny>,
         unmask_counts: &Bound<'_, PyAny>,
         unmask_step: &Bound<'_, PyAny>,
+        iteration: u32,
         limit: usize,
     ) -> PyResult<Vec<Outcome>> {
         let length = dim("eligible", eligible, 1)?;
@@ -148,7 +161,7 @@ impl Design {
             unmask_counts: slice(&unmask_counts)?,
             unmask_step: slice(&unmask_step)?,
         };
-        let law = enter(py, || self.design.law(&batch, limit))?;
+        let law = enter(py, || self.design.law(&batch, iteration, limit))?;
         let width = length.max(1);
         Ok(law
             .into_iter()
@@ -175,7 +188,32 @@ impl Design {
 /// (probability, mask [P][L], weight [P][L])
 type Outcome = (f64, Vec<Vec<i64>>, Vec<Vec<f64>>);
 
+/// Fills u8[P, W] with prompt masks: each prompt token with probability `ratio`, keyed like the passes.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "one argument per array that crosses the boundary")]
+fn prompt_mask(
+    py: Python<'_>,
+    prompt: &Bound<'_, PyAny>,
+    ratio: f64,
+    seed: u64,
+    uids: &Bound<'_, PyAny>,
+    iteration: u32,
+    row: &Bound<'_, PyAny>,
+    mask: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (rows, width) = (dim("prompt", prompt, 0)?, dim("prompt", prompt, 1)?);
+    let passes = dim("row", row, 0)? as isize;
+    let prompt = read::<u8>("prompt", prompt, &[rows as isize, width as isize])?;
+    let uids = read::<u64>("uids", uids, &[rows as isize])?;
+    let row = read::<i32>("row", row, &[passes])?;
+    let mut mask = write::<u8>("mask", mask, &[passes, width as isize])?;
+    let keys = Keys { seed, uids: slice(&uids)?, iteration };
+    let (prompt, row, mask) = (slice(&prompt)?, slice(&row)?, slice_mut(&mut mask)?);
+    enter(py, || corrupt::prompt_mask(prompt, width, ratio, &keys, row, mask))
+}
+
 /// Adds this file's classes and functions to the module.
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_class::<Design>()
+    m.add_class::<Design>()?;
+    m.add_function(wrap_pyfunction!(prompt_mask, m)?)
 }

@@ -110,7 +110,7 @@ pub(super) struct Tape {
     path: Vec<Fork>,
     at: usize,
     /// Nodes and weights on (0, 1) that stand for a continuous uniform.
-    pub(super) nodes: Vec<(f64, f64)>,
+    nodes: Vec<(f64, f64)>,
 }
 
 /// One choice of a path: which branch of how many. `p` is the probability of `true` of a coin.
@@ -122,6 +122,11 @@ struct Fork {
 }
 
 impl Tape {
+    /// A tape at its first path; `nodes` and their weights stand for a continuous uniform.
+    pub(super) fn new(nodes: Vec<(f64, f64)>) -> Self {
+        Self { path: Vec::new(), at: 0, nodes }
+    }
+
     /// The probability of the path just replayed.
     pub(super) fn probability(&self) -> f64 {
         self.path[..self.at].iter().map(|fork| fork.probability).product()

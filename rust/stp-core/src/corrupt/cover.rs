@@ -12,7 +12,7 @@ const TIE: f64 = 1e-9;
 /// A pass takes the lightest positions, so it takes whole runs and a random part of one. That makes a pass O(n)
 /// with random numbers for one run only, and ties are broken afresh each time.
 #[derive(Debug, Default)]
-pub(super) struct Runs {
+pub(super) struct ByWeight {
     order: Vec<u32>,
     spare: Vec<u32>,
     runs: Vec<Run>,
@@ -25,7 +25,7 @@ struct Run {
     weight: f64,
 }
 
-impl Runs {
+impl ByWeight {
     /// All positions with weight 0.
     fn reset(&mut self, free: &[u32]) {
         self.order.clear();
@@ -112,18 +112,131 @@ pub(super) fn stratum(n: usize, k: usize, of: usize, cell: u32) -> usize {
 /// `cover`: counts from `num_mc` equal strata with one offset, each mask on the lightest positions so far.
 pub(super) fn cover<C: Chance, W: Real>(job: &mut Job<'_, C, W>) {
     job.chance.turn(Scope::Row);
-    spread(job, job.num_mc, 1.0);
+    spread(job, job.num_mc(), 1.0);
 }
 
 /// One draw of `cover` with `passes` passes, every weight scaled.
 fn spread<C: Chance, W: Real>(job: &mut Job<'_, C, W>, passes: usize, scale: f64) {
     let n = job.row.n();
     let cell = job.chance.below(n as u32);
-    job.work.runs.reset(job.row.free);
+    job.work.lightest.reset(job.row.free);
     for k in 0..passes {
         let count = job.row.count_at(stratum(n, k, passes, cell));
         let weight = n as f64 / (passes * count) as f64;
         let mut pass = job.out.pass();
-        job.work.runs.take(count, weight, job.chance, |taken| pass.score(taken, weight * scale));
+        job.work.lightest.take(count, weight, job.chance, |taken| pass.score(taken, weight * scale));
+    }
+}
+
+/// `pairs`: K/2 independent draws of `cover` with two passes each, averaged.
+pub(super) fn pairs<C: Chance, W: Real>(job: &mut Job<'_, C, W>) {
+    let pairs = job.num_mc() / 2;
+    for pair in 0..pairs {
+        job.chance.turn(Scope::Pass(pair));
+        spread(job, 2, 1.0 / pairs as f64);
+    }
+}
+
+/// Sweeps of proportional fitting at most.
+const SWEEPS: usize = 64;
+/// Token totals this close to 1 end the fitting.
+const FITTED: f64 = 1e-12;
+
+/// Memory of proportional fitting.
+#[derive(Debug, Default)]
+pub(super) struct Fit {
+    /// The set of passes that mask each free position, one bit per pass.
+    sets: Vec<u64>,
+    /// Positions with the same set, and the cell of each free position.
+    cells: Vec<Cell>,
+    cell_of: Vec<u32>,
+    pass_factor: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    set: u64,
+    len: f64,
+    factor: f64,
+}
+
+/// `sink`: the masks of `cover`, weights fitted to token totals 1 and pass totals n / K.
+///
+/// Proportional fitting keeps `w_{k,i} = a_k b_i` on the mask, and b depends only on the set of passes that mask i.
+/// The last sweep is over passes, so pass k has total n/K exactly, and by symmetry the mean weight of a masked
+/// position given `M_k` is `(n/K)/l_k`: unbiased, whether or not the token totals can be reached.
+pub(super) fn sink<C: Chance, W: Real>(job: &mut Job<'_, C, W>) {
+    cover(job);
+    let (passes, free) = (job.num_mc(), job.row.free);
+    let fit = &mut job.work.fit;
+    fit.sets.clear();
+    fit.sets.resize(free.len(), 0);
+    for k in 0..passes {
+        let mask = job.out.written(k).0;
+        for (set, &i) in fit.sets.iter_mut().zip(free) {
+            *set |= u64::from(mask[i as usize]) << k;
+        }
+    }
+    fit.find_cells();
+    fit.solve(passes, free.len() as f64 / passes as f64);
+    for k in 0..passes {
+        let weight = job.out.written(k).1;
+        for (&i, &cell) in free.iter().zip(&fit.cell_of) {
+            let cell = fit.cells[cell as usize];
+            // 0 outside the mask, where it was 0 before
+            weight[i as usize] = W::of(cell.member(k) * fit.pass_factor[k] * cell.factor);
+        }
+    }
+}
+
+impl Cell {
+    /// 1 if pass k masks the cell, else 0.
+    fn member(&self, k: usize) -> f64 {
+        (self.set >> k & 1) as f64
+    }
+}
+
+impl Fit {
+    /// Groups positions by their set. There are few sets: `cover` cuts one run per pass.
+    fn find_cells(&mut self) {
+        self.cells.clear();
+        self.cell_of.clear();
+        for &set in &self.sets {
+            let at = self.cells.iter().position(|cell| cell.set == set).unwrap_or(self.cells.len());
+            if at == self.cells.len() {
+                self.cells.push(Cell { set, len: 0.0, factor: 1.0 });
+            }
+            self.cells[at].len += 1.0;
+            self.cell_of.push(at as u32);
+        }
+    }
+
+    /// Alternates token sweeps and pass sweeps, the last one over passes.
+    fn solve(&mut self, passes: usize, pass_total: f64) {
+        self.pass_factor.clear();
+        self.pass_factor.resize(passes, 0.0);
+        self.fit_passes(pass_total);
+        for _ in 0..SWEEPS {
+            let mut off = 0f64;
+            for cell in &mut self.cells {
+                let total: f64 = self.pass_factor.iter().enumerate().map(|(k, a)| cell.member(k) * a).sum();
+                if total > 0.0 {
+                    off = off.max((total * cell.factor - 1.0).abs());
+                    cell.factor = 1.0 / total;
+                }
+            }
+            if off < FITTED {
+                break;
+            }
+            self.fit_passes(pass_total);
+        }
+        self.fit_passes(pass_total);
+    }
+
+    fn fit_passes(&mut self, pass_total: f64) {
+        for (k, factor) in self.pass_factor.iter_mut().enumerate() {
+            let sum: f64 = self.cells.iter().map(|cell| cell.member(k) * cell.len * cell.factor).sum();
+            *factor = pass_total / sum;
+        }
     }
 }

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use super::chance::Tape;
 use super::row::Writer;
-use super::{Batch, Design, Scratch};
+use super::{Batch, Design, Job, Scratch, counts};
 use crate::error::{Error, Result};
+
+/// Nodes that stand for a continuous ratio t: the expectation is a polynomial in t of degree n - 1, exact to n = 24.
+const NODES: usize = 12;
 
 /// One outcome of a row's draw.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,20 +23,22 @@ pub struct Outcome {
 
 impl Design {
     /// Every outcome for a batch of one row, merged where masks and weights agree; at most `limit` random paths.
-    pub fn law(&self, batch: &Batch<'_>, limit: usize) -> Result<Vec<Outcome>> {
+    pub fn law(&self, batch: &Batch<'_>, iteration: u32, limit: usize) -> Result<Vec<Outcome>> {
         batch.check(true)?;
+        self.check_iteration(iteration)?;
         if batch.rows != 1 {
             return Err(Error::shape("eligible", format!("{} rows", batch.rows), "one row"));
         }
         let Scratch { mut free, mut work } = Scratch::default();
         let row = batch.row(self.info(), 0, &mut free)?;
         let passes = self.row_passes(&row)?;
-        let mut tape = Tape::default();
+        let mut tape = Tape::new(counts::gauss_legendre(NODES));
         let (mut mask, mut weight) = (vec![0u8; passes * batch.length], vec![0f64; passes * batch.length]);
         let mut outcomes = BTreeMap::new();
         for _ in 0..limit {
             let out = Writer::new(batch.length, &mut mask, &mut weight);
-            self.draw_row(row, &mut tape, out, &mut work)?;
+            let (chance, work) = (&mut tape, &mut work);
+            self.draw_row(&mut Job { design: self, iteration, row, chance, out, work })?;
             let bits: Vec<u64> = weight.iter().map(|w| w.to_bits()).collect();
             *outcomes.entry((mask.clone(), bits)).or_insert(0.0) += tape.probability();
             if !tape.advance() {

@@ -5,20 +5,19 @@
 //! A [`Design`] is a law for (M, w): a new estimator is a new law, never a new path through the model.
 //! See `docs/designs.md` for the table and `docs/paper_map.md` for the equations.
 
-#![allow(
-    dead_code,
-    reason = "the vocabulary is complete; the next commits add the designs that use the rest"
-)]
-#![allow(clippy::unnecessary_wraps, reason = "as above: later designs refuse plans")]
-
 mod chance;
 mod counts;
 mod cover;
 mod law;
+mod partition;
+mod prompt;
+mod ratio;
 mod registry;
 mod row;
+mod states;
 
 pub use law::Outcome;
+pub use prompt::prompt_mask;
 pub use registry::{Info, Target, designs};
 
 use crate::error::{Error, Result, check_len};
@@ -100,7 +99,10 @@ pub struct Scratch {
 #[derive(Debug, Default)]
 struct Work {
     items: Vec<u32>,
-    runs: cover::Runs,
+    rest: Vec<u32>,
+    starts: Vec<u32>,
+    lightest: cover::ByWeight,
+    fit: cover::Fit,
 }
 
 /// A law over weighted masks.
@@ -108,15 +110,25 @@ struct Work {
 pub struct Design {
     info: &'static Info,
     options: Options,
+    /// Of `quadrature`, else empty.
+    nodes: Vec<(f64, f64)>,
 }
 
 /// Everything a design's code works with: one row, its randomness, its passes.
 struct Job<'a, C, W> {
+    design: &'a Design,
+    iteration: u32,
     row: Row<'a>,
-    num_mc: usize,
     chance: &'a mut C,
     out: Writer<'a, W>,
     work: &'a mut Work,
+}
+
+impl<C, W> Job<'_, C, W> {
+    /// K as configured.
+    fn num_mc(&self) -> usize {
+        self.design.options.num_mc
+    }
 }
 
 impl Design {
@@ -127,7 +139,11 @@ impl Design {
             return Err(Error::value("design", name, format!("one of {}", names.join(", "))));
         };
         info.check(&options)?;
-        Ok(Self { info, options })
+        let nodes = match info.kind {
+            Kind::Quadrature => counts::gauss_legendre(options.num_mc),
+            _ => Vec::new(),
+        };
+        Ok(Self { info, options, nodes })
     }
 
     /// Name, target and provenance.
@@ -166,9 +182,7 @@ impl Design {
     ) -> Result<()> {
         batch.check(true)?;
         check_len("uids", keys.uids.len(), batch.rows)?;
-        if keys.iteration > MAX_ITERATION {
-            return Err(Error::value("iteration", keys.iteration, format!("0 to {MAX_ITERATION}")));
-        }
+        self.check_iteration(keys.iteration)?;
         let passes = out.row.len();
         check_len("mask", out.mask.len(), passes * batch.length)?;
         check_len("weight", out.weight.len(), passes * batch.length)?;
@@ -183,36 +197,66 @@ impl Design {
             out.row[done..done + count].fill(index as i32);
             let at = done * batch.length..(done + count) * batch.length;
             let writer = Writer::new(batch.length, &mut out.mask[at.clone()], &mut out.weight[at]);
-            self.draw_row(row, &mut Keyed::new(keys.seed, uid, keys.iteration), writer, work)?;
+            let chance = &mut Keyed::new(keys.seed, uid, keys.iteration);
+            let iteration = keys.iteration;
+            self.draw_row(&mut Job { design: self, iteration, row, chance, out: writer, work })?;
             done += count;
         }
         check_len("row", passes, done)
     }
 
+    fn check_iteration(&self, iteration: u32) -> Result<()> {
+        let last = match self.info.kind {
+            Kind::Unigrpo => self.options.num_iterations as u32 - 1,
+            _ => MAX_ITERATION,
+        };
+        if iteration > last {
+            let need = format!("0 to {last} (an inner iteration, counted in optimiser updates)");
+            return Err(Error::value("iteration", iteration, need));
+        }
+        Ok(())
+    }
+
     fn row_passes(&self, row: &Row<'_>) -> Result<usize> {
+        let (num_mc, steps) = (self.options.num_mc, row.plan.len());
         if row.n() == 0 {
             return Ok(0);
         }
-        match self.info.kind {
-            Kind::UniformCount | Kind::Systematic | Kind::Cover => Ok(self.options.num_mc),
-        }
+        Ok(match self.info.kind {
+            Kind::MeanField => 1,
+            Kind::Autoregressive => row.n(),
+            Kind::Ordered => steps,
+            Kind::Trajectory if num_mc == 0 => steps,
+            Kind::Trajectory => num_mc.min(steps),
+            Kind::Balanced => {
+                partition::check(row, num_mc)?;
+                partition::groups(row, num_mc)
+            }
+            _ => num_mc,
+        })
     }
 
-    fn draw_row<C: Chance, W: Real>(
-        &self,
-        row: Row<'_>,
-        chance: &mut C,
-        out: Writer<'_, W>,
-        work: &mut Work,
-    ) -> Result<()> {
-        if row.n() == 0 {
+    fn draw_row<C: Chance, W: Real>(&self, job: &mut Job<'_, C, W>) -> Result<()> {
+        if job.row.n() == 0 {
             return Ok(());
         }
-        let job = &mut Job { row, num_mc: self.options.num_mc, chance, out, work };
         match self.info.kind {
+            Kind::MeanField => ratio::mean_field(job),
+            Kind::Bernoulli => ratio::bernoulli(job),
             Kind::UniformCount => counts::uniform_count(job),
             Kind::Systematic => counts::systematic(job),
+            Kind::Quadrature => counts::quadrature(job),
+            Kind::Coupled => ratio::coupled(job),
+            Kind::Unigrpo => counts::unigrpo(job),
+            Kind::StpPaper => counts::stp_paper(job),
+            Kind::Trajectory => states::trajectory(job)?,
+            Kind::Autoregressive => states::autoregressive(job),
+            Kind::BlockRandom => states::block_random(job),
             Kind::Cover => cover::cover(job),
+            Kind::Pairs => cover::pairs(job),
+            Kind::Sink => cover::sink(job),
+            Kind::Balanced => partition::balanced(job),
+            Kind::Ordered => partition::ordered(job),
         }
         Ok(())
     }

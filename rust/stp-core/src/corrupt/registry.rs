@@ -1,14 +1,28 @@
 //! The list of designs: names, targets and where each comes from.
 
+use super::chance::MAX_ITERATION;
 use super::{MAX_NUM_MC, Options};
 use crate::error::{Error, Result};
 
 /// The code that draws a design.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    MeanField,
+    Bernoulli,
     UniformCount,
     Systematic,
+    Quadrature,
+    Coupled,
+    Unigrpo,
+    StpPaper,
+    Trajectory,
+    Autoregressive,
+    BlockRandom,
     Cover,
+    Pairs,
+    Sink,
+    Balanced,
+    Ordered,
 }
 
 /// What the expectation of a design estimates.
@@ -48,7 +62,8 @@ pub struct Info {
     /// The config string.
     pub name: &'static str,
     pub(super) kind: Kind,
-    pub(super) reads_plan: bool,
+    /// Whether `unmask_counts` is read (and checked); the others take n from the eligible positions alone.
+    pub reads_plan: bool,
     /// Whether it was published before this project.
     pub published: bool,
     /// Whether its expectation equals the target for every policy and every legal plan (without `truncate`).
@@ -59,34 +74,110 @@ pub struct Info {
     pub about: &'static str,
 }
 
-static DESIGNS: [Info; 3] = [
-    Info {
-        name: "uniform_count",
-        kind: Kind::UniformCount,
-        reads_plan: true,
-        published: true,
-        unbiased: true,
-        target: Target::PlanElbo,
-        about: "independent counts from the plan, uniform masks, weight n/(K l) (LLaDA evaluation, VRPO)",
-    },
-    Info {
-        name: "systematic",
-        kind: Kind::Systematic,
-        reads_plan: true,
-        published: true,
-        unbiased: true,
-        target: Target::PlanElbo,
-        about: "K evenly spaced counts with one shared offset, uniform masks, weight n/(K l)",
-    },
-    Info {
-        name: "cover",
-        kind: Kind::Cover,
-        reads_plan: true,
-        published: false,
-        unbiased: true,
-        target: Target::PlanElbo,
-        about: "systematic counts, each mask on the positions with the least weight so far; the default",
-    },
+impl Info {
+    /// An entry of the list: published, unbiased, for the plan ELBO; the methods below say otherwise.
+    const fn new(name: &'static str, kind: Kind, about: &'static str) -> Self {
+        let target = Target::PlanElbo;
+        Self { name, kind, reads_plan: true, published: true, unbiased: true, target, about }
+    }
+
+    /// With another target; only the designs of a plan read it.
+    const fn target(mut self, target: Target) -> Self {
+        self.target = target;
+        self.reads_plan = matches!(target, Target::PlanElbo | Target::Trajectory);
+        self
+    }
+
+    const fn biased(mut self) -> Self {
+        self.unbiased = false;
+        self
+    }
+
+    const fn ours(mut self) -> Self {
+        self.published = false;
+        self
+    }
+
+    const fn on_the_plan(mut self) -> Self {
+        self.reads_plan = true;
+        self
+    }
+}
+
+static DESIGNS: [Info; 16] = [
+    Info::new("mean_field", Kind::MeanField, "all masked, each token once, one pass (Diffu-GRPO)")
+        .target(Target::OneStep)
+        .biased(),
+    Info::new("bernoulli", Kind::Bernoulli, "ratio t ~ U(0, 1), weight 1/(K t) (LLaDA pre-training)")
+        .target(Target::FullElbo),
+    Info::new(
+        "uniform_count",
+        Kind::UniformCount,
+        "independent counts from the plan, uniform masks, weight n/(K l) (LLaDA evaluation, VRPO)",
+    ),
+    Info::new(
+        "systematic",
+        Kind::Systematic,
+        "K evenly spaced counts with one shared offset, uniform masks, weight n/(K l)",
+    ),
+    Info::new(
+        "quadrature",
+        Kind::Quadrature,
+        "fixed counts at K Gauss-Legendre nodes, uniform masks, weight n w/l (GDPO)",
+    )
+    .biased(),
+    Info::new(
+        "coupled",
+        Kind::Coupled,
+        "K/2 complementary pairs with ESPO's weights; truncate=(0.2, 0.8) and K = 3: coupled-GRPO's",
+    )
+    .target(Target::FullElbo),
+    Info::new(
+        "unigrpo",
+        Kind::Unigrpo,
+        "mask ratio spread over the inner iterations, mean over masked tokens (UniGRPO)",
+    )
+    .target(Target::Published)
+    .on_the_plan()
+    .biased(),
+    Info::new(
+        "stp_paper",
+        Kind::StpPaper,
+        "counts U{1..n}, mean over all scored positions without the 1/l of an ELBO (STP)",
+    )
+    .target(Target::Published)
+    .biased(),
+    Info::new(
+        "trajectory",
+        Kind::Trajectory,
+        "the rollout's own states: all (K = 0), or K of them in proportion to their tokens (TraceRL)",
+    )
+    .target(Target::Trajectory),
+    Info::new("autoregressive", Kind::Autoregressive, "n left-to-right states (JustGRPO)")
+        .target(Target::Autoregressive),
+    Info::new(
+        "block_random",
+        Kind::BlockRandom,
+        "a random block partly masked, later blocks masked, mean over masked tokens (SPG)",
+    )
+    .target(Target::Published)
+    .biased(),
+    Info::new(
+        "cover",
+        Kind::Cover,
+        "systematic counts, each mask on the positions with the least weight so far; the default",
+    )
+    .ours(),
+    Info::new("pairs", Kind::Pairs, "K/2 independent complementary pairs: cover with K = 2, averaged").ours(),
+    Info::new("sink", Kind::Sink, "masks of cover, weights fitted to token totals of 1").ours(),
+    Info::new(
+        "balanced",
+        Kind::Balanced,
+        "a random partition into K groups, every token scored once with weight 1; needs a merged tail",
+    )
+    .ours(),
+    Info::new("ordered", Kind::Ordered, "one rollout of the plan in a random order, one pass per step")
+        .ours(),
 ];
 
 /// All designs.
@@ -95,13 +186,53 @@ pub fn designs() -> &'static [Info] {
 }
 
 impl Info {
+    /// Whether the weights of a row sum to about 1 (a mean per token) instead of n (a log-likelihood).
+    pub fn per_token(&self) -> bool {
+        self.target == Target::Published
+    }
+
     /// Checks the options that do not depend on a row.
     pub(super) fn check(&self, options: &Options) -> Result<()> {
-        let smallest = 1;
-        if options.num_mc < smallest || options.num_mc > MAX_NUM_MC {
-            let need = format!("{smallest} to {MAX_NUM_MC} for design '{}'", self.name);
-            return Err(Error::value("num_mc", options.num_mc, need));
+        let value = |name, got: usize, need: String| {
+            Err(Error::value(name, got, format!("{need} for design '{}'", self.name)))
+        };
+        let num_mc = options.num_mc;
+        let (smallest, largest) = match self.kind {
+            Kind::Trajectory => (0, MAX_NUM_MC),
+            Kind::Coupled | Kind::Pairs => (2, MAX_NUM_MC),
+            // the set of passes that mask a position is one u64
+            Kind::Sink => (1, 64),
+            Kind::Quadrature => (1, 256),
+            _ => (1, MAX_NUM_MC),
+        };
+        if !(smallest..=largest).contains(&num_mc) {
+            return value("num_mc", num_mc, format!("{smallest} to {largest}"));
         }
-        Ok(())
+        let in_pairs = self.kind == Kind::Pairs || self.kind == Kind::Coupled && options.truncate.is_none();
+        if in_pairs && num_mc % 2 == 1 {
+            let need = format!("an even number (masks come in pairs), {} or {}", num_mc - 1, num_mc + 1);
+            return value("num_mc", num_mc, need);
+        }
+        if !(1..=MAX_ITERATION as usize).contains(&options.num_iterations) {
+            return value("num_iterations", options.num_iterations, format!("1 to {MAX_ITERATION}"));
+        }
+        if self.kind == Kind::BlockRandom && !(1..=usize::from(u16::MAX)).contains(&options.block_length) {
+            return value("block_length", options.block_length, "1 to 65535".into());
+        }
+        self.check_truncate(options.truncate)
+    }
+
+    fn check_truncate(&self, truncate: Option<(f64, f64)>) -> Result<()> {
+        let Some((low, high)) = truncate else { return Ok(()) };
+        let reads = matches!(self.kind, Kind::Bernoulli | Kind::Coupled);
+        if reads && 0.0 <= low && low < high && high <= 1.0 {
+            return Ok(());
+        }
+        let need = if reads {
+            "bounds of a mask ratio with 0 <= low < high <= 1".to_string()
+        } else {
+            format!("None: design '{}' draws no mask ratio (bernoulli and coupled do)", self.name)
+        };
+        Err(Error::value("truncate", format!("({low}, {high})"), need))
     }
 }

@@ -11,7 +11,7 @@ pub(super) struct Row<'a> {
     pub(super) design: &'static str,
     /// Eligible completion positions, ascending.
     pub(super) free: &'a [u32],
-    /// l_1 = n > ... > l_T > 0. Empty for designs that do not read the plan.
+    /// `l_1 = n > ... > l_T > 0`. Empty for designs that do not read the plan.
     pub(super) plan: &'a [i32],
     /// Step that revealed each completion position; -1 prior, -2 outside the completion.
     pub(super) unmask_step: &'a [i32],
@@ -114,6 +114,12 @@ impl<'a, W: Real> Writer<'a, W> {
         mask.fill(0);
         weight.fill(W::ZERO);
         Pass { mask, weight }
+    }
+
+    /// Mask and weights of pass k, which is already written.
+    pub(super) fn written(&mut self, k: usize) -> (&[u8], &mut [W]) {
+        let at = k * self.length..(k + 1) * self.length;
+        (&self.mask[at.clone()], &mut self.weight[at])
     }
 }
 
