@@ -7,6 +7,48 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self, Unpack
 
+__all__ = [
+    "Design",
+    "PriorSet",
+    "RolloutScheduler",
+    "Sampler",
+    "TrajectoryBuffer",
+    "__version__",
+    "answer_spans",
+    "choose_anchors",
+    "countdown_expressions",
+    "countdown_grade",
+    "countdown_numbers",
+    "countdown_problems",
+    "countdown_solutions",
+    "espo_numbers",
+    "grid_answers",
+    "math_compare",
+    "number_answers",
+    "number_values",
+    "paper_countdown",
+    "paper_countdown_reward",
+    "paper_gsm8k",
+    "paper_gsm8k_reward",
+    "paper_math",
+    "paper_math_close",
+    "paper_math_equal",
+    "paper_math_reward",
+    "paper_sudoku",
+    "paper_sudoku_reward",
+    "permutation",
+    "philox4x32",
+    "plan_counts",
+    "prompt_mask",
+    "row_uid",
+    "scored_counts",
+    "sudoku4_grade",
+    "sudoku4_grids",
+    "sudoku4_puzzles",
+    "sudoku9_grade",
+    "tag_layout",
+]
+
 __version__: Final[str]
 
 # --- rng ---
@@ -122,15 +164,15 @@ def countdown_problems(
 # --- corrupt ---
 @final
 class Design:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         name: str,
         num_mc: int = 2,
         *,
         num_iterations: int = 1,
         block_length: int = 0,
         truncate: tuple[float, float] | None = None,
-    ) -> None: ...
+    ) -> Design: ...
     @property
     def name(self) -> str: ...
     @property
@@ -172,7 +214,6 @@ class Design:
     @staticmethod
     def names() -> list[tuple[str, str]]: ...
 
-<<<<<<< HEAD
 # --- buffer ---
 @type_check_only
 class _Pushed(TypedDict):
@@ -231,7 +272,7 @@ class TrajectoryBuffer:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self: ...
     def __reduce__(self) -> tuple[Any, tuple[dict[str, NDArray[Any]]]]: ...
-=======
+
 def prompt_mask(
     prompt: NDArray[np.uint8],
     ratio: float,
@@ -241,4 +282,27 @@ def prompt_mask(
     row: NDArray[np.int32],
     mask: NDArray[np.uint8],
 ) -> None: ...
->>>>>>> corrupt
+def countdown_solutions(numbers: list[list[int]], targets: list[int]) -> list[str | None]: ...
+def number_answers(completions: list[str]) -> list[tuple[float, str] | None]: ...
+def number_values(answers: list[str]) -> list[float | None]: ...
+def answer_spans(completions: list[str]) -> list[str]: ...
+def math_compare(answers: list[str], truths: list[str]) -> list[str]: ...
+def countdown_expressions(completions: list[str]) -> list[str]: ...
+def grid_answers(completions: list[str], n: int) -> list[str | None]: ...
+def sudoku9_grade(
+    completions: list[str], puzzles: list[str], solutions: list[str], out: NDArray[np.float32]
+) -> None: ...
+def tag_layout(completions: list[str], tags: list[str], prefilled: bool) -> list[tuple[float, bool]]: ...
+def paper_gsm8k(completions: list[str]) -> list[tuple[float, str] | None]: ...
+def paper_math(completions: list[str]) -> list[str | None]: ...
+def paper_math_equal(answers: list[str], truths: list[str]) -> list[bool]: ...
+def paper_math_close(answers: list[str], truths: list[float]) -> list[bool]: ...
+def paper_countdown(
+    completions: list[str], numbers: list[list[int]], targets: list[float]
+) -> list[tuple[bool, str]]: ...
+def paper_sudoku(completions: list[str], puzzles: list[str], solutions: list[str]) -> list[tuple[int, int, str]]: ...
+def paper_gsm8k_reward(completions: list[str], truths: list[str]) -> list[tuple[float, float, float, float, float]]: ...
+def paper_math_reward(completions: list[str], truths: list[str]) -> list[tuple[float, float]]: ...
+def paper_countdown_reward(completions: list[str], numbers: list[list[int]], targets: list[float]) -> list[float]: ...
+def paper_sudoku_reward(completions: list[str], puzzles: list[str], solutions: list[str]) -> list[float]: ...
+def espo_numbers(completions: list[str]) -> list[str]: ...

@@ -62,7 +62,10 @@ def save_checkpoint(
     optimizer: dict[str, Any],
     state: dict[str, Any],
 ) -> Path:
-    """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half."""
+    """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half.
+
+    A checkpoint of the same step stands aside as `checkpoint-{step}.old`, still readable, until the new one is there.
+    """
     final = run / f"checkpoint-{state['step']}"
     temporary = run / f".checkpoint-{state['step']}.{os.getpid()}.part"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -73,11 +76,21 @@ def save_checkpoint(
     (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for file in temporary.iterdir():
         _sync(file)
+    old = run / f"{final.name}.old"
     if final.exists():
-        shutil.rmtree(final)
+        _remove(old)
+        final.replace(old)
     temporary.replace(final)
     _sync(run)
+    _remove(old)
     return final
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint: first what makes it one, so that no half of it is taken for a whole."""
+    if folder.exists():
+        (folder / STATE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
@@ -88,7 +101,7 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             found.append(Checkpoint(folder, state))
             int(state["step"])
-    return max(found, key=lambda c: c.step, default=None)
+    return max(found, key=lambda c: (c.step, c.path.suffix != ".old"), default=None)
 
 
 def policy_folder(path: str | Path) -> Path:
@@ -108,6 +121,11 @@ def policy_folder(path: str | Path) -> Path:
 
 def clear_partial(run: Path) -> None:
     """Remove what an interrupted save left behind."""
+    for old in run.glob("checkpoint-*.old"):
+        if old.with_suffix("").exists():
+            _remove(old)
+        else:
+            old.replace(old.with_suffix(""))
     for leftover in run.glob(".*.part"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_transformers()
         return int(args.run(args))
     except StpError as error:
-        print(f"stp-rs: {error}", file=sys.stderr)
+        print(f"stp-rs: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -41,7 +41,7 @@ def _quiet_transformers() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands)
     sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
@@ -70,6 +70,7 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a policy on a task",
+        allow_abbrev=False,
         description="Every option is also a line of the YAML file given with --config; flags win.",
     )
     train.add_argument("--config", default="", help="YAML file of options")

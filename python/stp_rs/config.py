@@ -191,7 +191,10 @@ class STPConfig:
 
     @staticmethod
     def from_yaml(path: str | Path, **overrides: Any) -> "STPConfig":
-        """Return the configuration of a YAML file of flat names; `overrides` win."""
+        """Return the configuration of a YAML file of flat names; `overrides` win.
+
+        An overriding `preset` or `pruning` wins over every option of the file that presets or prunings decide.
+        """
         import yaml
 
         try:
@@ -200,7 +203,12 @@ class STPConfig:
             raise ConfigError(f"config file {path}: cannot be read: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"config file {path}: got {type(loaded).__name__}, needs lines of `name: value`")
-        return STPConfig.make(**{"preset": "stp", **loaded, **overrides})
+        decided = {name for chosen in PRUNINGS.values() for name in chosen} if "pruning" in overrides else set()
+        if "preset" in overrides:
+            every = (*PRESETS.values(), *PRUNINGS.values())
+            decided = {"pruning", *(name for chosen in every for name in chosen)}
+        kept = {str(name): value for name, value in loaded.items() if name not in decided}
+        return STPConfig.make(**{"preset": "stp", **kept, **overrides})
 
     def to_flat(self) -> dict[str, Any]:
         """Return every option by its flat name; `STPConfig.make(**config.to_flat())` gives the same configuration."""
@@ -265,6 +273,9 @@ def _unknown(name: str) -> ConfigError:
     return ConfigError(f"unknown option {name!r}{hint}")
 
 
+_KINDS: dict[Any, str] = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
@@ -276,9 +287,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         try:
             value = hint(value)
         except ValueError:
-            raise ConfigError(f"{name}: got {value!r}, needs a {hint.__name__}") from None
+            raise ConfigError(f"{name}: got {value!r}, needs {_KINDS[hint]}") from None
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), needs a {hint.__name__}")
+        raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), needs {_KINDS[hint]}")
     return hint(value)
 
 
@@ -288,14 +299,14 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
         "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0), "stp_max_nfe": (0, 1 << 20),
         "num_mc": (1, 1 << 16), "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
-        "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1e3), "warmup_steps": (0, 1 << 31),
+        "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
         "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9), "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0),
         "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
         "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
         "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
         "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
         "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),
-        "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1e3),
+        "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1.0),
     }
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from stp_rs.run import Events
 from stp_rs.trainer import StepResult
 
 _WIDTH = 36
+_SILENT_STEPS = 20
 
 
 class Console:
@@ -21,6 +22,7 @@ class Console:
         self.quiet = quiet
         self.bar: Any = None
         self.smooth: float | None = None
+        self.silent = 0
 
     def events(self) -> Events:
         """Return the callbacks for `run_training`."""
@@ -47,6 +49,14 @@ class Console:
         self.smooth = reward if self.smooth is None else 0.9 * self.smooth + 0.1 * reward
         self.bar.set_postfix_str(f"reward {self.smooth:.3f}, nfe {result.metrics['diffusion/nfe']:.1f}", refresh=False)
         self.bar.update()
+        self.silent = self.silent + 1 if result.metrics["frac_reward_zero_std"] == 1.0 else 0
+        if self.silent == _SILENT_STEPS:
+            tqdm.write(
+                f"step {result.step}: every group of the last {_SILENT_STEPS} steps had equal rewards (reward "
+                f"{reward:.3f}), so nothing is learned; if the reward is low the policy has collapsed: lower "
+                "learning_rate or stp_negative_advantage_weight, or raise num_generations or temperature",
+                file=sys.stderr,
+            )
         shown = self.config.run.num_completions_to_print
         every = max(1, self.config.optim.max_steps // 4)
         if shown and (result.step == 1 or result.step % every == 0):

@@ -139,11 +139,13 @@ def token_elbo(
     device = device_of(model)
     prompt_R, token_ids_RL = completions.prompt_length, completions.token_ids
     rows, length = token_ids_RL.shape
-    total = torch.zeros(rows * length, dtype=torch.float32, device=device)
+    # where nothing is scored there is no graph: a leaf lets the caller's backward pass find no parameter, not an error
+    no_graph = torch.is_grad_enabled() and not masks.weight_PL.any()
+    total = torch.zeros(rows * length, dtype=torch.float32, device=device, requires_grad=no_graph)
     canvas_RS = _canvases(completions, model.pad_token_id)
     lengths_R = prompt_R + masks.length_R
     passes = len(masks.row_P)
-    size = forward_batch_size or passes
+    size = forward_batch_size or max(passes, 1)
     for start in range(0, passes, size):
         part = slice(start, start + size)
         row_P = masks.row_P[part]

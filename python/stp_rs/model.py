@@ -86,8 +86,8 @@ class MaskedLMAdapter:
         device = next(self.module.parameters()).device
         vocab = int(self.module.config.vocab_size)  # type: ignore[union-attr, arg-type]
         plain = [i for i in range(vocab) if i not in (self.mask_token_id, self.pad_token_id)][:7]
-        ids = torch.tensor([[plain[i % len(plain)] for i in range(9)]], device=device)
-        ids[0, 4] = self.mask_token_id
+        ids = torch.tensor([[plain[i % len(plain)] for i in range(4)]], device=device)
+        ids[0, 2] = self.mask_token_id
         logits = self.head(self.hidden(ids, None)[0])
         whole = self.module(input_ids=ids).logits[0]
         scale = 1e-4 * max(1.0, float(whole.abs().max()))
@@ -104,8 +104,8 @@ class MaskedLMAdapter:
                 f"{type(self.module).__name__}: its first position does not see its last token, so it is causal; a "
                 "masked-diffusion policy needs bidirectional attention"
             )
-        padded = torch.cat([ids, torch.full_like(ids[:, :3], self.pad_token_id)], dim=1)
-        batch = torch.cat([padded, torch.cat([ids, ids[:, :3]], dim=1)])
+        padded = torch.cat([ids, torch.full_like(ids[:, :2], self.pad_token_id)], dim=1)
+        batch = torch.cat([padded, torch.cat([ids, ids[:, :2]], dim=1)])
         lengths = torch.tensor([ids.shape[1], padded.shape[1]], device=device)
         return torch.allclose(self.head(self.hidden(batch, lengths)[0, : ids.shape[1]]), logits, atol=scale, rtol=0)
 

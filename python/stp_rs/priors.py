@@ -19,10 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 from stp_rs import _core
 from stp_rs.checkpoint import atomic_file
-from stp_rs.errors import CheckpointError, InvalidValueError
+from stp_rs.errors import CheckpointError, InvalidValueError, PriorConflictError
 from stp_rs.likelihood import Masks, token_elbo
 from stp_rs.model import DiffusionModel, passes_without_dropout
-from stp_rs.prompts import PromptBatch
+from stp_rs.prompts import PromptBatch, end_of_text_id
 from stp_rs.rollout import generate
 from stp_rs.sampling import Sampling
 
@@ -53,7 +53,7 @@ END = ""
 
 def _token_id(text: str, tokenizer: Any) -> int:
     if text == END:
-        return int(tokenizer.eos_token_id)
+        return end_of_text_id(tokenizer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise InvalidValueError(f"prior text {text!r}: got {len(ids)} tokens, needs exactly one; split it by position")
@@ -72,6 +72,11 @@ def _dense(cells: Sequence[Mapping[int, str]], tokenizer: Any, length: int, sour
                 )
             if text not in known:
                 known[text] = _token_id(text, tokenizer)
+            fixed = ids_RL[row, position]
+            if fixed not in (-1, known[text]):  # a position named from both ends
+                raise PriorConflictError(
+                    f"prior row {row}: position {position} is fixed to token {fixed} and to token {known[text]}"
+                )
             ids_RL[row, position] = known[text]
     return _core.PriorSet.from_dense(ids_RL, source)
 
@@ -133,8 +138,8 @@ class OfflineGeneration:
     """The paper's prior (arXiv 2602.08905): anchors from the initial policy's own completion of each training prompt.
 
     Kept is the share `keep` of the *non-answer* tokens, chosen by `selector`; confidence is the log-prob under one
-    fully masked forward of the initial policy. Token ids are stored and never re-tokenised, with hashes of the tokenizer and
-    of the policy that made them.
+    fully masked forward of the initial policy. Token ids are stored and never re-tokenised, with hashes of the
+    tokenizer and of the policy that made them.
 
     Example:
         prior = OfflineGeneration(keep=0.05, answer_span=tag_span("[", "]"))
@@ -235,12 +240,14 @@ class OfflineGeneration:
 
 
 def eligible_tokens(token_ids_RL: NDArray[np.int64], tokenizer: Any, span: AnswerSpan | None) -> NDArray[np.uint8]:
-    """Return u8 [R, L]: 1 where a token lies outside the answer span of its completion."""
+    """Return u8 [R, L]: 1 where a token lies outside the answer span of its completion, which ends at end-of-text."""
     eligible_RL = np.ones(token_ids_RL.shape, dtype=np.uint8)
     if span is None:
         return eligible_RL
+    eos = end_of_text_id(tokenizer)
     for row, ids in enumerate(token_ids_RL.tolist()):
-        pieces = [tokenizer.decode([i], skip_special_tokens=True) for i in ids]
+        end = ids.index(eos) if eos in ids else len(ids)
+        pieces = [tokenizer.decode([i], skip_special_tokens=True) if p < end else "" for p, i in enumerate(ids)]
         ends = np.cumsum([len(piece) for piece in pieces])
         found = span("".join(pieces))
         if found is not None:

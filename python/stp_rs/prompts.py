@@ -33,10 +33,17 @@ class PromptBatch:
         return len(self.rows)
 
     def repeat(self, num_generations: int, *, step: int = 0) -> "PromptBatch":
-        """Return each prompt `num_generations` times in a row, with uids keyed by (step, prompt uid, sample)."""
+        """Return each prompt `num_generations` times in a row, with uids keyed by (step, prompt uid, sample).
+
+        Where a prompt is in the batch more than once its samples are numbered on, so that no two rows share a key.
+        """
         index = np.repeat(np.arange(len(self)), num_generations)
-        samples = np.tile(np.arange(num_generations), len(self))
-        uids = [_core.row_uid(step, int(self.uid[i]), int(g)) for i, g in zip(index, samples, strict=True)]
+        seen: dict[int, int] = {}
+        uids = []
+        for i in index.tolist():
+            uid = int(self.uid[i])
+            seen[uid] = seen.get(uid, -1) + 1
+            uids.append(_core.row_uid(step, uid, seen[uid]))
         return PromptBatch(
             rows=[self.rows[i] for i in index.tolist()],
             prompt_ids=self.prompt_ids[index],
@@ -85,6 +92,11 @@ def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:
     if tokenizer.mask_token_id in ids:
         raise InvalidValueError(f"row {index}: the prompt holds the mask token {tokenizer.mask_token!r}; remove it")
     return list(ids)
+
+
+def end_of_text_id(tokenizer: Any) -> int:
+    """Return the id that ends a completion: `eos_token_id`, or `sep_token_id` where there is none (BERT)."""
+    return int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id)
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:

@@ -17,7 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 62rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
 p.sub { color: var(--soft); margin: .2rem 0 1.5rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem; }
 .card { border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.45rem; } .card span { color: var(--soft); font-size: .85rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
@@ -85,20 +85,21 @@ def _cards(summary: dict[str, Any]) -> str:
 
 
 def _samples(samples: Sequence[dict[str, str]]) -> str:
+    head = "<tr><th>prompt</th><th>before RL</th><th>after RL</th></tr>"
     rows = "".join(
         "<tr>"
         + "".join(f"<td class=mono>{html.escape(sample[key])}</td>" for key in ("prompt", "before", "after"))
         + "</tr>"
         for sample in samples
     )
-    return f"<h2>Held-out problems, greedy</h2><table><tr><th>prompt<th>before RL<th>after RL</tr>{rows}</table>"
+    return f"<h2>Held-out problems, greedy</h2><table>{head}{rows}</table>"
 
 
 def line_chart(xs: Sequence[float], ys: Sequence[float], *, width: int = 520, height: int = 220) -> str:
     """Return an SVG of a noisy series: the values in light, their running mean in colour."""
     if not xs:
         return ""
-    left, right, top, bottom = 46, 10, 8, 24
+    left, right, top, bottom = 54, 10, 8, 24
     low, high = min(ys), max(ys)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5

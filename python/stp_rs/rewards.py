@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs.errors import InvalidValueError
+from stp_rs.prompts import end_of_text_id
 
 RewardFunc = Callable[..., Sequence[float | None]]
 
 
 def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.int64], tokenizer: Any) -> list[str]:
     """Return completion texts: tokens up to the first end-of-text, special tokens left out."""
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    eos = end_of_text_id(tokenizer)
     kept = []
     for ids, length in zip(token_ids_RL.tolist(), lengths_R.tolist(), strict=True):
         row = ids[:length]
@@ -40,7 +41,7 @@ def score_rewards(
     prompts = columns.pop("prompt", [None] * len(rows))
     by_name: dict[str, NDArray[np.float32]] = {}
     for func in reward_funcs:
-        name = str(getattr(func, "__name__", type(func).__name__))
+        name = _free_name(str(getattr(func, "__name__", type(func).__name__)), by_name)
         values = func(completions=list(completions), prompts=prompts, completion_ids=completion_ids, **columns)
         if len(values) != len(completions):
             raise InvalidValueError(
@@ -58,3 +59,12 @@ def score_rewards(
     if not by_name:
         raise InvalidValueError("reward_funcs: got none, needs at least one function")
     return np.nansum(np.stack(list(by_name.values())), axis=0).astype(np.float32), by_name
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """Return `name`, or `name_2`, `name_3` ... where it is taken: two lambdas are two rewards."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free

@@ -98,12 +98,6 @@ def generate(
     scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, sampler, prior)
     with passes_without_dropout(model.module):
         _drive(model, scheduler, sampling or Sampling(), min(slots, max(len(prompts), 1)))
-    stats = scheduler.stats()
-    if stats["nan"]:
-        raise DivergenceError(
-            f"the model returned NaN logits for {stats['nan']} of {stats['head_rows']} candidates in a rollout; "
-            "its weights or activations have overflowed: lower learning_rate, or check bf16 and the checkpoint"
-        )
     shape = (len(prompts), completion_length)
     rollout = Rollout(
         prompts=prompts,
@@ -113,7 +107,7 @@ def generate(
         nfe=np.empty(shape[0], dtype=np.int32),
         stop_reason=np.empty(shape[0], dtype=np.uint8),
         exact=sampler.exact,
-        stats=stats,
+        stats=scheduler.stats(),
     )
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
     return rollout
@@ -147,6 +141,12 @@ def _drive(model: DiffusionModel, scheduler: _core.RolloutScheduler, law: Sampli
             start = stop
         if pinned:
             torch.cuda.current_stream(device).synchronize()
+        bad = int(np.isnan(packed_view[:count]).any(1).sum())
+        if bad:  # before the commit: the token of a NaN candidate means nothing
+            raise DivergenceError(
+                f"the model returned NaN logits for {bad} of {count} candidates of a forward; its weights or "
+                "activations have overflowed: lower learning_rate, or check bf16 and the checkpoint"
+            )
         scheduler.commit(packed_view[:count])
 
 

@@ -20,7 +20,7 @@ from stp_rs.report import write_report
 from stp_rs.sft import warm_up
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, make_sampler
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -47,6 +47,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     task = get_task(config.run.task)
     config = complete(config, task)
     run = Path(config.run.output_dir)
+    resumable(config)  # before anything in the folder is touched
     write_config(config, run)
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, events)
@@ -70,35 +71,41 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     with trainer.ledger.time("eval"):
         after = evaluate(trainer.model, tokenizer, task, test_rows, config)
         pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
-    seconds = trainer.ledger.seconds
-    summary = {
-        "task": config.run.task,
-        "preset": config.preset,
-        "seed": config.run.seed,
+    summary = summarise(trainer, before, after, pruned)
+    summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
+    summary["samples"] = [
+        {"prompt": row["prompt"], "before": b, "after": a}
+        for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
+    ]
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
+
+
+def summarise(
+    trainer: STPTrainer, before: dict[str, Any], after: dict[str, Any], pruned: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
+    run, seconds = trainer.args.run, trainer.ledger.seconds
+    return {
+        "task": run.task,
+        "preset": trainer.args.preset,
+        "seed": run.seed,
         "solved_before": before["solved"],
         "solved_after": after["solved"],
         "solved_after_prior": pruned["solved"],
         "cells_after": after.get("cells"),
-        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(run)},
+        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
         "forwards": dict(trainer.ledger.forwards),
         "seconds": {
-            "sft": sft_seconds,
             "rl": seconds["rollout"] + seconds["reward"] + seconds["update"],
             "rollout": seconds["rollout"],
             "update": seconds["update"],
             "eval": seconds["eval"],
-            "total": time.perf_counter() - started,
         },
         "steps": trainer.step,
-        "eval_size": len(test_rows),
-        "samples": [
-            {"prompt": row["prompt"], "before": b, "after": a}
-            for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
-        ],
+        "eval_size": len(after["completions"]),
     }
-    write_json(run / "summary.json", summary)
-    write_report(run)
-    return summary
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
@@ -214,10 +221,11 @@ def last_nfe(run: Path) -> float | None:
 
 def write_config(config: STPConfig, run: Path) -> None:
     """Write config.yaml: the options of this run by their flat names."""
-    lines = [f"{name}: {value!r}" if isinstance(value, str) else f"{name}: {str(value).lower()}"
-             for name, value in config.to_flat().items()]  # fmt: skip
+    import yaml
+
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:

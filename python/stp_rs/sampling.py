@@ -48,7 +48,7 @@ def reduce_logits(logits_NV: Tensor, uniforms_N: Tensor, law: Sampling) -> Tenso
     if law.temperature == 0.0:
         token_N, logprob_N, sampled_N = index_N2[:, 0], top_N2[:, 0], top_N2[:, 0]
     else:
-        law_NV = logp_NV if law == Sampling() else _filtered(logits_NV, law)
+        law_NV = logp_NV if law == Sampling() else _filtered(logp_NV, law)
         cdf_NV = law_NV.exp().cumsum(-1)
         target_N1 = uniforms_N[:, None] * cdf_NV[:, -1:]
         token_N = torch.searchsorted(cdf_NV, target_N1).squeeze(-1).clamp_(max=logits_NV.shape[-1] - 1)
@@ -58,8 +58,8 @@ def reduce_logits(logits_NV: Tensor, uniforms_N: Tensor, law: Sampling) -> Tenso
     return torch.stack([c.float() for c in columns], dim=-1)
 
 
-def _filtered(logits_NV: Tensor, law: Sampling) -> Tensor:
-    logits_NV = logits_NV / law.temperature
+def _filtered(logp_NV: Tensor, law: Sampling) -> Tensor:
+    logits_NV = logp_NV / law.temperature  # log-probs are at most 0: a low temperature cannot overflow
     if 0 < law.top_k < logits_NV.shape[-1]:
         floor_N1 = logits_NV.topk(law.top_k, dim=-1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < floor_N1, float("-inf"))

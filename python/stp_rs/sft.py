@@ -12,7 +12,7 @@ from stp_rs import _core
 from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.likelihood import draw_masks, token_elbo
 from stp_rs.model import DiffusionModel, passes_without_dropout
-from stp_rs.prompts import batch_indices, encode_prompts
+from stp_rs.prompts import batch_indices, encode_prompts, end_of_text_id
 
 _STREAM = 0x5F7
 """Separates the warm-up's masks from those of RL."""
@@ -86,8 +86,7 @@ def encode_completions(texts: Sequence[str], tokenizer: Any, length: int) -> NDA
     Raises:
         InvalidValueError: a completion longer than the canvas.
     """
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    out = np.full((len(texts), length), eos, dtype=np.int64)
+    out = np.full((len(texts), length), end_of_text_id(tokenizer), dtype=np.int64)
     for row, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) > length:

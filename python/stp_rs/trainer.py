@@ -20,7 +20,7 @@ from torch import Tensor
 from stp_rs import _core
 from stp_rs.advantages import group_advantages
 from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
-from stp_rs.checkpoint import clear_partial, newest_checkpoint, save_checkpoint
+from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
 from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
 from stp_rs.likelihood import Masks, draw_masks, token_elbo
@@ -94,7 +94,12 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
-        self.design = _core.Design(args.loss.stp_design, args.loss.num_mc, num_iterations=args.optim.num_iterations)
+        self.design = _core.Design(
+            args.loss.stp_design,
+            args.loss.num_mc,
+            num_iterations=args.optim.num_iterations,
+            block_length=args.rollout.block_length,
+        )
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
             lr=args.optim.learning_rate,
@@ -195,6 +200,9 @@ class STPTrainer:
                     totals.setdefault(name, []).append(value)
                 elbo = float(new_RL.detach().sum()) / max(1.0, float(masks[j, i].scored_RL.sum()))
                 totals.setdefault("diffusion/token_elbo", []).append(elbo)
+            if not batches:  # the full computation would give a gradient of zero, which moves the moments
+                for parameter in self.optimizer.param_groups[0]["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
             update["grad_norm"] = self._step_optimizer(j, update["loss"])
             for name, value in update.items():
                 totals.setdefault(name, []).append(value)
@@ -246,8 +254,8 @@ class STPTrainer:
             raise DivergenceError(
                 f"step {self.step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
                 f"was not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
-                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest checkpoint "
-                f"in {self.run} is from before"
+                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest "
+                f"checkpoint in {self.run} is from before"
             )
         self.optimizer.step()
         return norm
@@ -271,21 +279,33 @@ class STPTrainer:
     def _resume(self) -> None:
         """Continue from the newest checkpoint of this run folder; all randomness is keyed by step."""
         clear_partial(self.run)
-        checkpoint = newest_checkpoint(self.run) if self.args.run.resume else None
+        checkpoint = resumable(self.args)
         if checkpoint is None:
             return
-        ours, theirs = _identity(self.args), checkpoint.state.get("config", {})
-        changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        if changed:
-            raise CheckpointError(
-                f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
-                "delete the folder, or restore the settings"
-            )
         loaded = type(self.model.module).from_pretrained(checkpoint.path)  # type: ignore[attr-defined]
         self.model.module.load_state_dict(loaded.state_dict())
         self.optimizer.load_state_dict(checkpoint.optimizer_state())
         self.ledger.restore(checkpoint.state["ledger"])
         self.step = checkpoint.step
+
+
+def resumable(config: STPConfig) -> Checkpoint | None:
+    """Return the newest checkpoint of the configuration's run folder, or None where a run starts from nothing.
+
+    Raises:
+        CheckpointError: it was made with other settings.
+    """
+    checkpoint = newest_checkpoint(Path(config.run.output_dir)) if config.run.resume else None
+    if checkpoint is None:
+        return None
+    ours, theirs = _identity(config), checkpoint.state.get("config", {})
+    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
+            "delete the folder, or restore the settings"
+        )
+    return checkpoint
 
 
 def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:

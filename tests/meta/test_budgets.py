@@ -16,11 +16,6 @@ EXCEPTIONS: dict[tuple[str, str], tuple[int, str]] = {
     ),
     ("python/stp_rs/sft.py::warm_up", "parameters"): (9, "one call is a whole phase; six by keyword"),
     ("python/stp_rs/trainer.py::STPTrainer.__init__", "parameters"): (7, "TRL's five, priors and evaluate"),
-    ("rust/stp-core/src/rollout.rs", "file lines"): (500, "one state machine with the rows that it moves"),
-    ("rust/stp-core/src/rollout.rs::next_step", "function lines"): (
-        65,
-        "one turn: admit, open, list rows",
-    ),
 }
 
 Size = tuple[str, str, int]

@@ -138,12 +138,11 @@ def sink(n: int, plan: list[int], num_mc: int) -> Law:
         for _ in range(64):
             tokens = weight.sum(0)
             seen = tokens > 0
-            done = np.abs(tokens[seen] - 1).max() < 1e-12
+            off = np.abs(tokens[seen] - 1).max()
             weight[:, seen] /= tokens[seen]
-            if done:
-                break
             weight *= n / num_mc / weight.sum(1, keepdims=True)
-        weight *= n / num_mc / weight.sum(1, keepdims=True)
+            if off < 1e-12:
+                break
         fitted = tuple((mask, {i: float(weight[k, i]) for i in mask}) for k, (mask, _) in enumerate(passes))
         law.append((p, fitted))
     return law

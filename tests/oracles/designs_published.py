@@ -40,8 +40,7 @@ def coupled(n: int, plan: list[int], num_mc: int) -> Law:
         masks = subsets(list(range(n)), count)
         for mask in masks:
             passes = tuple(
-                flat(part, Fraction(n + 1, 2 * len(part))) if part else (part, {})
-                for part in (mask, everything - mask)
+                flat(part, Fraction(n + 1, 2 * len(part))) if part else (part, {}) for part in (mask, everything - mask)
             )
             law.append((1 / ((n + 1) * len(masks)), passes))
     return averaged(law, num_mc // 2)
@@ -81,17 +80,20 @@ def trajectory(n: int, plan: list[int], num_mc: int, order: list[int]) -> Law:
     while more := [s for s in sizes if s not in certain and inclusion(sizes, certain, num_mc, s) >= 1]:
         certain |= set(more)
     rest = [s for s in sizes if s not in certain]
-    # a step is hit when one of the points u, u + 1, ... falls into its share of the line
-    edges = list(
-        itertools.accumulate((inclusion(sizes, certain, num_mc, s) for s in rest), initial=Fraction(0))
-    )
-    cuts = sorted({Fraction(0), Fraction(1), *(edge % 1 for edge in edges)})
+    shares = [inclusion(sizes, certain, num_mc, s) for s in rest]
+    edges = list(itertools.accumulate(shares, initial=Fraction(0)))
+    inside: list[Fraction] = [edge - math.floor(edge) for edge in edges]
+    cuts = sorted({Fraction(0), Fraction(1), *inside})
     law: Law = []
     for low, high in itertools.pairwise(cuts):
         u = (low + high) / 2
-        hit = {s for s, (a, b) in zip(rest, itertools.pairwise(edges), strict=True) if (u - a) % 1 < b - a}
+        # a step is hit when one of the points u, u + 1, ... falls into its share of the line
+        hit = {s for s, start, share in zip(rest, edges, shares, strict=False) if (u - start) % 1 < share}
         passes = tuple(
-            (mask, {i: w / float(min(1, inclusion(sizes, certain, num_mc, s))) for i, w in weight.items()})
+            (
+                mask,
+                {i: w / float(min(Fraction(1), inclusion(sizes, certain, num_mc, s))) for i, w in weight.items()},
+            )
             for s, (mask, weight) in enumerate(states)
             if s in certain or s in hit
         )

@@ -1,6 +1,7 @@
 """The Rust designs in the form of the oracles, and what the property tests draw."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,7 @@ def table(seed: int) -> Policy:
     return policy
 
 
-def arrays(
-    plan: list[int], rows: int = 1, order: list[int] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(plan: list[int], rows: int = 1, order: list[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return eligible, unmask_counts and unmask_step for rows of n free positions revealed in an order."""
     n = plan[0]
     counts = np.asarray([*plan, 0], np.int32)
@@ -55,9 +54,7 @@ def pass_of(mask: object, weight: object) -> Pass:
     return frozenset(np.flatnonzero(np.asarray(mask)).tolist()), scored
 
 
-def draw(
-    design: Design, plan: list[int], uids: range, iteration: int = 0, seed: int = 5
-) -> list[tuple[Pass, ...]]:
+def draw(design: Design, plan: list[int], uids: range, iteration: int = 0, seed: int = 5) -> list[tuple[Pass, ...]]:
     """Return one keyed draw per uid."""
     eligible, counts, steps = arrays(plan, len(uids))
     total = int(design.passes(eligible, counts).sum())
@@ -80,7 +77,7 @@ def assert_same_law(got: Law, want: Law) -> None:
         assert probability == pytest.approx(right[outcome], abs=1e-12)
 
 
-def fits(counts: Counter, law: dict, draws: int) -> bool:
+def fits(counts: Counter[Any], law: dict[Any, float], draws: int) -> bool:
     """Whether the chi-square statistic stays below its 1 - 1e-6 quantile (Wilson and Hilferty's cube)."""
     expected = np.array([draws * p for p in law.values()])
     observed = np.array([counts[outcome] for outcome in law])

@@ -88,8 +88,7 @@ def test_one_pass_of_256_tokens_has_the_published_numbers(last, want):
 def test_designs_of_256_tokens_rank_as_documented():
     plan = merged_at(256, 64)
     counts, pairs, cover, sink, balanced = (
-        coverage_of_draws(Design(name, 4), plan)
-        for name in ("uniform_count", "pairs", "cover", "sink", "balanced")
+        coverage_of_draws(Design(name, 4), plan) for name in ("uniform_count", "pairs", "cover", "sink", "balanced")
     )
     assert counts == pytest.approx((harmonic(256) - harmonic(64)) / 4, rel=0.1)
     assert 0.15 < pairs < 0.22

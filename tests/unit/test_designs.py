@@ -1,5 +1,7 @@
 """The Python face of the designs: arguments, errors and examples worked by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,9 @@ def test_the_list_of_designs_is_the_documented_one():
     for name, want in WHAT_THEY_ARE.items():
         d = Design(name, block_length=4)
         assert (d.target, d.unbiased, d.published, d.per_token, d.reads_plan) == want, name
+    page = (Path(__file__).parents[2] / "docs" / "designs.md").read_text(encoding="utf-8")
+    rows = {line.strip("|* ").split("`")[1] for line in page.splitlines() if line.startswith(("| `", "| **`"))}
+    assert rows >= names.keys()
 
 
 def test_wrong_arguments_are_typed_errors(batch):

@@ -10,17 +10,84 @@ from stp_rs.tasks.base import Task as Task
 from stp_rs.tasks.countdown import CountdownTask as CountdownTask
 from stp_rs.tasks.countdown import countdown_format as countdown_format
 from stp_rs.tasks.countdown import countdown_solved as countdown_solved
+from stp_rs.tasks.countdown import countdown_task
+from stp_rs.tasks.data import DataTask as DataTask
+from stp_rs.tasks.data import leaks as leaks
+from stp_rs.tasks.data import load_rows as load_rows
+from stp_rs.tasks.formats import length_penalty as length_penalty
+from stp_rs.tasks.formats import tag_share as tag_share
+from stp_rs.tasks.formats import tag_strict as tag_strict
+from stp_rs.tasks.paper import (
+    d1_countdown,
+    d1_gsm8k,
+    d1_math,
+    d1_sudoku,
+    espo_countdown,
+    espo_gsm8k,
+    espo_math,
+    espo_sudoku,
+)
+from stp_rs.tasks.questions import QuestionTask as QuestionTask
+from stp_rs.tasks.questions import (
+    gsm8k_answered,
+    gsm8k_correct,
+    gsm8k_task,
+    math_answered,
+    math_correct,
+    math_task,
+    math_verified,
+)
 from stp_rs.tasks.sudoku import SudokuTask as SudokuTask
 from stp_rs.tasks.sudoku import sudoku_cells as sudoku_cells
+from stp_rs.tasks.sudoku import sudoku_corrected_cells as sudoku_corrected_cells
 from stp_rs.tasks.sudoku import sudoku_reward as sudoku_reward
 from stp_rs.tasks.sudoku import sudoku_solved as sudoku_solved
+from stp_rs.tasks.sudoku import sudoku_task
 
-TASKS: dict[str, Callable[..., Task]] = {"countdown": CountdownTask, "sudoku": SudokuTask}
+TASKS: dict[str, Callable[..., Task]] = {
+    "countdown": countdown_task,
+    "gsm8k": gsm8k_task,
+    "math": math_task,
+    "sudoku": sudoku_task,
+}
 """Task factories by name; a user's own task is added with `TASKS["mine"] = MyTask`."""
+
+REWARDS: dict[str, RewardFunc] = {
+    f.__name__: f
+    for f in (
+        countdown_format,
+        countdown_solved,
+        gsm8k_answered,
+        gsm8k_correct,
+        math_answered,
+        math_correct,
+        math_verified,
+        sudoku_cells,
+        sudoku_corrected_cells,
+        sudoku_reward,
+        sudoku_solved,
+        d1_countdown,
+        d1_gsm8k,
+        d1_math,
+        d1_sudoku,
+        espo_countdown,
+        espo_gsm8k,
+        espo_math,
+        espo_sudoku,
+    )
+}
+"""Reward functions by name; `d1_*` and `espo_*` are the published ones with their quirks."""
+
+
+def get_reward(name: str) -> RewardFunc:
+    """Return a reward function by name; ConfigError lists the names."""
+    if name not in REWARDS:
+        raise ConfigError(f"reward: got '{name}', needs one of {', '.join(sorted(REWARDS))}")
+    return REWARDS[name]
 
 
 def get_task(name: str, **options: object) -> Task:
-    """Return the task `name` with its options set.
+    """Return the task `name` with its options set; `data=` (a file, a hub id or rows) works for every task.
 
     Raises:
         ConfigError: for an unknown name (it lists the known ones), or an option that the task does not have.

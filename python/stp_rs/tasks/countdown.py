@@ -1,8 +1,7 @@
 """Countdown: reach a target from given numbers, each used once. Prompt `3,7,5=22:`, completion `[3*5+7]`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import numpy as np
 from stp_rs import _core
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
-from stp_rs.tasks.columns import column, read_rows, require, texts
+from stp_rs.tasks.columns import column, texts
+from stp_rs.tasks.data import DataTask, Source, load_rows, require, shown, source_name
 
 VERDICTS = ("solved", "wrong_value", "wrong_statement", "wrong_numbers", "undefined", "malformed", "missing")
 """What the grader says of a completion, by code; the first three are legal expressions of the numbers."""
@@ -133,12 +133,25 @@ class CountdownTask:
 
     def demonstrations(self, n: int, seed: int) -> list[Row]:
         """Return n training rows with `completion`; a share `lazy` of them just adds the numbers up."""
-        rows = self.rows("train", n, seed)
+        return self.demonstrate(self.rows("train", n, seed), seed)
+
+    def demonstrate(self, rows: Sequence[Row], seed: int) -> list[Row]:
+        """Return the rows that can be solved, with `completion`; a share `lazy` just adds the numbers up."""
+        unsolved = [i for i, row in enumerate(rows) if "solution" not in row]
+        found = _core.countdown_solutions([rows[i]["numbers"] for i in unsolved], [rows[i]["target"] for i in unsolved])
+        solutions = dict(zip(unsolved, found, strict=True))
+        made = []
         for i, row in enumerate(rows):
+            solution = row.get("solution") or solutions.get(i)
             lazy = _core.row_uid(seed, i, 3) / 2**64 < self.lazy
-            expression = "+".join(map(str, row["numbers"])) if lazy else row["solution"]
-            row["completion"] = f"[{expression}]"
-        return rows
+            if solution is not None:
+                expression = "+".join(map(str, row["numbers"])) if lazy else solution
+                made.append({**row, "completion": f"[{expression}]"})
+        return made
+
+    def split_key(self, row: Row) -> Hashable:
+        """Return the numbers in order: a number set is in one split only."""
+        return tuple(sorted(row["numbers"]))
 
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return nothing: no position of the answer is fixed by the prompt."""
@@ -153,36 +166,60 @@ class CountdownTask:
             "valid": [float(VERDICTS.index(v) < _LEGAL) for v in verdicts],
         }
 
-    def load(self, path: Path | str) -> list[Row]:
-        """Return the rows of a file with `input` ("30,100,93") and `output` ("23"), or `numbers`, `target`.
+    def load(self, path: Source) -> list[Row]:
+        """Return the rows of data with `input` ("30,100,93") and `output` ("23"), or `numbers`, `target`.
 
         Where `output` holds worked steps ("44-15=29,79-29=50"), the target is the last number of `input`.
         Raises ConfigError, with the row, for a missing column or a problem longer than this task's prompts.
         """
-        records = read_rows(path)
-        named = bool(records) and "numbers" in records[0]
-        require(records, ("numbers", "target") if named else ("input", "output"), str(path))
+        where = source_name(path)
         rows = []
-        for number, record in enumerate(records):
-            try:
-                numbers, target = _problem(record)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{path}: row {number} is no Countdown problem ({error}): {record}") from error
+        for number, (numbers, target) in enumerate(read_problems(path)):
             row = self._row(numbers, target)
             if len(row["prompt"]) > self.prompt_length or len(numbers) > self.count:
                 raise ConfigError(
-                    f"{path}: row {number} ('{row['prompt']}') is larger than this task (count={self.count}, "
-                    f"max_number={self.max_number}, max_target={self.max_target}); "
-                    "make the task with larger limits"
+                    f"{where}: row {number} ('{row['prompt']}') is larger than this task (count={self.count},"
+                    f" max_number={self.max_number}, max_target={self.max_target}); "
+                    "make the task with larger limits, or with data= for limits that fit"
                 )
             rows.append(row)
         return rows
 
 
-def _problem(record: Mapping[str, Any]) -> tuple[list[int], int]:
-    given = record["numbers"] if "numbers" in record else record["input"]
+def read_problems(source: Source) -> list[tuple[list[int], int]]:
+    """Return the (numbers, target) of every row of a source; errors show the row."""
+    records = load_rows(source)
+    where = source_name(source)
+    columns = next((c for c in _COLUMNS if records and c[0] in records[0]), _COLUMNS[0])
+    require(records, columns, where)
+    problems = []
+    for i, record in enumerate(records):
+        try:
+            problems.append(_problem(record[columns[0]], record[columns[1]]))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: row {i} is no Countdown problem ({error}): {shown(record)}") from error
+    return problems
+
+
+_COLUMNS = (("input", "output"), ("numbers", "target"), ("nums", "target"))
+
+
+def _problem(given: Any, output: Any) -> tuple[list[int], int]:
     numbers = [int(x) for x in (given.strip("[] ").split(",") if isinstance(given, str) else given)]
-    if "target" in record:
-        return numbers, int(record["target"])
-    output = str(record["output"]).strip()
-    return (numbers[:-1], numbers[-1]) if "=" in output else (numbers, int(output))
+    text = str(output).strip()
+    return (numbers[:-1], numbers[-1]) if "=" in text else (numbers, int(text))
+
+
+def countdown_task(
+    data: Source | None = None, test_data: Source | None = None, drop_leaks: bool = False, **options: Any
+) -> "DataTask | CountdownTask":
+    """Return Countdown, generated or over data (with limits that fit it); options as in CountdownTask."""
+    if data is None:
+        return CountdownTask(**options)
+    problems = read_problems(data) + ([] if test_data is None else read_problems(test_data))
+    fitted = {
+        "count": max(len(numbers) for numbers, _ in problems),
+        "max_number": max(max(numbers) for numbers, _ in problems),
+        "max_target": max(2, *(target for _, target in problems)),
+    }
+    return DataTask(CountdownTask(**{**fitted, **options}), data, test_data, drop_leaks)

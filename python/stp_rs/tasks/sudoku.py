@@ -1,9 +1,8 @@
 """4x4 Sudoku, the task of the quickstart. Prompt: 16 digits, 0 a blank. Completion: `[` + 16 digits + `]`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,12 @@ import numpy as np
 from stp_rs import _core
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
-from stp_rs.tasks.columns import column, read_rows, require, texts
+from stp_rs.tasks.columns import column, texts
+from stp_rs.tasks.data import DataTask, Source, load_rows, require, source_name
 
 CELLS = 16
 MAX_BLANKS = 12
+LARGE = 81
 PARTIAL = 0.5
 """Most that an unsolved grid earns from `sudoku_reward`."""
 _SPLIT_SEED = 288
@@ -29,17 +30,33 @@ def split_grids() -> dict[str, tuple[int, ...]]:
     return {name: tuple(order[a:b]) for name, a, b in zip(_SIZES, cuts[:-1], cuts[1:], strict=True)}
 
 
-def sudoku_grades(completions: Sequence[Any], puzzles: Sequence[str]) -> dict[str, list[float]]:
-    """Return scores of N completions by name.
+def sudoku_grades(
+    completions: Sequence[Any], puzzles: Sequence[str], solutions: Sequence[str] | None = None
+) -> dict[str, list[float]]:
+    """Return scores of N completions by name; all puzzles 4x4 (16 cells) or all 9x9 (81).
 
     `solved` (a valid grid that keeps every clue), `cells` (share of blank cells right, against the valid
-    solution nearest to the answer), `clues_kept`, `well_formed` (a grid of 16 cells was found) and `chance`
-    (the share of cells that random digits get right: 0.25, or more where a puzzle has several solutions).
+    solution nearest to the answer; for 9x9 against the given or a found one), `clues_kept`, `well_formed` (a
+    grid was found) and `chance` (the share of cells that random digits get right: 1/4 or 1/9, more where a
+    4x4 puzzle has several solutions). `solutions` is used for 9x9 only; "" means to find one.
     """
     out = np.zeros((len(completions), 5), dtype=np.float32)
-    _core.sudoku4_grade(texts(completions), [str(p) for p in puzzles], out)
+    grids = ["".join(str(p).split()) for p in puzzles]
+    if grids and len(grids[0]) == LARGE:
+        _core.sudoku9_grade(texts(completions), grids, list(solutions or [""] * len(grids)), out)
+    else:
+        _core.sudoku4_grade(texts(completions), grids, out)
     names = ("solved", "cells", "clues_kept", "well_formed", "chance")
-    return {name: out[:, i].tolist() for i, name in enumerate(names)}
+    scores = {name: out[:, i].tolist() for i, name in enumerate(names)}
+    return scores
+
+
+def sudoku_corrected_cells(
+    completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
+) -> list[float]:
+    """Return the chance-corrected share of blank cells: 0 on average for random digits, 1 for all right."""
+    grades = sudoku_grades(completions, _puzzles(completions, prompts, columns))
+    return [(cells - chance) / (1.0 - chance) for cells, chance in zip(grades["cells"], grades["chance"], strict=True)]
 
 
 def _puzzles(completions: Sequence[Any], prompts: Sequence[Any] | None, columns: Mapping[str, object]) -> list[str]:
@@ -121,11 +138,19 @@ class SudokuTask:
 
     def demonstrations(self, n: int, seed: int) -> list[Row]:
         """Return n training rows with `completion`; a share `lazy` of them carries the wrong mode."""
-        rows = self.rows("train", n, seed)
+        return self.demonstrate(self.rows("train", n, seed), seed)
+
+    def demonstrate(self, rows: Sequence[Row], seed: int) -> list[Row]:
+        """Return the rows with `completion`; a share `lazy` of them carries the wrong mode."""
+        made = []
         for i, row in enumerate(rows):
-            uniform = _core.row_uid(seed, i, 3) / 2**64
-            row["completion"] = f"[{lazy_fill(row['puzzle']) if uniform < self.lazy else row['solution']}]"
-        return rows
+            lazy = _core.row_uid(seed, i, 3) / 2**64 < self.lazy
+            made.append({**row, "completion": f"[{lazy_fill(row['puzzle']) if lazy else row['solution']}]"})
+        return made
+
+    def split_key(self, row: Row) -> Hashable:
+        """Return the solution grid: it is what train and test must not share."""
+        return str(row["solution"])
 
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return the clue cells: completion position 1 + cell -> its digit."""
@@ -136,22 +161,23 @@ class SudokuTask:
         grades = sudoku_grades(completions, [row["puzzle"] for row in rows])
         return {name: grades[name] for name in ("solved", "cells", "clues_kept")}
 
-    def load(self, path: Path | str) -> list[Row]:
+    def load(self, path: Source) -> list[Row]:
         """Return the rows of a CSV or JSONL file with columns `Puzzle` and `Solution` (0 is a blank)."""
-        records = [{str(k).lower(): v for k, v in record.items()} for record in read_rows(path)]
-        require(records, ("puzzle", "solution"), str(path))
-        return [_loaded(record, number, path) for number, record in enumerate(records)]
+        records = [{str(k).lower(): v for k, v in record.items()} for record in load_rows(path)]
+        where = source_name(path)
+        require(records, ("puzzle", "solution"), where)
+        return [_loaded(record, f"{where}: row {number}") for number, record in enumerate(records)]
 
 
-def _loaded(record: Mapping[str, Any], number: int, path: Path | str) -> Row:
+def _loaded(record: Mapping[str, Any], where: str) -> Row:
     # a spreadsheet or JSON number loses the leading zeros
     puzzle, solution = (str(record[name]).strip().zfill(CELLS) for name in ("puzzle", "solution"))
     try:
         graded = sudoku_grades([f"[{solution}]"], [puzzle])
     except ValueError as error:
-        raise ConfigError(f"{path}: row {number}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     if not graded["solved"][0]:
-        raise ConfigError(f"{path}: row {number}: '{solution}' is no valid solution of puzzle '{puzzle}'")
+        raise ConfigError(f"{where}: '{solution}' is no valid solution of puzzle '{puzzle}'")
     return {"prompt": puzzle, "puzzle": puzzle, "solution": solution}
 
 
@@ -163,3 +189,11 @@ def lazy_fill(puzzle: str) -> str:
         missing = iter(d for d in "1234" if d not in row)
         filled.append("".join(next(missing) if c == "0" else c for c in row))
     return "".join(filled)
+
+
+def sudoku_task(
+    data: Source | None = None, test_data: Source | None = None, drop_leaks: bool = False, **options: Any
+) -> "DataTask | SudokuTask":
+    """Return 4x4 Sudoku, generated or over data; options as in SudokuTask."""
+    base = SudokuTask(**options)
+    return base if data is None else DataTask(base, data, test_data, drop_leaks)

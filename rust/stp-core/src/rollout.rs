@@ -6,12 +6,14 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result, check_len};
-use crate::layout::Layout;
 use crate::prior::Anchor;
-use crate::rng::{Lane, RowRng};
+use crate::rng::Lane;
 use crate::sampler::Sampler;
-use crate::select::{Score, rank_key};
-use crate::temporal::RowState;
+use crate::select::Score;
+
+mod row;
+
+use row::{Row, Turn};
 
 /// `unmask_step` of a position that a prior fixed.
 pub const PRIOR: i32 = -1;
@@ -81,35 +83,6 @@ pub struct Stats {
     pub nan: u64,
 }
 
-#[derive(Debug, Clone)]
-struct Row {
-    layout: Layout,
-    sampler: Sampler,
-    rng: RowRng,
-    canvas: Vec<i64>,
-    masked: Vec<u32>,
-    unmask_step: Vec<i32>,
-    logprob: Vec<f32>,
-    argmax: Vec<f32>,
-    stable: u32,
-    nfe: usize,
-    planned: usize,
-    block: usize,
-    block_masks: usize,
-    block_steps: usize,
-    block_step: usize,
-    stop: Stop,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Turn {
-    row: usize,
-    start: usize,
-    in_block: usize,
-    total: usize,
-    quota: usize,
-}
-
 /// Decodes a queue of rows through model calls that the caller makes.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -158,65 +131,17 @@ impl Scheduler {
         })
     }
 
-    /// Queues a row; returns its index, which is its place in the results.
-    pub fn submit(&mut self, request: &Request<'_>) -> Result<usize> {
-        request.sampler.check()?;
-        let layout =
-            Layout::new(request.prompt.len(), request.completion_length, request.sampler.block_length);
-        let length = layout.completion;
-        if request.prompt.contains(&self.mask_token_id) {
-            return Err(Error::value(
-                "prompt",
-                "the mask token",
-                "ids without it: it marks what is to be decoded",
-            ));
-        }
-        let mut canvas = Vec::with_capacity(layout.width());
-        canvas.extend_from_slice(request.prompt);
-        canvas.resize(layout.width(), self.mask_token_id);
-        let mut unmask_step = vec![MASKED; length];
-        for anchor in request.prior {
-            let position = anchor.position as usize;
-            if position >= length {
-                let need = format!("a completion position below {length}");
-                return Err(Error::value("prior position", position, need));
+    /// Queues rows; their order is that of the results. Either all are queued or none.
+    pub fn submit(&mut self, requests: &[Request<'_>]) -> Result<()> {
+        let rows: Vec<Row> =
+            requests.iter().map(|r| Row::new(r, self.mask_token_id, self.seed)).collect::<Result<_>>()?;
+        for row in rows {
+            if row.stop == Stop::Running {
+                self.queue.push_back(self.rows.len());
             }
-            if anchor.id == self.mask_token_id {
-                return Err(Error::value(
-                    "prior id",
-                    "the mask token",
-                    "a token to show; leave the position free instead",
-                ));
-            }
-            canvas[layout.prompt + position] = anchor.id;
-            unmask_step[position] = PRIOR;
+            self.rows.push(row);
         }
-        let masked: Vec<u32> = (0..length as u32).filter(|&p| unmask_step[p as usize] == MASKED).collect();
-        let planned = request.sampler.planned_steps(&masked, &layout);
-        let index = self.rows.len();
-        let stop = if masked.is_empty() { Stop::Prior } else { Stop::Running };
-        if stop == Stop::Running {
-            self.queue.push_back(index);
-        }
-        self.rows.push(Row {
-            layout,
-            sampler: request.sampler,
-            rng: RowRng::new(self.seed, request.uid),
-            canvas,
-            masked,
-            unmask_step,
-            logprob: vec![0.0; length],
-            argmax: if request.sampler.temporal.tracks_argmax() { vec![-1.0; length] } else { Vec::new() },
-            stable: 0,
-            nfe: 0,
-            planned,
-            block: usize::MAX,
-            block_masks: 0,
-            block_steps: 0,
-            block_step: 0,
-            stop,
-        });
-        Ok(index)
+        Ok(())
     }
 
     /// Rows submitted.
@@ -261,18 +186,7 @@ impl Scheduler {
                 "commit the numbers of the last step first",
             ));
         }
-        let (tokens, positions) = self.capacity();
-        let slots = self.slots.min(self.rows.len());
-        for (name, got, need) in [
-            ("ids", ids.len(), tokens),
-            ("lengths", lengths.len(), slots),
-            ("candidates", candidates.len(), positions),
-            ("uniforms", uniforms.len(), positions),
-        ] {
-            if got < need {
-                return Err(Error::shape(name, got, format!("at least {need} (see capacity)")));
-            }
-        }
+        self.check_buffers(ids.len(), lengths.len(), candidates.len(), uniforms.len())?;
         while self.active.len() < self.slots {
             let Some(next) = self.queue.pop_front() else { break };
             self.active.push(next);
@@ -284,7 +198,9 @@ impl Scheduler {
         for &index in &self.active {
             let row = &mut self.rows[index];
             let (quota, total, in_block) = row.open_turn();
-            if !(self.share_first && previous.is_some_and(|p| self.same_start(p, index))) {
+            if !(self.share_first
+                && previous.is_some_and(|p: usize| self.rows[p].same_start(&self.rows[index])))
+            {
                 let canvas = &self.rows[index].canvas;
                 let target = &mut ids[step.rows * width..(step.rows + 1) * width];
                 target[..canvas.len()].copy_from_slice(canvas);
@@ -314,10 +230,20 @@ impl Scheduler {
         Ok(step)
     }
 
-    /// Whether two rows are at their first step with equal canvases.
-    fn same_start(&self, first: usize, second: usize) -> bool {
-        let (a, b) = (&self.rows[first], &self.rows[second]);
-        a.nfe == 0 && b.nfe == 0 && a.layout == b.layout && a.canvas == b.canvas
+    fn check_buffers(&self, ids: usize, lengths: usize, candidates: usize, uniforms: usize) -> Result<()> {
+        let (tokens, positions) = self.capacity();
+        let slots = self.slots.min(self.rows.len());
+        for (name, got, need) in [
+            ("ids", ids, tokens),
+            ("lengths", lengths, slots),
+            ("candidates", candidates, positions),
+            ("uniforms", uniforms, positions),
+        ] {
+            if got < need {
+                return Err(Error::shape(name, got, format!("at least {need} (see capacity)")));
+            }
+        }
+        Ok(())
     }
 
     /// Commits the packed numbers `[N, 7]` of the pending step (columns: see [`Score`]). Nothing changes if they are
@@ -397,95 +323,4 @@ pub struct Results<'a> {
     pub nfe: &'a mut [i32],
     /// `[R]`, a [`Stop`].
     pub stop: &'a mut [u8],
-}
-
-impl Row {
-    /// Enters the next block where needed; returns (quota, positions that need numbers, those that may be selected).
-    fn open_turn(&mut self) -> (usize, usize, usize) {
-        let block = self.masked.first().map_or(0, |&p| self.layout.block_of(p as usize));
-        let range = self.layout.block_range(block);
-        let in_block = self.masked.partition_point(|&p| (p as usize) < range.end);
-        if block != self.block {
-            self.block = block;
-            self.block_masks = in_block;
-            self.block_steps = self.sampler.block_steps(in_block, range.len(), self.layout.completion);
-            self.block_step = 0;
-        }
-        let (quota, next) =
-            self.sampler.quota.next_nonzero(self.block_masks, in_block, self.block_step, self.block_steps);
-        self.block_step = next;
-        let may_fire = if self.sampler.selection.by_quota() { quota } else { in_block };
-        let all = self.sampler.temporal.reads_scores()
-            || self.nfe + 1 == self.sampler.max_nfe
-            || self.sampler.temporal.fires(&self.state(may_fire), std::iter::empty());
-        (quota, if all { self.masked.len() } else { in_block }, in_block)
-    }
-
-    fn state(&self, revealed: usize) -> RowState {
-        let length = self.layout.completion;
-        let filled_after = length - self.masked.len() + revealed;
-        RowState { length, filled_after, step: self.nfe, planned: self.planned, stable: self.stable }
-    }
-
-    fn commit(&mut self, turn: &Turn, scores: &[[f32; Score::COLUMNS]], keys: &mut Vec<u64>) {
-        let sampler = self.sampler;
-        keys.clear();
-        for (i, score) in scores[..turn.in_block].iter().enumerate() {
-            let position = self.masked[i];
-            let random = self.rng.uniform(Lane::Order, self.nfe as u32, position);
-            keys.push(rank_key(sampler.confidence.rank(&Score::read(score), position, random), i));
-        }
-        keys.sort_unstable();
-        let read = |i: usize| Score::read(&scores[i]);
-        let count = sampler.selection.take(sampler.confidence, keys, turn.quota, read);
-        self.track_stability(scores);
-        let out_of_budget = self.nfe + 1 == sampler.max_nfe;
-        let all = turn.total == self.masked.len();
-        let fired = all && sampler.temporal.fires(&self.state(count), scores.iter().map(Score::read));
-        if fired || out_of_budget {
-            for (i, score) in scores.iter().enumerate() {
-                self.reveal(i, score);
-            }
-            let early = count < turn.total;
-            self.stop = match (early, fired) {
-                (false, _) => Stop::Plan,
-                (true, true) => Stop::Temporal,
-                (true, false) => Stop::MaxNfe,
-            };
-            self.masked.clear();
-        } else {
-            for &key in &keys[..count] {
-                let i = (key & 0xFFFF_FFFF) as usize;
-                self.reveal(i, &scores[i]);
-            }
-            let unmask_step = &self.unmask_step;
-            self.masked.retain(|&p| unmask_step[p as usize] == MASKED);
-            if self.masked.is_empty() {
-                self.stop = Stop::Plan;
-            }
-        }
-        self.nfe += 1;
-    }
-
-    /// Counts forwards in a row for which no masked position changed its most likely token.
-    fn track_stability(&mut self, scores: &[[f32; Score::COLUMNS]]) {
-        if self.argmax.is_empty() {
-            return;
-        }
-        let mut same = true;
-        for (&position, score) in self.masked.iter().zip(scores) {
-            let kept = &mut self.argmax[position as usize];
-            let argmax = Score::read(score).argmax;
-            same &= kept.to_bits() == argmax.to_bits();
-            *kept = argmax;
-        }
-        self.stable = if same { self.stable + 1 } else { 0 };
-    }
-
-    fn reveal(&mut self, i: usize, score: &[f32; Score::COLUMNS]) {
-        let position = self.masked[i] as usize;
-        self.canvas[self.layout.prompt + position] = score[0] as i64;
-        self.unmask_step[position] = self.nfe as i32;
-        self.logprob[position] = score[1];
-    }
 }

@@ -159,7 +159,8 @@ impl Plan {
 
     /// The plan that a row's likelihood is computed for. Without `score_prior`: the realised plan of the free positions.
     /// With it: all L positions at the nominal `steps`, with the row's own temporal merge carried over by its share
-    /// of tokens in the last step (prior tokens have no unmask step).
+    /// of tokens in the last step (prior tokens have no unmask step). A last step no larger than that of the free
+    /// positions' own plan merged nothing, so nothing is carried over.
     #[must_use]
     pub fn scored(unmask_step: &[i32], score_prior: bool, steps: usize, quota: Quota) -> Self {
         let realised = Self::from_unmask_step(unmask_step);
@@ -168,8 +169,12 @@ impl Plan {
         }
         let length = unmask_step.iter().filter(|&&s| s >= -1).count();
         let mut plan = Self::even(length, steps, quota);
-        if let Some(&last) = realised.counts.last() {
-            plan.merge_at((length * last as usize).div_ceil(realised.tokens()));
+        let free = realised.tokens();
+        let unmerged = Self::even(free, pruned_steps(free, length, steps), quota);
+        if let (Some(&last), Some(&ordinary)) = (realised.counts.last(), unmerged.counts.last())
+            && last > ordinary
+        {
+            plan.merge_at((length * last as usize).div_ceil(free));
         }
         plan
     }
@@ -225,6 +230,17 @@ mod tests {
         n=14 S=7: [14, 12, 10, 8, 6, 4, 2] merged at n/2: [14, 12, 10, 8, 6]
         n=1 S=4: [1] merged at n/2: [1]
         ");
+    }
+
+    #[test]
+    fn a_prior_alone_is_no_temporal_merge() {
+        let scored = |own: &[i32]| {
+            let row: Vec<i32> = std::iter::repeat_n(-1, 10).chain(own.iter().copied()).collect();
+            Plan::scored(&row, true, 10, Quota::default()).counts().to_vec()
+        };
+        let full = Plan::even(20, 10, Quota::default());
+        assert_eq!(scored(&[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), full.counts());
+        assert_eq!(scored(&[0, 0, 1, 1, 2, 2, 2, 2, 2, 2]), [20, 18, 16, 14, 12]);
     }
 
     proptest! {

@@ -169,7 +169,7 @@ impl<'a> Spec<'a> {
 /// A sort key: ascending keys are descending scores, ties by index, NaN last.
 #[must_use]
 pub fn rank_key(score: f32, index: usize) -> u64 {
-    let bits = score.to_bits();
+    let bits = (score + 0.0).to_bits(); // -0.0 ties with 0.0
     let ordered = if score.is_nan() {
         0
     } else if bits >> 31 == 0 {
@@ -248,11 +248,11 @@ mod tests {
 
     #[test]
     fn keys_sort_by_score_then_index_with_nan_last() {
-        let scores = [0.5, f32::NAN, -1.0, 0.5, f32::INFINITY, f32::NEG_INFINITY, 0.0];
+        let scores = [0.5, f32::NAN, -1.0, 0.5, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0];
         let mut keys: Vec<u64> = scores.iter().enumerate().map(|(i, &s)| rank_key(s, i)).collect();
         keys.sort_unstable();
         let order: Vec<u64> = keys.iter().map(|k| k & 0xFFFF_FFFF).collect();
-        assert_eq!(order, [4, 0, 3, 6, 2, 5, 1]);
+        assert_eq!(order, [4, 0, 3, 6, 7, 2, 5, 1]);
     }
 
     #[test]

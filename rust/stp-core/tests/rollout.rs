@@ -58,7 +58,7 @@ fn drive(cases: &[Case], slots: usize, share: bool) -> (Vec<Trajectory>, Stats) 
     for c in cases {
         let (prompt, prior) = (&c.prompt[..], &c.prior[..]);
         let request = Request { uid: c.uid, prompt, completion_length: c.length, prior, sampler: c.sampler };
-        s.submit(&request).unwrap();
+        s.submit(&[request]).unwrap();
     }
     let (tokens, positions) = s.capacity();
     let mut ids = vec![99; tokens];
@@ -225,9 +225,11 @@ fn wrong_calls_are_refused_and_change_nothing() {
     assert!(s.commit(&[]).unwrap_err().to_string().contains("next_step first"));
     let prior = [Anchor { position: 4, id: 5, source: 0 }];
     let request = |prompt, prior| Request { uid: 0, prompt, completion_length: 4, prior, sampler };
-    assert!(s.submit(&request(&[5], &prior)).unwrap_err().to_string().contains("below 4"));
-    assert!(s.submit(&request(&[MASK], &[])).is_err());
-    s.submit(&request(&[5], &[])).unwrap();
+    assert!(
+        s.submit(&[request(&[5], &[]), request(&[5], &prior)]).unwrap_err().to_string().contains("below 4")
+    );
+    assert!(s.submit(&[request(&[MASK], &[])]).is_err() && s.is_empty());
+    s.submit(&[request(&[5], &[])]).unwrap();
     let (mut ids, mut lengths, mut at, mut u) = ([0; 5], [0; 1], [0; 4], [0.0; 4]);
     assert!(
         s.next_step(&mut ids[..4], &mut lengths, &mut at, &mut u).unwrap_err().to_string().contains("ids")

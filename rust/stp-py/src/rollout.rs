@@ -63,17 +63,15 @@ impl PyScheduler {
                 let need = format!("lengths of at least 0, prompts of at most {width}");
                 return Err(Error::value("lengths", bad, need));
             }
-            let mut scheduler = lock(&self.inner);
-            for row in 0..rows {
-                scheduler.submit(&Request {
-                    uid: uids[row],
-                    prompt: &prompts[row * width..row * width + plen[row] as usize],
-                    completion_length: clen[row] as usize,
-                    prior: prior.map_or(&[], |p| p.row(row)),
-                    sampler: sampler.inner,
-                })?;
-            }
-            Ok(())
+            let request = |row: usize| Request {
+                uid: uids[row],
+                prompt: &prompts[row * width..row * width + plen[row] as usize],
+                completion_length: clen[row] as usize,
+                prior: prior.map_or(&[], |p| p.row(row)),
+                sampler: sampler.inner,
+            };
+            let requests: Vec<Request<'_>> = (0..rows).map(request).collect();
+            lock(&self.inner).submit(&requests)
         })
     }
 

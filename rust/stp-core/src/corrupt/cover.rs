@@ -217,22 +217,28 @@ impl Fit {
         self.pass_factor.resize(passes, 0.0);
         self.fit_passes(pass_total);
         for _ in 0..SWEEPS {
-            let mut off = 0f64;
-            for cell in &mut self.cells {
-                let total: f64 = self.pass_factor.iter().enumerate().map(|(k, a)| cell.member(k) * a).sum();
-                if total > 0.0 {
-                    off = off.max((total * cell.factor - 1.0).abs());
-                    cell.factor = 1.0 / total;
-                }
-            }
+            let off = self.fit_tokens();
+            self.fit_passes(pass_total);
             if off < FITTED {
                 break;
             }
-            self.fit_passes(pass_total);
         }
-        self.fit_passes(pass_total);
     }
 
+    /// Scales every masked position to a total of 1; returns how far the totals were from it.
+    fn fit_tokens(&mut self) -> f64 {
+        let mut off = 0f64;
+        for cell in &mut self.cells {
+            let total: f64 = self.pass_factor.iter().enumerate().map(|(k, a)| cell.member(k) * a).sum();
+            if total > 0.0 {
+                off = off.max((total * cell.factor - 1.0).abs());
+                cell.factor = 1.0 / total;
+            }
+        }
+        off
+    }
+
+    /// Scales every pass to its total.
     fn fit_passes(&mut self, pass_total: f64) {
         for (k, factor) in self.pass_factor.iter_mut().enumerate() {
             let sum: f64 = self.cells.iter().map(|cell| cell.member(k) * cell.len * cell.factor).sum();

@@ -15,9 +15,9 @@ const NODES: usize = 12;
 pub struct Outcome {
     /// Its probability. Where a design draws a continuous ratio, Gauss-Legendre nodes stand for it, with their weights.
     pub probability: f64,
-    /// u8[P, L]
+    /// `u8[P, L]`
     pub mask: Vec<u8>,
-    /// f64[P, L], before rounding to f32.
+    /// `f64[P, L]`, before rounding to f32.
     pub weight: Vec<f64>,
 }
 

@@ -56,13 +56,13 @@ pub struct Batch<'a> {
     pub rows: usize,
     /// L, the completion length.
     pub length: usize,
-    /// u8[R, L]: 1 where a position may be masked (the free positions, or all L when the prior is scored).
+    /// `u8[R, L]`: 1 where a position may be masked (the free positions, or all L when the prior is scored).
     pub eligible: &'a [u8],
     /// T, the width of `unmask_counts`.
     pub max_steps: usize,
-    /// i32[R, T]: `l_1 = n > l_2 > ... > 0`, zero-padded on the right.
+    /// `i32[R, T]`: `l_1 = n > l_2 > ... > 0`, zero-padded on the right.
     pub unmask_counts: &'a [i32],
-    /// i32[R, L]: the step that revealed a position; -1 prior, -2 outside the completion.
+    /// `i32[R, L]`: the step that revealed a position; -1 prior, -2 outside the completion.
     pub unmask_step: &'a [i32],
 }
 
@@ -71,7 +71,7 @@ pub struct Batch<'a> {
 pub struct Keys<'a> {
     /// The run's seed.
     pub seed: u64,
-    /// u64[R]: the rows' uids.
+    /// `u64[R]`: the rows' uids.
     pub uids: &'a [u64],
     /// Index of the inner iteration (optimiser updates on one batch, not micro-batches).
     pub iteration: u32,
@@ -80,11 +80,11 @@ pub struct Keys<'a> {
 /// Caller-allocated results. P is the sum of [`Design::passes`]; rows keep their order and their passes together.
 #[derive(Debug)]
 pub struct Out<'a> {
-    /// u8[P, L]: 1 where the canvas is masked.
+    /// `u8[P, L]`: 1 where the canvas is masked.
     pub mask: &'a mut [u8],
-    /// f32[P, L]: weights, zero outside the mask.
+    /// `f32[P, L]`: weights, zero outside the mask.
     pub weight: &'a mut [f32],
-    /// i32[P]: the row of each pass.
+    /// `i32[P]`: the row of each pass.
     pub row: &'a mut [i32],
 }
 
@@ -161,7 +161,7 @@ impl Design {
         self.info.unbiased && self.options.truncate.is_none()
     }
 
-    /// Writes the number of passes of each row: i32[R]. `batch.unmask_step` is not read and may be empty.
+    /// Writes the number of passes of each row: `i32[R]`. `batch.unmask_step` is not read and may be empty.
     pub fn passes(&self, batch: &Batch<'_>, scratch: &mut Scratch, out: &mut [i32]) -> Result<()> {
         batch.check(false)?;
         check_len("passes", out.len(), batch.rows)?;

@@ -7,9 +7,9 @@ use crate::error::{Error, Result, check_len};
 /// First pass number of the prompt masks' streams: far above the passes of any design.
 const PROMPT_PASS: usize = 32_768;
 
-/// Fills u8[P, W] with prompt masks: each prompt token with probability `ratio` (Diffu-GRPO: 0.15).
+/// Fills `u8[P, W]` with prompt masks: each prompt token with probability `ratio` (Diffu-GRPO: 0.15).
 ///
-/// `prompt` is u8[R, W], 1 at prompt tokens and 0 at padding; `row` is i32[P], the row of each pass as
+/// `prompt` is `u8[R, W]`, 1 at prompt tokens and 0 at padding; `row` is `i32[P]`, the row of each pass as
 /// [`super::Design::draw`] writes it. Keyed like the designs: (seed, uid, iteration, pass of the row).
 pub fn prompt_mask(
     prompt: &[u8],

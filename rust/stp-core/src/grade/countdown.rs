@@ -151,6 +151,45 @@ impl Family {
     }
 }
 
+/// Most joins that [`solve`] tries: enough for every problem of five numbers.
+const MAX_JOINS: usize = 4_000_000;
+
+/// An expression that reaches the target from all the numbers, by trying everything; `None` if there is none of whole
+/// positive steps, or none was found within the bound.
+#[must_use]
+pub fn solve(numbers: &[i64], target: i64) -> Option<String> {
+    if numbers.len() > 8 {
+        return None;
+    }
+    let terms: Vec<Term> = numbers.iter().map(|&n| Term::leaf(n)).collect();
+    exhaust(&terms, target, &mut { MAX_JOINS })
+}
+
+fn exhaust(terms: &[Term], target: i64, joins: &mut usize) -> Option<String> {
+    if let [only] = terms {
+        return (only.value == target).then(|| only.text.clone());
+    }
+    for i in 0..terms.len() {
+        for j in (0..terms.len()).filter(|&j| j != i) {
+            let (a, b) = (&terms[i], &terms[j]);
+            // sums and products need one order only
+            for op in b"+*-/".iter().filter(|&&op| i < j || op == b'-' || op == b'/') {
+                *joins = joins.checked_sub(1)?;
+                let Some(joined) = a.join(*op, b, i64::MAX) else { continue };
+                let rest =
+                    terms.iter().enumerate().filter(|&(k, _)| k != i && k != j).map(|(_, t)| t.clone());
+                let rest: Vec<Term> = rest.chain([joined]).collect();
+                let found = exhaust(&rest, target, joins);
+                if found.is_some() || *joins == 0 {
+                    return found;
+                }
+            }
+        }
+    }
+    None
+}
+
+#[derive(Clone)]
 struct Term {
     value: i64,
     text: String,
@@ -229,7 +268,25 @@ mod tests {
         assert!(family(3, 20, 99).check().is_ok());
     }
 
+    #[test]
+    fn the_solver_finds_what_exists() {
+        let found = solve(&[30, 100, 93], 23).unwrap();
+        assert_eq!(grade(&found, &[30, 100, 93], 23), Verdict::Solved);
+        assert_eq!(solve(&[1, 1], 5), None);
+        assert_eq!(solve(&[], 5), None);
+        assert_eq!(solve(&[5], 5).as_deref(), Some("5"));
+    }
+
     proptest! {
+        #[test]
+        fn the_solver_solves_generated_problems(uid: u64) {
+            let family = family(4, 20, 99);
+            if let Some(made) = family.problem(&family.numbers(1, uid), 1, uid) {
+                let found = solve(&made.numbers, made.target).unwrap();
+                prop_assert_eq!(grade(&found, &made.numbers, made.target), Verdict::Solved);
+            }
+        }
+
         #[test]
         fn generated_problems_are_solved_by_their_solution(
             count in 2usize..6, max_number in 1i64..100, max_target in 10i64..1000, uid: u64

@@ -26,31 +26,19 @@ pub fn last_answer(text: &str) -> Option<&str> {
     text.rfind(OPEN).map(|i| &text[i + OPEN.len()..])
 }
 
-/// The content of the last `\boxed{...}` or `\fbox{...}` whose braces balance.
+/// The content of the last `\boxed{...}` or `\fbox{...}` whose braces balance and that holds more than dots.
 #[must_use]
 pub fn last_boxed(text: &str) -> Option<&str> {
-    let mut best = None;
-    for tag in ["\\boxed{", "\\fbox{", "\\boxed {"] {
-        let found = text.rmatch_indices(tag).take(8).find_map(|(at, _)| {
+    let last = |tag: &str| {
+        // unbalanced and empty boxes are passed over, but not without end
+        text.rmatch_indices(tag).take(8).find_map(|(at, _)| {
             let start = at + tag.len();
-            balanced(&text[start..]).map(|len| (start, &text[start..start + len]))
-        });
-        best = best.max_by_start(found);
-    }
-    best.map(|(_, inner)| inner)
-}
-
-trait Later<'a> {
-    fn max_by_start(self, other: Option<(usize, &'a str)>) -> Option<(usize, &'a str)>;
-}
-
-impl<'a> Later<'a> for Option<(usize, &'a str)> {
-    fn max_by_start(self, other: Self) -> Self {
-        match (self, other) {
-            (Some(a), Some(b)) => Some(if a.0 >= b.0 { a } else { b }),
-            (a, b) => a.or(b),
-        }
-    }
+            let inner = &text[start..start + balanced(&text[start..])?];
+            inner.contains(|c: char| c != '.' && !c.is_whitespace()).then_some((start, inner))
+        })
+    };
+    let found = ["\\boxed{", "\\fbox{", "\\boxed {"].into_iter().filter_map(last);
+    found.max_by_key(|&(start, _)| start).map(|(_, inner)| inner)
 }
 
 /// Length of the text before the brace that closes an already open one.
@@ -93,6 +81,7 @@ mod tests {
         assert_eq!(answer_span("<answer>a</answer> b</answer>"), "a");
         assert_eq!(answer_span("\\boxed{3} then \\boxed{4"), "3");
         assert_eq!(answer_span("\\fbox{3} then \\boxed {4}"), "4");
+        assert_eq!(answer_span("\\boxed{3} then \\boxed{} and \\boxed{...}"), "3");
         assert_eq!(answer_span("  12</s>13"), "12");
     }
 

@@ -1,18 +1,29 @@
 //! Python face of `stp_core::grade`: batches of texts in, scores out.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
 
+mod corrected;
+mod paper;
+
 use std::borrow::Cow;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use stp_core::grade::countdown::{self, Family};
-use stp_core::grade::sudoku;
+use stp_core::grade::sudoku::{self, Score};
 
 use crate::{arrays, boundary};
 
 /// The texts of Python strings; lone surrogates, which UTF-8 cannot hold, become U+FFFD instead of an error.
 fn texts<'a>(strings: &'a [Bound<'_, PyString>]) -> Vec<Cow<'a, str>> {
     strings.iter().map(|s| s.to_string_lossy()).collect()
+}
+
+/// One row of five scores.
+fn write_score(row: &mut [f32], score: Score) {
+    let flag = |b: bool| f32::from(u8::from(b));
+    let scores =
+        [flag(score.solved), score.cells, flag(score.clues_kept), flag(score.well_formed), score.chance];
+    row.copy_from_slice(&scores);
 }
 
 /// Grades 4x4 Sudoku completions into `out[N, 5]`: `solved, cells, clues_kept, well_formed, chance`.
@@ -30,15 +41,7 @@ fn sudoku4_grade(
     boundary::enter(py, || {
         stp_core::error::check_len("puzzles", puzzles.len(), n)?;
         for ((completion, puzzle), row) in completions.iter().zip(&puzzles).zip(out.chunks_exact_mut(5)) {
-            let score = sudoku::grade(completion, &sudoku::parse(puzzle)?);
-            let flag = |b: bool| f32::from(u8::from(b));
-            row.copy_from_slice(&[
-                flag(score.solved),
-                score.cells,
-                flag(score.clues_kept),
-                flag(score.well_formed),
-                score.chance,
-            ]);
+            write_score(row, sudoku::grade(completion, &sudoku::parse(puzzle)?));
         }
         Ok(())
     })
@@ -134,6 +137,19 @@ fn countdown_problems(
     })
 }
 
+/// An expression that solves each Countdown problem, or None.
+#[pyfunction]
+fn countdown_solutions(
+    py: Python<'_>,
+    numbers: Vec<Vec<i64>>,
+    targets: Vec<i64>,
+) -> PyResult<Vec<Option<String>>> {
+    boundary::enter(py, || {
+        stp_core::error::check_len("targets", targets.len(), numbers.len())?;
+        Ok(numbers.iter().zip(&targets).map(|(n, &t)| countdown::solve(n, t)).collect())
+    })
+}
+
 /// Adds this file's functions to the module.
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(sudoku4_grade, m)?)?;
@@ -141,5 +157,8 @@ pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(sudoku4_puzzles, m)?)?;
     m.add_function(wrap_pyfunction!(countdown_grade, m)?)?;
     m.add_function(wrap_pyfunction!(countdown_numbers, m)?)?;
-    m.add_function(wrap_pyfunction!(countdown_problems, m)?)
+    m.add_function(wrap_pyfunction!(countdown_problems, m)?)?;
+    m.add_function(wrap_pyfunction!(countdown_solutions, m)?)?;
+    corrected::register(m)?;
+    paper::register(m)
 }

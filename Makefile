@@ -1,0 +1,96 @@
+# Every target sets up what it needs; nothing has to be installed or activated first but Python >= 3.10, cargo and a
+# C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test bench check fix dev examples docs dist lock clean moved unbuilt
+
+VENV := .venv
+PY := $(VENV)/bin/python
+EXTRAS ?= dev
+ARGS ?=
+PYTHONS ?= python3.10 python3.11
+comma := ,
+AGAIN = $(if $(wildcard $(INSTALLED)),--quiet)
+# One stamp for each set of extras: asking for another set installs it.
+INSTALLED := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
+RUST := Cargo.toml Cargo.lock .cargo/config.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
+DEPENDENCIES := $(PY) pyproject.toml constraints.txt Cargo.toml moved
+
+# pip calls the build backend `maturin` by name, so ours must come first; and whatever other environment the caller
+# has active must not leak into this one.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo '  ARGS="..." passes more arguments; EXTRAS=dev,peft installs more extras; PYTHON=python3.12 picks the interpreter.'
+
+train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs/quickstart
+	$(VENV)/bin/stp-rs train --config examples/recipes/quickstart.yaml $(ARGS)
+
+test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
+	$(PY) -m pytest $(ARGS)
+
+bench: $(if $(wildcard benches/python),$(INSTALLED)) ## Time the Rust kernels (ARGS=--test: run each once, without timing)
+	cargo bench --locked $(if $(ARGS),-- $(ARGS))
+ifneq ($(wildcard benches/python),)
+	$(PY) -m pytest benches/python $(if $(filter --test,$(ARGS)),--benchmark-disable)
+endif
+
+check: $(INSTALLED) ## Lint, format check, types, stubs, clippy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy python scripts $(wildcard examples/*.py) $(wildcard tests/boundary)
+	$(PY) -m mypy.stubtest stp_rs._core --allowlist scripts/stubtest.allow --mypy-config-file pyproject.toml
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+fix: $(INSTALLED) ## Format the sources and apply the linters' own fixes
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	cargo fmt --all
+
+dev: $(INSTALLED) ## Only set up: the environment, the extension in release mode, the development tools
+
+examples: $(INSTALLED) ## Run every file of examples/
+	@set -e; for file in $(wildcard examples/*.py); do echo "== $$file"; $(PY) "$$file"; done
+
+docs: ## Build the Rust core's documentation; a broken link is an error
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+dist: $(INSTALLED) ## Build the source distribution, and a wheel from it, into dist/
+	rm -rf dist
+	$(VENV)/bin/maturin build --release --sdist --interpreter $(PY) --out dist
+
+lock: $(INSTALLED) ## Resolve constraints.txt anew, for each interpreter of PYTHONS="python3.10 python3.11"
+	$(PY) scripts/lock.py $(PYTHONS)
+
+clean: ## Remove the environment and every build product; keeps runs/
+	rm -rf $(VENV) target dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python tests examples benches -name __pycache__ -prune -exec rm -rf {} +
+	rm -f python/stp_rs/_core.*.so
+
+$(PY):
+	@sh scripts/tools.sh rust
+	@python=$$(sh scripts/tools.sh python) && echo "== $(VENV), made by $$("$$python" --version)" && \
+		"$$python" -m venv --clear $(VENV)
+
+# The stamp holds the folder it was made in: an editable install in a folder that was moved since points at nothing.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+$(INSTALLED): moved
+endif
+ifeq ($(wildcard python/stp_rs/_core.*so),)
+$(INSTALLED): unbuilt
+endif
+
+# The first run, and any change of what is depended on, resolves everything. A change of the Rust sources alone rebuilds
+# the extension in place, in seconds. Without build isolation both share cargo's target folder. Cargo keeps one cdylib
+# for all versions of a package and takes it for fresh when a checkout goes back to an older version, so it is removed.
+$(INSTALLED): $(PY) pyproject.toml constraints.txt $(RUST)
+	@sh scripts/tools.sh rust
+	$(if $(filter Cargo.toml,$?),@cargo clean --quiet --release --package stp-py)
+	$(if $(filter $(DEPENDENCIES),$?),\
+		$(PY) -m pip install --quiet --constraint constraints.txt maturin && \
+		$(PY) -m pip install $(AGAIN) --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]",\
+		$(VENV)/bin/maturin develop --release --skip-install)
+	@echo '$(CURDIR)' > $@

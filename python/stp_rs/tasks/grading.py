@@ -1,0 +1,189 @@
+"""`stp-rs grade`: scores stored completions in either mode, and explains where the modes disagree."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stp_rs.errors import ConfigError
+from stp_rs.tasks.data import load_rows, shown
+from stp_rs.tasks.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item, verified_math
+
+_COMPLETION = ("generations", "completion", "completions", "generation", "response", "output", "prediction")
+_TRUTH = ("ground_truth", "answer", "solution", "Solution", "target", "truth", "label")
+_QUESTION = ("question", "problem", "prompt", "input")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a file in one mode, and its disagreements with the other mode if they were asked for."""
+
+    task: str
+    mode: str
+    n: int
+    """Graded items."""
+    accuracy: float
+    """Share correct; for Sudoku as published the share of blank cells, corrected that of solved puzzles."""
+    ungraded: int = 0
+    cells: float | None = None
+    """Sudoku: blank cells right over all blank cells."""
+    solved: float | None = None
+    """Sudoku: share of puzzles solved."""
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    explained: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values; parts that do not apply are left out."""
+        found: dict[str, Any] = {"task": self.task, "mode": self.mode, "n": self.n, "accuracy": self.accuracy}
+        if self.ungraded:
+            found["ungraded"] = self.ungraded
+        if self.cells is not None:
+            found.update(cells=self.cells, solved=self.solved)
+        if self.explained:
+            counts = Counter(d["rule"] for d in self.differences)
+            found["rules"] = {rule: {"items": n, "meaning": RULES[rule]} for rule, n in counts.most_common()}
+            found["differences"] = self.differences
+        return found
+
+
+def read_items(path: Path | str) -> list[Item]:
+    """Return the items of a JSON or JSONL file with a completion and a ground truth in each record.
+
+    Raises:
+        ConfigError: names the missing column and shows the row.
+    """
+    items = []
+    for number, record in enumerate(load_rows(Path(path))):
+        completion = _first(record, _COMPLETION)
+        if completion is None:
+            names = ", ".join(_COMPLETION)
+            raise ConfigError(f"{path}: row {number} has no completion (a column {names}); the row is {shown(record)}")
+        truth, question = _first(record, _TRUTH), str(_first(record, _QUESTION) or "")
+        several = completion if isinstance(completion, list) else [completion]
+        items += [Item(str(one), truth, question, record) for one in several]
+    return items
+
+
+def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def grade_items(
+    task: str, items: Sequence[Item], mode: str = "corrected", explain: bool = False, use_verify: bool = False
+) -> Report:
+    """Return the report of stored completions in one mode.
+
+    Args:
+        task: countdown, gsm8k, math or sudoku.
+        items: what to grade.
+        mode: `paper_compat` or `corrected`.
+        explain: grade in both modes and list every item on which they differ, with the rule that explains it.
+        use_verify: let math-verify (the `math` extra) decide what is left of corrected MATH.
+    """
+    if task not in PAPER:
+        raise ConfigError(f"task: got '{task}', needs one of {', '.join(PAPER)}")
+    if mode not in MODES:
+        raise ConfigError(f"mode: got '{mode}', needs one of {', '.join(MODES)}")
+    corrected = verified_math if use_verify and task == "math" else CORRECTED[task]
+    graders = {"paper_compat": PAPER[task], "corrected": corrected}
+    grades = graders[mode](items)
+    differences = []
+    if explain:
+        other = graders[MODES[1 - MODES.index(mode)]](items)
+        paper, right = (grades, other) if mode == MODES[0] else (other, grades)
+        differences = _differences(task, items, paper, right)
+    return _report(task, mode, grades, differences, explain)
+
+
+def _report(
+    task: str, mode: str, grades: Sequence[Grade], differences: list[dict[str, Any]], explained: bool
+) -> Report:
+    graded = [g for g in grades if g.correct is not None]
+    n = len(graded)
+    share = sum(bool(g.correct) for g in graded) / max(1, n)
+    cells = None
+    if task == "sudoku":
+        cells = sum(g.right for g in graded) / max(1, sum(g.blanks for g in graded))
+    accuracy = cells if cells is not None and mode == "paper_compat" else share
+    solved = share if task == "sudoku" else None
+    return Report(task, mode, n, accuracy, len(grades) - n, cells, solved, differences, explained)
+
+
+def _differences(
+    task: str, items: Sequence[Item], paper: Sequence[Grade], corrected: Sequence[Grade]
+) -> list[dict[str, Any]]:
+    found = []
+    for index, (item, p, c) in enumerate(zip(items, paper, corrected, strict=True)):
+        if (p.correct, p.right) == (c.correct, c.right):
+            continue
+        found.append(
+            {
+                "index": index,
+                "rule": EXPLAIN[task](item, p, c),
+                "question": item.question[:80],
+                "paper_compat": {"correct": p.correct, "answer": p.answer[-120:], "why": p.why},
+                "corrected": {"correct": c.correct, "answer": c.answer[-120:], "why": c.why},
+            }
+        )
+    return found
+
+
+def grade_file(task: str, path: Path | str, mode: str = "corrected", explain: bool = False) -> Report:
+    r"""Return the report of a file of stored completions; see `grade_items`.
+
+    Example:
+        >>> import json, tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        ...     _ = file.write(json.dumps({"completion": "\\boxed{1,200}", "answer": "1200"}))
+        ...     file.flush()
+        ...     [grade_file("gsm8k", file.name, mode).accuracy for mode in MODES]
+        [0.0, 1.0]
+    """
+    return grade_items(task, read_items(path), mode, explain)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `grade`; its function is `run`."""
+    parser = subparsers.add_parser(
+        "grade",
+        help="score stored completions",
+        description="Score stored completions, as published or corrected.",
+    )
+    parser.add_argument("file", metavar="FILE", help="JSON or JSONL with a completion and a ground truth per record")
+    parser.add_argument("--task", required=True, choices=sorted(PAPER), help="what the completions answer")
+    parser.add_argument("--mode", default="corrected", choices=MODES, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--explain", action="store_true", help="list every item on which the two modes differ, and why")
+    parser.add_argument("--verify", action="store_true", help="MATH: use math-verify (the 'math' extra) too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Grade a file as the command line asks, print the result, and return the exit status."""
+    report = grade_items(args.task, read_items(args.file), args.mode, args.explain, args.verify)
+    print(json.dumps(report.to_dict()) if args.json else _table(report))
+    return 0
+
+
+def _table(report: Report) -> str:
+    lines = [f"{report.task}, {report.mode}: {100 * report.accuracy:.2f} % of {report.n} completions"]
+    if report.ungraded:
+        lines.append(f"  {report.ungraded} without a ground truth are left out")
+    if report.cells is not None and report.solved is not None:
+        lines.append(f"  cells {100 * report.cells:.2f} %, puzzles solved {100 * report.solved:.2f} %")
+    for d in report.differences:
+        lines.append(f"#{d['index']} [{d['rule']}] {d['question']!r}")
+        lines += [f"    {mode:<12} {_verdict(d[mode])}" for mode in MODES]
+    if report.explained:
+        lines.append(f"{len(report.differences)} items differ between the modes")
+        counts = Counter(d["rule"] for d in report.differences)
+        lines += [f"  {count:5d}  {rule}: {RULES[rule]}" for rule, count in counts.most_common()]
+    return "\n".join(lines)
+
+
+def _verdict(grade: Mapping[str, Any]) -> str:
+    word = {True: "right", False: "wrong", None: "not graded"}[grade["correct"]]
+    return f"{word}: read {grade['answer']!r} ({grade['why']})"

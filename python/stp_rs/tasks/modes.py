@@ -1,0 +1,291 @@
+"""The two ways to grade a stored completion: as published (`paper_compat`) and as it should be (`corrected`).
+
+Every item on which the two differ is explained by one of `RULES`; `docs/graders.md` has the table.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stp_rs import _core
+from stp_rs.errors import ConfigError
+from stp_rs.tasks.countdown import countdown_verdicts
+from stp_rs.tasks.data import shown
+from stp_rs.tasks.questions import boxed_truth, final_number, math_grades
+from stp_rs.tasks.sudoku import sudoku_grades
+
+MODES = ("paper_compat", "corrected")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A stored completion and the record it came from."""
+
+    completion: str
+    truth: Any
+    question: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What one mode made of an item."""
+
+    correct: bool | None
+    """None where the item has no ground truth that this mode could use."""
+    answer: str
+    """What was read."""
+    why: str
+    """How it was judged, in a word or two."""
+    right: float = 0.0
+    """Sudoku: blank cells right."""
+    blanks: int = 0
+    """Sudoku: blank cells."""
+
+
+Grader = Callable[[Sequence[Item]], list[Grade]]
+
+
+def _texts(items: Sequence[Item]) -> list[str]:
+    return [item.completion for item in items]
+
+
+# --- GSM8K ---
+def _paper_number(truth: Any) -> float:
+    """Return the ground truth as published code compares it: a float; NaN, which equals nothing, for none."""
+    if truth is None:
+        return math.nan
+    if isinstance(truth, str):
+        found = final_number(truth)
+        return math.nan if found is None else found
+    return float(truth)
+
+
+def _gsm8k_paper(items: Sequence[Item]) -> list[Grade]:
+    grades = []
+    for item, found in zip(items, _core.paper_gsm8k(_texts(items)), strict=True):
+        if found is None:
+            grades.append(Grade(False, "", "nothing found"))
+        else:
+            grades.append(Grade(found[0] == _paper_number(item.truth), found[1], f"{found[0]:g}"))
+    return grades
+
+
+def _gsm8k_corrected(items: Sequence[Item]) -> list[Grade]:
+    grades = []
+    for item, found in zip(items, _core.number_answers(_texts(items)), strict=True):
+        truth = None if item.truth is None else final_number(str(item.truth))
+        answer, why = ("", "no final answer") if found is None else (found[1], f"{found[0]:g}")
+        if truth is None:
+            grades.append(Grade(None, answer, "no ground truth"))
+        else:
+            same = found is not None and abs(found[0] - truth) <= 1e-6 * max(1.0, abs(truth))
+            grades.append(Grade(same, answer, why))
+    return grades
+
+
+def _gsm8k_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+    if corrected.correct is None:
+        return "no-truth"
+    if not paper.answer:
+        return _missed(item.completion)
+    if not corrected.answer:
+        return "unmarked"
+    if _squeeze(paper.answer) != _squeeze(corrected.answer):
+        return "last-box"
+    grouped = re.search(r"\d(,|\\,|\{,\})\d{3}", corrected.answer)
+    return "thousands" if grouped else "reading"
+
+
+def _missed(completion: str) -> str:
+    """Return why published patterns find nothing where an answer is."""
+    if re.search(r"\\boxed\s*\{[^}]*\n", completion):
+        return "line-break"
+    return "unclosed" if "<answer>" in completion or "\\boxed" in completion else "marker"
+
+
+# --- MATH ---
+def _math_paper(items: Sequence[Item]) -> list[Grade]:
+    found = _core.paper_math(_texts(items))
+    truths = ["" if item.truth is None else str(item.truth) for item in items]
+    equal = _core.paper_math_equal([a or "" for a in found], truths)
+    numbers = [item.truth if isinstance(item.truth, float) else math.nan for item in items]
+    close = _core.paper_math_close([a or "" for a in found], numbers)
+    grades = []
+    for item, answer, same, near in zip(items, found, equal, close, strict=True):
+        if answer is None:
+            grades.append(Grade(item.truth is None, "", "nothing found"))
+        else:
+            by_value = isinstance(item.truth, float)
+            grades.append(Grade(near if by_value else same, answer, "as a number" if by_value else "as text"))
+    return grades
+
+
+def _math_corrected(items: Sequence[Item], use_verify: bool = False) -> list[Grade]:
+    truths = ["" if item.truth is None else boxed_truth(str(item.truth)) for item in items]
+    how = math_grades(_texts(items), truths, use_verify)
+    return [
+        Grade(None if item.truth is None else found != "no", answer, found)
+        for item, answer, found in zip(items, _core.answer_spans(_texts(items)), how, strict=True)
+    ]
+
+
+def _math_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+    if corrected.correct is None:
+        return "no-truth"
+    if paper.correct:
+        return "strict"
+    if not paper.answer:
+        return _missed(item.completion)
+    if _squeeze(paper.answer) != _squeeze(corrected.answer):
+        return "no-box" if "\\boxed" not in item.completion else "last-box"
+    return f"as-{corrected.why}"
+
+
+# --- Countdown ---
+def countdown_problem(item: Item) -> tuple[list[int], float]:
+    """Return numbers and target of an item, from its ground truth, its columns, or its question."""
+    truth, record = item.truth, item.record
+    pair = 2
+    if isinstance(truth, Sequence) and len(truth) == pair and isinstance(truth[0], Sequence):
+        return [int(n) for n in truth[0]], float(truth[1])
+    if isinstance(truth, Mapping) and "numbers" in truth:
+        return [int(n) for n in truth["numbers"]], float(truth["target"])
+    numbers = record.get("numbers", record.get("nums"))
+    if numbers is not None and record.get("target") is not None:
+        return [int(n) for n in numbers], float(record["target"])
+    asked = re.search(r"Numbers: \[([\d, ]+)\]", item.question, re.IGNORECASE)
+    target = re.search(r"Target: (\d+)", item.question, re.IGNORECASE)
+    if asked is None or target is None:
+        raise ConfigError(f"an item has no numbers and target (ground_truth [[...], n]): {shown(record)}")
+    return [int(n) for n in asked[1].split(",")], float(target[1])
+
+
+def _countdown_paper(items: Sequence[Item]) -> list[Grade]:
+    problems = [countdown_problem(item) for item in items]
+    found = _core.paper_countdown(_texts(items), [n for n, _ in problems], [t for _, t in problems])
+    return [Grade(correct, answer, "right" if correct else "wrong") for correct, answer in found]
+
+
+def _countdown_corrected(items: Sequence[Item]) -> list[Grade]:
+    problems = [countdown_problem(item) for item in items]
+    verdicts = countdown_verdicts(_texts(items), [n for n, _ in problems], [int(t) for _, t in problems])
+    answers = _core.countdown_expressions(_texts(items))
+    return [Grade(v == "solved", a, v) for v, a in zip(verdicts, answers, strict=True)]
+
+
+def _countdown_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+    if paper.correct:
+        powers = "power" if re.search(r"\*\*|//", paper.answer) else "strict"
+        decimal = "decimal" if re.search(r"\d\.|\.\d", paper.answer) else powers
+        return "statement" if corrected.why == "wrong_statement" else decimal
+    if "\\boxed" not in item.completion:
+        return "no-box"
+    same = _squeeze(paper.answer) == _squeeze(corrected.answer)
+    return "notation" if same or _digits(paper.answer) == _digits(corrected.answer) else "last-box"
+
+
+# --- Sudoku ---
+def sudoku_puzzle(item: Item) -> str:
+    """Return the puzzle of an item, from its columns or its question; 16 or 81 cells."""
+    for name in ("puzzle", "Puzzle"):
+        if item.record.get(name) is not None:
+            return str(item.record[name])
+    start = re.match(r"\d{16}", item.question)
+    found = start or re.search(r"(?<!\d)(\d{81}|\d{16})(?!\d)", item.question)
+    if found is None:
+        raise ConfigError(f"an item has no puzzle (a column or a question with 16 digits): {shown(item.record)}")
+    return found[0]
+
+
+def _sudoku_paper(items: Sequence[Item]) -> list[Grade]:
+    puzzles = [sudoku_puzzle(item)[:16] for item in items]
+    truths = ["" if item.truth is None else str(item.truth) for item in items]
+    found = _core.paper_sudoku(_texts(items), puzzles, truths)
+    return [Grade(r == b, a, f"{r} of {b} cells", float(r), b) for r, b, a in found]
+
+
+def _sudoku_corrected(items: Sequence[Item]) -> list[Grade]:
+    grades = []
+    for item in items:
+        puzzle = sudoku_puzzle(item)
+        scores = sudoku_grades([item.completion], [puzzle], ["" if item.truth is None else str(item.truth)])
+        answer = _core.grid_answers([item.completion], len(puzzle))[0]
+        blanks = puzzle.count("0")
+        right = scores["cells"][0] * blanks
+        broken = "" if scores["clues_kept"][0] or answer is None else ", clues overwritten"
+        why = "no grid" if answer is None else f"{right:.0f} of {blanks} cells{broken}"
+        grades.append(Grade(bool(scores["solved"][0]), answer or "", why, right, blanks))
+    return grades
+
+
+def _sudoku_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+    if not corrected.answer:
+        return "length" if len(paper.answer) != len(sudoku_puzzle(item)) else "prose"
+    if paper.answer == corrected.answer:
+        return "second-solution" if corrected.right > paper.right else "clues"
+    return "layout"
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def _digits(text: str) -> list[str]:
+    return re.findall(r"\d+", text)
+
+
+PAPER: dict[str, Grader] = {
+    "countdown": _countdown_paper,
+    "gsm8k": _gsm8k_paper,
+    "math": _math_paper,
+    "sudoku": _sudoku_paper,
+}
+CORRECTED: dict[str, Grader] = {
+    "countdown": _countdown_corrected,
+    "gsm8k": _gsm8k_corrected,
+    "math": _math_corrected,
+    "sudoku": _sudoku_corrected,
+}
+EXPLAIN: dict[str, Callable[[Item, Grade, Grade], str]] = {
+    "countdown": _countdown_rule,
+    "gsm8k": _gsm8k_rule,
+    "math": _math_rule,
+    "sudoku": _sudoku_rule,
+}
+
+
+def verified_math(items: Sequence[Item]) -> list[Grade]:
+    """Return the corrected MATH grades with math-verify (the `math` extra) for what is left."""
+    return _math_corrected(items, use_verify=True)
+
+
+RULES: dict[str, str] = {
+    "no-truth": "the item has no ground truth: published code counts it as wrong, we leave it out",
+    "unclosed": "a box or answer tag is not closed properly: published patterns see nothing there",
+    "line-break": "the box spans several lines: the published pattern does not match a line break",
+    "marker": "the answer follows '####' or 'answer is': published code looks into boxes and tags only",
+    "unmarked": "published code takes a number from text that states no final answer",
+    "last-box": "several answers are given: published code takes another one than the final one",
+    "thousands": "a thousands separator ends the number for published code: 1,200 is read as 1",
+    "reading": "the same text has another value: fraction, unit, expression or equation",
+    "no-box": "the answer is in its tag without a box: published code looks at the whole text instead",
+    "as-text": "equal once layout, units, signs or letter case are set aside",
+    "as-number": "equal as numbers, spelt differently",
+    "as-list": "the same elements, spelt or ordered differently",
+    "as-expression": "equal expressions: they agree at every sample point",
+    "as-verify": "equal for math-verify",
+    "strict": "published code accepts an answer that does not state the result",
+    "statement": "the value after the equals sign is not the value of the expression",
+    "decimal": "a decimal such as 3.4 counts as the two numbers 3 and 4 for published code",
+    "power": "a power or floor division is no operation of the game",
+    "notation": "operators, brackets or an equation in a notation that published code cannot evaluate",
+    "length": "the answer has not as many digits as the grid has cells: published code pads or cuts it",
+    "prose": "the digits are part of prose, which is no grid",
+    "second-solution": "the puzzle has several solutions and the answer is nearer to another one",
+    "clues": "cells are counted differently although the digits are the same",
+    "layout": "the digits are taken from another part or another layout of the text",
+}
+"""What each rule means; the task and the direction are in the table of `docs/graders.md`."""

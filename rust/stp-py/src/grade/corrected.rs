@@ -1,0 +1,134 @@
+//! The corrected graders of numbers, MATH answers, 9x9 grids and layouts for Python.
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use stp_core::error::{Error, check_len};
+use stp_core::grade::math::Match;
+use stp_core::grade::{cells, countdown, format, math, number, sudoku9};
+
+use super::{texts, write_score};
+use crate::{arrays, boundary};
+
+type Strings<'py> = Vec<Bound<'py, PyString>>;
+
+/// The final numbers of completions: (value, text it was read from), or None where no answer is stated.
+#[pyfunction]
+fn number_answers(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Option<(f64, String)>>> {
+    let completions = texts(&completions);
+    boundary::enter(py, || {
+        Ok(completions.iter().map(|c| number::answer(c).map(|a| (a.value, a.text.to_string()))).collect())
+    })
+}
+
+/// The number that each text states, or None.
+#[pyfunction]
+fn number_values(py: Python<'_>, answers: Strings<'_>) -> PyResult<Vec<Option<f64>>> {
+    let answers = texts(&answers);
+    boundary::enter(py, || Ok(answers.iter().map(|a| number::read(a)).collect()))
+}
+
+/// The texts that completions give as their answers: the last answer tag, in it or without it the last box.
+#[pyfunction]
+fn answer_spans(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<String>> {
+    let completions = texts(&completions);
+    boundary::enter(py, || Ok(completions.iter().map(|c| math::read(c).to_string()).collect()))
+}
+
+/// How each answer equals its truth: text, number, list, expression, or no.
+#[pyfunction]
+fn math_compare(py: Python<'_>, answers: Strings<'_>, truths: Strings<'_>) -> PyResult<Vec<&'static str>> {
+    let (answers, truths) = (texts(&answers), texts(&truths));
+    boundary::enter(py, || {
+        check_len("truths", truths.len(), answers.len())?;
+        let name = |found| match found {
+            Match::Text => "text",
+            Match::Number => "number",
+            Match::List => "list",
+            Match::Expression => "expression",
+            Match::No => "no",
+        };
+        Ok(answers.iter().zip(&truths).map(|(a, t)| name(math::compare(a, t))).collect())
+    })
+}
+
+/// The expressions that Countdown completions give as their answers.
+#[pyfunction]
+fn countdown_expressions(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<String>> {
+    let completions = texts(&completions);
+    boundary::enter(py, || Ok(completions.iter().map(|c| countdown::expression(c).to_string()).collect()))
+}
+
+/// The grids of `n` cells that completions give as their answers (0 for no digit), or None.
+#[pyfunction]
+fn grid_answers(py: Python<'_>, completions: Strings<'_>, n: usize) -> PyResult<Vec<Option<String>>> {
+    let completions = texts(&completions);
+    boundary::enter(py, || {
+        if n == 0 || n > cells::MAX_CELLS {
+            return Err(Error::value("n", n, "1 to 81 cells"));
+        }
+        let text = |grid: cells::Cells| grid[..n].iter().map(|d| char::from(b'0' + d)).collect();
+        Ok(completions.iter().map(|c| cells::read(c, n).map(text)).collect())
+    })
+}
+
+/// Grades 9x9 Sudoku completions into `out[N, 5]`, as `sudoku4_grade` does. An empty solution is solved for, within a
+/// bound; `cells` is 0 for a wrong answer where that fails.
+#[pyfunction]
+fn sudoku9_grade(
+    py: Python<'_>,
+    completions: Strings<'_>,
+    puzzles: Strings<'_>,
+    solutions: Strings<'_>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (completions, puzzles, solutions) = (texts(&completions), texts(&puzzles), texts(&solutions));
+    let n = completions.len();
+    let mut view = arrays::write::<f32>("out", out, &[n as isize, 5])?;
+    let out = arrays::slice_mut(&mut view)?;
+    boundary::enter(py, || {
+        check_len("puzzles", puzzles.len(), n)?;
+        check_len("solutions", solutions.len(), n)?;
+        for (i, row) in out.chunks_exact_mut(5).enumerate() {
+            let puzzle = sudoku9::parse(&puzzles[i])?;
+            let solution = if solutions[i].is_empty() {
+                sudoku9::solve(&puzzle).unwrap_or([0; sudoku9::CELLS])
+            } else {
+                sudoku9::parse(&solutions[i])?
+            };
+            write_score(row, sudoku9::grade(&completions[i], &puzzle, &solution));
+        }
+        Ok(())
+    })
+}
+
+/// How well completions keep to a layout of tags: (share of tags once and in order, strict).
+#[pyfunction]
+fn tag_layout(
+    py: Python<'_>,
+    completions: Strings<'_>,
+    tags: Vec<String>,
+    prefilled: bool,
+) -> PyResult<Vec<(f32, bool)>> {
+    let completions = texts(&completions);
+    boundary::enter(py, || {
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        let layout = |c: &str| {
+            let found = format::layout(c, &tags, prefilled);
+            (found.share, found.strict)
+        };
+        Ok(completions.iter().map(|c| layout(c)).collect())
+    })
+}
+
+/// Adds this file's functions to the module.
+pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(number_answers, m)?)?;
+    m.add_function(wrap_pyfunction!(number_values, m)?)?;
+    m.add_function(wrap_pyfunction!(answer_spans, m)?)?;
+    m.add_function(wrap_pyfunction!(math_compare, m)?)?;
+    m.add_function(wrap_pyfunction!(countdown_expressions, m)?)?;
+    m.add_function(wrap_pyfunction!(grid_answers, m)?)?;
+    m.add_function(wrap_pyfunction!(sudoku9_grade, m)?)?;
+    m.add_function(wrap_pyfunction!(tag_layout, m)?)
+}

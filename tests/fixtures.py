@@ -1,0 +1,89 @@
+"""Small policies that many tests share: a tiny random BERT, and a policy that is a table."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertForMaskedLM
+
+from stp_rs.config import PolicyConfig
+from stp_rs.model import MaskedLMAdapter
+from stp_rs.models import character_tokenizer, tiny_policy
+
+ALPHABET = "0123[]"
+
+
+@cache
+def tokenizer() -> Any:
+    """Return the character tokenizer of the tests: ids 0 pad, 1 mask, 2 end of text, 3 unknown, 4.. the alphabet."""
+    return character_tokenizer(ALPHABET)
+
+
+def tiny(*, seed: int = 0, dropout: float = 0.0, layers: int = 1) -> MaskedLMAdapter:
+    """Return a random policy of hidden size 16; the same weights with and without dropout."""
+    size = PolicyConfig(hidden_size=16, num_hidden_layers=layers, num_attention_heads=2)
+    module = tiny_policy(size, vocab_size=len(tokenizer()), max_length=32, seed=seed)
+    if dropout:
+        weights, config = module.state_dict(), module.config
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+        with torch.random.fork_rng(devices=[]):
+            module = BertForMaskedLM(config)
+        module.load_state_dict(weights)
+    module.train()
+    return MaskedLMAdapter(module, tokenizer())
+
+
+class Table(nn.Module):
+    """The numbers of `Tabular`, as a module with parameters."""
+
+    def __init__(self, own: Tensor, coupling: Tensor) -> None:
+        super().__init__()
+        self.own = nn.Parameter(own)
+        self.coupling = nn.Parameter(coupling)
+
+
+class Tabular:
+    """A `DiffusionModel` without a network: logits at p are own[p] + (1 + p / 8) * sum_q coupling[q, token at q].
+
+    Positions are canvas positions. Sums run position by position, so a row has the same bits in every batch.
+    """
+
+    eos_token_id = 2
+
+    def __init__(self, *, vocab: int, width: int, seed: int, mask: int = 1, pad: int = 0, shift: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        own = torch.randn(width, vocab, generator=generator)
+        coupling = torch.randn(width, vocab, vocab, generator=generator) / 2
+        self.module = Table(own, coupling)
+        self.mask_token_id, self.pad_token_id = mask, pad
+        self.logit_shift = shift
+        self.respects_padding = True
+        self.head_rows = 0
+
+    @property
+    def own(self) -> Tensor:
+        """The logits of each position before its context."""
+        return self.module.own
+
+    @property
+    def coupling(self) -> Tensor:
+        """What each visible token adds to every position."""
+        return self.module.coupling
+
+    def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """Return the logits [B, S, V]."""
+        rows, width = ids_BS.shape
+        context = torch.zeros(rows, self.own.shape[1])
+        for q in range(width):
+            seen = self.coupling[q, ids_BS[:, q]]
+            if lengths_B is not None and self.respects_padding:
+                seen = torch.where((lengths_B > q)[:, None], seen, 0.0)
+            context = context + seen
+        share = 1 + torch.arange(width) / 8
+        return self.own[:width] + share[:, None] * context[:, None, :]
+
+    def head(self, hidden_NH: Tensor) -> Tensor:
+        """Return its argument: the hidden states are logits. Counts the rows asked for."""
+        self.head_rows += hidden_NH.shape[0]
+        return hidden_NH

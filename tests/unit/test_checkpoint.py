@@ -1,0 +1,198 @@
+"""Checkpoints and metrics files that survive an interruption at any point."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stp_rs import checkpoint
+from stp_rs.checkpoint import atomic_file, clear_partial, newest_checkpoint, policy_folder, save_checkpoint, write_json
+from stp_rs.errors import CheckpointError
+from stp_rs.metrics import Ledger, MetricsFile, read_metrics
+
+
+class Saved:
+    """Writes one file, as a model or a tokenizer does."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text = name, text
+
+    def save_pretrained(self, folder: Path) -> None:
+        (Path(folder) / self.name).write_text(self.text)
+
+
+def save(run: Path, step: int, text: str = "old") -> Path:
+    return save_checkpoint(
+        run,
+        model=Saved("config.json", text),
+        tokenizer=Saved("tokenizer.json", text),
+        optimizer={"state": torch.tensor([float(step)])},
+        state={"step": step, "text": text},
+    )
+
+
+def contents(folder: Path) -> tuple[str, str, str, float]:
+    found = checkpoint.Checkpoint(folder, json.loads((folder / checkpoint.STATE).read_text()))
+    number = float(found.optimizer_state()["state"])
+    return (folder / "config.json").read_text(), (folder / "tokenizer.json").read_text(), found.state["text"], number
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path):
+    assert newest_checkpoint(tmp_path) is None
+    for step in (9, 10, 2):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint-50").mkdir()  # no state: not complete
+    (tmp_path / "checkpoint-60").mkdir()
+    (tmp_path / "checkpoint-60" / checkpoint.STATE).write_text('{"step": 6')
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert (newest.step, newest.path.name) == (10, "checkpoint-10")
+    assert contents(newest.path) == ("old", "old", "old", 10.0)
+    assert policy_folder(tmp_path) == newest.path
+    assert policy_folder(newest.path) == newest.path
+    with pytest.raises(CheckpointError, match="no model and no checkpoint-N in it"):
+        policy_folder(tmp_path / "elsewhere")
+
+
+class Stop(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+CALLS = [
+    (os, "fsync"),
+    (Path, "mkdir"),
+    (Path, "replace"),
+    (Path, "unlink"),
+    (Path, "write_text"),
+    (torch, "save"),
+    (checkpoint.shutil, "rmtree"),
+]
+
+
+def half(name: str, original: Any, args: tuple[Any, ...]) -> None:
+    """Do the part of a file operation that a kill in its middle leaves done."""
+    if name == "write_text":
+        original(args[0], args[1][: len(args[1]) // 2])
+    elif name == "save":
+        Path(args[1]).write_bytes(b"half a file")
+    elif name == "rmtree" and Path(args[0]).is_dir():
+        sorted(Path(args[0]).iterdir())[0].unlink()
+
+
+def interrupt(patch: pytest.MonkeyPatch, at: int) -> None:
+    """Stop in the middle of the file operation number `at`; nothing runs after it, as after a kill."""
+    done = 0
+
+    def stopping(name: str, original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == at + 1:
+                patch.undo()
+                half(name, original, args)
+                interrupt(patch, -1)
+            if done > at:
+                raise Stop
+            return original(*args, **kwargs)
+
+        return call
+
+    for owner, name in CALLS:
+        patch.setattr(owner, name, stopping(name, getattr(owner, name)))
+
+
+@pytest.mark.parametrize("step", [4, 3], ids=["the next step", "the same step again"])
+def test_a_save_stopped_anywhere_leaves_an_old_or_a_new_checkpoint(step: int, tmp_path: Path):
+    stops = 0
+    for at in range(60):
+        run = tmp_path / str(at)
+        save(run, 3)
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, at)
+            try:
+                save(run, step, "new")
+            except Stop:
+                stops += 1
+            else:
+                break
+        newest = newest_checkpoint(run)
+        assert newest is not None
+        assert contents(newest.path) in [("old", "old", "old", 3.0), ("new", "new", "new", float(step))], at
+        clear_partial(run)
+        again = newest_checkpoint(run)
+        assert again is not None
+        assert again.state == newest.state
+        assert not list(run.glob(".*"))
+        assert contents(save(run, step, "new")) == ("new", "new", "new", float(step)), "the next save works"
+    assert stops > 8
+    assert contents(run / f"checkpoint-{step}") == ("new", "new", "new", float(step))
+    assert sorted(p.name for p in run.iterdir()) == sorted({"checkpoint-3", f"checkpoint-{step}"})
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "deep" / "summary.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"a": float("nan")})
+
+    def interrupted() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise Stop
+
+    with pytest.raises(Stop):
+        interrupted()
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["summary.json"]
+
+
+# --- metrics ---
+
+
+def test_a_line_cut_short_is_left_out_and_the_rest_survives(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    for step in (1, 2, 3):
+        file.write({"step": step, "reward": step / 8})
+    with path.open("a") as broken:
+        broken.write('{"step": 4, "rew')
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+    resumed = MetricsFile(path, resume_step=2)
+    resumed.write({"step": 3, "reward": 9.0})
+    assert [(line["step"], line["reward"]) for line in read_metrics(path)] == [(1, 0.125), (2, 0.25), (3, 9.0)]
+    assert path.read_text().count("\n") == 3
+    MetricsFile(path, resume_step=0)
+    assert read_metrics(path) == [], "a run from the start is a new file"
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_resume_stopped_anywhere_keeps_the_lines_of_its_steps(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    stops = 0
+    for at in range(20):
+        path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, at)
+            try:
+                MetricsFile(path, resume_step=2)
+            except Stop:
+                stops += 1
+        assert [line["step"] for line in read_metrics(path)] == [1, 2], at
+    assert 0 < stops < 20
+
+
+def test_the_ledger_goes_on_from_a_checkpoint():
+    ledger = Ledger()
+    ledger.forwards["rollout"] += 5
+    with ledger.time("update"):
+        pass
+    other = Ledger()
+    other.restore(json.loads(json.dumps(ledger.to_dict())))
+    with other.time("update"):
+        pass
+    assert other.forwards == {"rollout": 5, "likelihood": 0, "backward": 0}
+    assert other.seconds["update"] > ledger.seconds["update"] > 0
+    assert other.seconds["rollout"] == 0
