@@ -87,7 +87,7 @@ def token_bounds(
     if beta < 1.0:
         raise InvalidValueError(f"beta: got {beta}, needs at least 1 (below it the power mean is no upper bound)")
     if (masks.weight_PL < 0).any():
-        raise InvalidValueError("weight: got a negative one, needs weights >= 0 (quadrature of even order has none)")
+        raise InvalidValueError("weight: got a negative one, needs weights >= 0")
     device = logprob_PL.device
     row_P = torch.from_numpy(masks.row_P.astype(np.int64)).to(device)
     weight_PL = torch.from_numpy(masks.weight_PL).to(device)

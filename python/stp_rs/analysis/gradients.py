@@ -4,8 +4,8 @@ Shapes: R rows, M draws of the masks, L completion length, D parameters.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,13 @@ from torch import Tensor
 
 from stp_rs import _core
 from stp_rs.analysis.exact import Floats, every_mask, reveals
+from stp_rs.buffer import Minibatch
+from stp_rs.config import STPConfig
 from stp_rs.likelihood import Completions, Masks, draw_masks, token_elbo
 from stp_rs.model import DiffusionModel, passes_without_dropout
+
+ROUNDING = 1e-12
+"""A trace below this share of the gradients' squares is rounding."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def gradient_noise(
             cosines.append(float(torch.cosine_similarity(gradient_D, exact_D, dim=0)))
     assert total_D is not None  # noqa: S101 - draws >= 2; this tells the type checker
     mean_square = float(total_D @ total_D) / draws**2
-    trace = max(0.0, (squares - draws * mean_square) / (draws - 1))
+    trace = (squares - draws * mean_square) / (draws - 1)
+    trace = trace if trace > ROUNDING * squares else 0.0
     return GradientNoise(
         value_MR=np.stack(values),
         trace=trace,
@@ -135,12 +141,41 @@ def exact_gradient(
     n = counts[0]
     weight_l = np.zeros(n + 1)
     weight_l[list(counts)] = reveals(counts) / [math.comb(n, count) * count for count in counts]
-    weighted = Masks(
-        mask_PL=masks.mask_PL,
-        weight_PL=(masks.mask_PL * weight_l[size_P, None]).astype(np.float32),
-        row_P=masks.row_P,
-        scored_RL=masks.scored_RL,
-        length_R=masks.length_R,
-    )
+    weighted = replace(masks, weight_PL=(masks.mask_PL * weight_l[size_P, None]).astype(np.float32))
     value_R, gradient_D = value_and_gradient(model, one, weighted, torch.ones(1), temperature=temperature)
     return float(value_R[0]), gradient_D
+
+
+UPDATE_DRAWS = 4
+"""Draws of the masks that `update_noise` compares."""
+
+
+def update_noise(
+    model: DiffusionModel, design: _core.Design, config: STPConfig, batches: Iterable[Minibatch]
+) -> dict[str, float]:
+    """Return the mask noise of an update's first micro-batch, as metrics; nothing where no row has a gradient.
+
+    `diffusion/logp_var` is the variance over masks of a completion's estimate, in nats squared, averaged over the rows;
+    `diffusion/grad_snr` the signal-to-noise ratio of the gradient of sum_r advantage_r L_hat_r / n_r, left out where
+    masks add no noise. Four fresh draws of the masks; training's own are untouched.
+    """
+    batch = next(iter(batches), None)
+    if batch is None:
+        return {}
+    score_prior = config.pruning.stp_score_prior
+    estimator = Estimator(
+        design,
+        seed=config.run.seed,
+        num_iterations=config.optim.num_iterations,
+        score_prior=score_prior,
+        diffusion_steps=config.rollout.diffusion_steps or config.rollout.max_completion_length,
+        temperature=config.rollout.temperature,
+    )
+    tokens_R = (batch.unmask_step >= (-1 if score_prior else 0)).sum(1).clip(min=1)
+    scale_R = tokens_R if design.per_token else np.ones(len(batch))
+    weight_R = np.where(batch.advantage < 0, config.loss.stp_negative_advantage_weight, 1.0)
+    coefficient_R = batch.advantage * weight_R * scale_R / tokens_R
+    noise = gradient_noise(model, batch, estimator, draws=UPDATE_DRAWS, coefficient_R=coefficient_R)
+    variance_R = (noise.value_MR * scale_R).var(0, ddof=1)
+    metrics = {"diffusion/logp_var": float(variance_R.mean())}
+    return metrics if noise.snr is None else {**metrics, "diffusion/grad_snr": noise.snr}

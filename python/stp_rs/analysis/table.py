@@ -63,13 +63,13 @@ class Cell:
 
     design: _core.Design
     pruning: str
+    coverage: float | None
     forwards_R: Floats
     tokens_R: Floats
     bias_R: Floats
     variance_R: Floats
     trace_R: Floats
     signal_R: Floats
-    coverage: float | None
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -150,7 +150,7 @@ def measure(setting: Setting, design: _core.Design, reading: Reading) -> Cell:
     """Return a cell: values and gradients of every row over `draws` draws of its masks."""
     iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
     estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature)
-    columns = []
+    measured = []
     for row, plan in enumerate(reading.plans):
         one = Rows.of(reading.rows, [row])
         scale = float(plan[0]) if design.per_token and plan else 1.0
@@ -159,8 +159,8 @@ def measure(setting: Setting, design: _core.Design, reading: Reading) -> Cell:
         target = _target(setting, design, reading, row, value_M)
         forwards = len(estimator.masks(one, 0).row_P)
         tokens = plan[0] if plan else 0
-        columns.append((forwards, tokens, value_M.mean() - target, value_M.var(ddof=1), noise.trace, noise.signal))
-    return Cell(design, reading.pruning, *np.array(columns, dtype=np.float64).T, coverage=_coverage(design, reading))
+        measured.append((forwards, tokens, value_M.mean() - target, value_M.var(ddof=1), noise.trace, noise.signal))
+    return Cell(design, reading.pruning, _coverage(design, reading), *np.array(measured, dtype=np.float64).T)
 
 
 def _target(setting: Setting, design: _core.Design, reading: Reading, row: int, value_M: Floats) -> float:
@@ -198,11 +198,10 @@ def bootstrap(statistic: Callable[[Any], Floats], rows: int, seed: int) -> tuple
     return float(low), float(high)
 
 
-def trace_ratio(cell: Cell, base: Cell, seed: int = 0) -> tuple[float, float, float]:
-    """Return the ratio of two cells' gradient traces with its interval; rows are resampled in pairs."""
-    ratio = float(cell.trace_R.sum() / base.trace_R.sum())
-    low, high = bootstrap(lambda i: cell.trace_R[i].sum(1) / base.trace_R[i].sum(1), len(cell.trace_R), seed)
-    return ratio, low, high
+def ratio(top_R: Floats, base_R: Floats, seed: int = 0) -> tuple[float, float, float]:
+    """Return the ratio of two sums over the same rows with its interval; rows are resampled in pairs."""
+    low, high = bootstrap(lambda i: top_R[i].sum(1) / base_R[i].sum(1), len(top_R), seed)
+    return float(top_R.sum() / base_R.sum()), low, high
 
 
 def summarise(cell: Cell, seed: int = 0) -> VarianceRow:

@@ -31,9 +31,9 @@ class TabularPolicy:
         InvalidValueError: another shape.
 
     Example:
-        >>> policy = TabularPolicy(torch.zeros(1, 9), vocab_size=3, length=2)
-        >>> policy.log_conditionals(torch.tensor([[3, 0]]))[0, 0].exp().tolist()
-        [0.333..., 0.333..., 0.333...]
+        >>> policy = TabularPolicy(torch.zeros(1, 4), vocab_size=2, length=2)
+        >>> policy.log_conditionals(torch.tensor([[2, 0]]))[0].exp().tolist()
+        [[0.5, 0.5], [1.0, 0.0]]
     """
 
     logit_shift = 0
@@ -52,17 +52,19 @@ class TabularPolicy:
         self.completions_YL = torch.tensor(list(itertools.product(range(vocab_size), repeat=length)))
 
     def log_conditionals(self, canvas_BL: Tensor) -> Tensor:
-        """Return log p(token at i | visible tokens), f64 [B, L, V]; at a visible position its token has probability 1."""
+        """Return log p(token at i | visible tokens), f64 [B, L, V]; a visible position has its own token."""
+        canvas_BL, row_B = torch.unique(canvas_BL, dim=0, return_inverse=True)
         masked_BL = canvas_BL == self.mask_token_id
         fits_BY = (masked_BL[:, None] | (canvas_BL[:, None] == self.completions_YL)).all(-1)
-        sets_B = (masked_BL.long() << torch.arange(self.length)).sum(-1) if len(self.logits) > 1 else 0 * canvas_BL[:, 0]
+        sets_B = (masked_BL.long() << torch.arange(self.length)).sum(-1) % len(self.logits)
         logits_BY = self.logits[sets_B].masked_fill(~fits_BY, float("-inf"))
         token_YLV = nn.functional.one_hot(self.completions_YL, self.vocab_size).bool()
         chosen_BLVY = logits_BY[:, None, None].masked_fill(~token_YLV.permute(1, 2, 0), float("-inf"))
-        return torch.logsumexp(chosen_BLVY, -1) - torch.logsumexp(logits_BY, -1)[:, None, None]
+        return (torch.logsumexp(chosen_BLVY, -1) - torch.logsumexp(logits_BY, -1)[:, None, None])[row_B]
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return the logits of all positions, f64 [B, S, V + 2]: this model's hidden states."""
+        del lengths_B  # None: canvases of one call have equal lengths, because pads are not respected
         start = ids_BS.shape[1] - self.length
         table_BLV = self.log_conditionals(ids_BS[:, start:])
         return nn.functional.pad(table_BLV, (0, 2, start, 0), value=float("-inf"))
