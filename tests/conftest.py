@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 
 # Before transformers is imported anywhere: its hub client reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Before torch is: threads that outnumber the free cores made tests of tiny models minutes long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 # `ci` draws the same examples on every run, so that a red build can be repeated; `dev` explores.
 # Neither has a deadline: on a shared machine a slow example says nothing about the code.

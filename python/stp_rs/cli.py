@@ -1,4 +1,4 @@
-"""The command line: stp-rs train | sample | eval | env | grade."""
+"""The command line: stp-rs train | sample | eval | variance | env | grade."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from stp_rs import variance_cli
 from stp_rs.errors import StpError
 
 
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)
     grading.add_parser(commands)
+    variance_cli.add_parser(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser

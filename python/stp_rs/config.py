@@ -134,6 +134,8 @@ class RunConfig:
     save_steps: int = 50
     eval_steps: int = 0
     """Evaluate on the validation split every N steps; 0 never."""
+    stp_variance_every: int = 0
+    """Log the mask noise of the update's gradient every N steps (docs/variance.md); 0 never."""
     num_completions_to_print: int = 6
     eval_size: int = 192
     """Problems per evaluation."""
@@ -310,6 +312,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
         "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
         "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
+        "stp_variance_every": (0, 1 << 31),
         "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
         "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),
         "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1.0),

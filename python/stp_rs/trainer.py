@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stp_rs import _core
 from stp_rs.advantages import group_advantages
+from stp_rs.analysis.gradients import update_noise
 from stp_rs.buffer import Minibatch, TrajectoryBuffer, fill_buffer, gather
 from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
@@ -157,6 +158,9 @@ class STPTrainer:
             rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
             advantages, metrics = group_advantages(rewards, prompts.group, config.loss.scale_rewards)
         buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
+        if config.run.stp_variance_every and self.step % config.run.stp_variance_every == 0:
+            with self.ledger.time("variance"), self._autocast():
+                metrics.update(update_noise(self.model, self.design, config, self._micro_batches(buffer)))
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
             metrics.update(self._update(buffer))
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in by_name.items()})
@@ -382,5 +386,5 @@ def _mean(values: Any) -> float:
 def _identity(config: STPConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run; a resume with others would be another run."""
     free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
-    free |= {"num_completions_to_print", "generation_batch_size", "eval_size"}
+    free |= {"num_completions_to_print", "generation_batch_size", "eval_size", "stp_variance_every"}
     return {k: v for k, v in config.to_flat().items() if k not in free}

@@ -14,8 +14,8 @@ from tests.meta.tree import sources, text
 ORDER = [
     *["_core", "errors", "config", "checkpoint", "metrics", "tasks"],
     *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "advantages"],
-    *["buffer", "likelihood", "loss", "sft", "trainer"],
-    *["bounds", "analysis", "evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
+    *["buffer", "likelihood", "bounds", "analysis", "loss", "sft", "trainer"],
+    *["evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
 ]
 
 # Imports against the flow, and why.

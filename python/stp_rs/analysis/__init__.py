@@ -1,0 +1,1 @@
+"""Variance and bias of likelihood estimates: exact by enumeration, measured by resampling masks."""

@@ -1,0 +1,99 @@
+"""One batch of rollouts, read four ways: as if nothing, space, time or both had been pruned.
+
+The completions stay the same, so that numbers of two readings differ by the pruning alone and can be compared row by
+row. A reading is an `unmask_step`: which tokens are scored (>= 0), and on which plan.
+
+Shapes: R rows, L completion length, N scored positions.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from stp_rs import _core
+from stp_rs.analysis.exact import MAX_TOKENS, Levels, exact_levels, score_table
+from stp_rs.bounds import Rows, pass_logprobs
+from stp_rs.config import PRUNINGS, STPConfig
+from stp_rs.likelihood import Completions, Masks
+from stp_rs.model import DiffusionModel, passes_without_dropout
+
+READINGS = {"none": (False, False), "spatial": (True, False), "temporal": (False, True), "both": (True, True)}
+"""Pruning -> (anchors are context only, the row's temporal merge is kept)."""
+
+ORDERS = 32
+"""Random orders per row for a(l) and v(l) where masks cannot be enumerated."""
+
+
+def with_pruning(config: STPConfig) -> STPConfig:
+    """Return the configuration itself if it prunes, else with the pruning of the `stp` preset."""
+    if config.pruning.stp_spatial != "none" or config.pruning.stp_temporal != "none":
+        return config
+    return replace(config, pruning=replace(config.pruning, **PRUNINGS["stp"]))
+
+
+def read_as(rollout: Completions, pruning: str, diffusion_steps: int) -> Rows:
+    """Return a rollout's rows as one of `READINGS`.
+
+    `both` is the rollout itself. `temporal` also scores the prior tokens, on the whole completion's plan with the row's
+    merge (as `score_prior` does); `spatial` and `none` undo the merge. Where tokens need a new step they keep their
+    order, prior tokens first.
+
+    Args:
+        rollout: pruned completions.
+        pruning: a key of `READINGS`.
+        diffusion_steps: steps of the plan of a whole unpruned completion.
+    """
+    rows = Rows.of(rollout, np.arange(len(rollout.token_ids)))
+    spatial, temporal = READINGS[pruning]
+    if spatial and temporal:
+        return rows
+    merged_RL = np.empty_like(rows.unmask_step)
+    _core.scored_counts(rows.unmask_step, merged_RL, score_prior=True, diffusion_steps=diffusion_steps)
+    unmask_step = rows.unmask_step.copy()
+    for old_L, new_L, merged_L in zip(rows.unmask_step, unmask_step, merged_RL, strict=True):
+        scored_N = np.flatnonzero(old_L >= (0 if spatial else -1))
+        length = int((old_L >= -1).sum())
+        steps = math.ceil(len(scored_N) * diffusion_steps / max(length, 1))
+        counts = merged_L[merged_L > 0].tolist() if temporal else _core.plan_counts(len(scored_N), steps)
+        order_N = scored_N[np.argsort(old_L[scored_N], kind="stable")]
+        new_L[order_N] = np.repeat(np.arange(len(counts)), -np.diff([*counts, 0]))
+    return replace(rows, unmask_step=unmask_step)
+
+
+def plans_of(rows: Rows) -> list[list[int]]:
+    """Return the mask counts of every row's plan; empty where nothing is scored."""
+    counts_RL = np.empty_like(rows.unmask_step)
+    _core.scored_counts(rows.unmask_step, counts_RL, score_prior=False, diffusion_steps=1)
+    return [counts_L[counts_L > 0].tolist() for counts_L in counts_RL]
+
+
+def row_levels(model: DiffusionModel, rows: Rows, row: int, *, temperature: float, seed: int) -> tuple[Levels, bool]:
+    """Return (a(l) and v(l) of a row, whether they are exact).
+
+    Up to 12 scored tokens all masks are enumerated; beyond, each count has 32 keyed random masks (prefixes of orders).
+    """
+    scored_N = np.flatnonzero(rows.unmask_step[row] >= 0)
+    if len(scored_N) <= MAX_TOKENS:
+        return exact_levels(score_table(model, rows, row, temperature=temperature)), True
+    n, length = len(scored_N), rows.unmask_step.shape[1]
+    mask_PL = np.zeros((ORDERS * n, length), dtype=np.uint8)
+    for order in range(ORDERS):
+        ranked_N = scored_N[_core.permutation(seed, _core.row_uid(int(rows.uid[row]), order), n)]
+        for count in range(1, n + 1):
+            mask_PL[order * n + count - 1, ranked_N[:count]] = 1
+    one = Rows.of(rows, [row])
+    masks = Masks(
+        mask_PL=mask_PL,
+        weight_PL=mask_PL.astype(np.float32),
+        row_P=np.zeros(len(mask_PL), dtype=np.int32),
+        scored_RL=(one.unmask_step >= 0).astype(np.uint8),
+        length_R=(one.unmask_step >= -1).sum(1, dtype=np.int32),
+    )
+    with torch.no_grad(), passes_without_dropout(model.module):
+        logprob_PL = pass_logprobs(model, one, masks, temperature=temperature, forward_batch_size=512)
+    mean_On = logprob_PL.sum(1).double().cpu().numpy().reshape(ORDERS, n) / np.arange(1, n + 1)
+    a, v = np.zeros(n + 1), np.zeros(n + 1)
+    a[1:], v[1:] = mean_On.mean(0), mean_On.var(0, ddof=1)
+    return Levels(a, v), False
