@@ -229,7 +229,7 @@ def write_config(config: STPConfig, run: Path) -> None:
     import yaml
 
     run.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.to_flat(), sort_keys=False)
     (run / "config.yaml").write_text(text, encoding="utf-8")
 
 

@@ -6,17 +6,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from stp_rs import Design, likelihood
 from stp_rs._core import scored_counts
+from stp_rs.errors import DesignError, InvalidValueError
 from stp_rs.likelihood import Masks, draw_masks, token_elbo
 from tests.fixtures import Tabular, tiny
 from tests.oracles import loss as oracle
 
 VOCAB, LENGTH, PROMPT = 7, 5, 4
-DESIGNS = st.sampled_from([name for name, _ in Design.names() if name in ("cover", "systematic", "uniform_count")])
+NAMES = [name for name, _ in Design.names() if name != "block_random"]  # which needs blocks
+PLANNED = st.sampled_from(["cover", "systematic", "uniform_count"])
+
+
+def draw_any(name: str, num_mc: int, rows: Any, **options: Any) -> Masks:
+    """Return a design's masks; rows or options that it refuses are none of these tests' business."""
+    try:
+        return draw_masks(Design(name, num_mc), rows, **options)
+    except (DesignError, InvalidValueError):
+        reject()
 
 
 @st.composite
@@ -65,10 +75,10 @@ def assert_same(left: torch.Tensor, right: torch.Tensor, policy: Any, tolerance:
         assert torch.allclose(x, y, atol=10 * tolerance, rtol=10 * tolerance)
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("design", NAMES)
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     completions(),
-    DESIGNS,
     st.integers(1, 4),
     st.booleans(),
     st.sampled_from([1.0, 0.0, 0.6]),
@@ -76,8 +86,8 @@ def assert_same(left: torch.Tensor, right: torch.Tensor, policy: Any, tolerance:
     st.sampled_from([0, 1]),
 )
 def test_the_estimate_and_its_gradient_are_the_slow_loops(
-    rows: SimpleNamespace,
     design: str,
+    rows: SimpleNamespace,
     num_mc: int,
     score_prior: bool,
     temperature: float,
@@ -86,7 +96,7 @@ def test_the_estimate_and_its_gradient_are_the_slow_loops(
 ):
     policy = model()
     policy.logit_shift = shift
-    masks = draw_masks(Design(design, num_mc), rows, seed=3, score_prior=score_prior, diffusion_steps=3)
+    masks = draw_any(design, num_mc, rows, seed=3, score_prior=score_prior, diffusion_steps=3)
     fast = token_elbo(policy, rows, masks, temperature=temperature, forward_batch_size=batch)
     assert policy.head_rows == (masks.weight_PL != 0).sum(), "logits of scored positions and of no others"
     assert_same(fast, oracle.token_elbo(policy, rows, masks, temperature), policy)
@@ -114,7 +124,7 @@ def test_any_weighted_masks_are_the_slow_loop(rows: SimpleNamespace, passes: int
 
 
 @settings(deadline=None, max_examples=40)
-@given(completions(), DESIGNS, st.integers(1, 3), st.integers(1, 9))
+@given(completions(), PLANNED, st.integers(1, 3), st.integers(1, 9))
 def test_a_chunked_head_is_the_whole_head(rows: SimpleNamespace, design: str, num_mc: int, chunk: int):
     policy = model()
     policy.module.config = SimpleNamespace(vocab_size=VOCAB)
@@ -136,7 +146,7 @@ def test_a_chunked_head_is_the_whole_head(rows: SimpleNamespace, design: str, nu
 
 
 @settings(deadline=None, max_examples=40)
-@given(completions(), DESIGNS, st.integers(1, 3), st.booleans(), st.integers(0, 3))
+@given(completions(), PLANNED, st.integers(1, 3), st.booleans(), st.integers(0, 3))
 def test_masks_cover_what_is_scored_and_a_row_keeps_its_own(
     rows: SimpleNamespace, design: str, num_mc: int, score_prior: bool, iteration: int
 ):

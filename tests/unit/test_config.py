@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stp_rs import cli
@@ -55,6 +55,7 @@ def test_code_flags_and_yaml_say_the_same(preset: str, pruning: str, tmp_path: P
 
 
 @settings(deadline=None, max_examples=40)
+@example("\x85 \u2028 é 🦀", 1e-5)
 @given(st.text(max_size=20), st.floats(0, 1))
 def test_any_text_survives_the_run_folders_file(text: str, share: float):
     folder = Path(tempfile.mkdtemp())
