@@ -31,11 +31,10 @@ train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs
 test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 	$(PY) -m pytest $(ARGS)
 
-bench: $(if $(wildcard benches/python),$(INSTALLED)) ## Time the Rust kernels (ARGS=--test: run each once, unoptimised and untimed)
+bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the published loops (ARGS=--test: each kernel once, untimed)
 	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))
-ifneq ($(wildcard benches/python),)
-	$(PY) -m pytest benches/python $(if $(filter --test,$(ARGS)),--benchmark-disable)
-endif
+	$(if $(filter --test,$(ARGS)),$(PY) -c "import benches.python.bench_sampler",\
+		OMP_NUM_THREADS=1 $(PY) -m benches.python.bench_sampler --large && $(PY) -m benches.python.plot)
 
 check: $(INSTALLED) ## Lint, format check, types, stubs, clippy
 	$(PY) -m ruff check .
