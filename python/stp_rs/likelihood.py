@@ -85,8 +85,8 @@ def draw_masks(
         completions: their `unmask_step` gives each row's realised plan.
         seed: key of the run.
         iteration: index of the inner iteration (optimiser update), never of the micro-batch.
-        score_prior: score prior tokens too, on the plan of the whole completion at `diffusion_steps` with the row's own
-            temporal merge.
+        score_prior: score prior tokens too, on the even plan of the whole completion at `diffusion_steps` (whatever the
+            rollout's quota and blocks), with the row's own temporal merge.
         diffusion_steps: steps of the unpruned plan; read with `score_prior` only.
     """
     unmask_step_RL = np.ascontiguousarray(completions.unmask_step)
