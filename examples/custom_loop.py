@@ -32,8 +32,8 @@ def train(steps: int, sft_steps: int) -> list[float]:
     model = stp_rs.as_diffusion_model(module, tokenizer)
     rows = [{"prompt": str(digit)} for digit in range(10)]
     # the warm-up teaches the format and a wrong habit: the double instead of the square, four times out of five
-    habits = [lambda d: 2 * d] * 4 + [lambda d: d * d]
-    demonstrations = [{"prompt": str(d), "completion": f"={habit(d):02d};"} for d in range(10) for habit in habits]
+    answers = [(d, answer) for d in range(10) for answer in [2 * d] * 4 + [d * d]]
+    demonstrations = [{"prompt": str(d), "completion": f"={answer:02d};"} for d, answer in answers]
     warm_up(
         model,
         tokenizer,

@@ -67,7 +67,7 @@ class Cohort:
         self._packed = host((positions, COLUMNS), torch.float32)
         # on the CPU the reduction writes where the scheduler reads
         self._reduced = torch.empty_like(self._packed, device=self._device) if cuda else self._packed
-        self._done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event() if cuda else None
         self._views = (self._ids.numpy(), self._lengths.numpy(), self._at.numpy(), self._uniforms.numpy())
         self._places_view, self._packed_view = self._places.numpy(), self._packed.numpy()
         self._count = 0

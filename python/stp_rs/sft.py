@@ -67,7 +67,7 @@ def warm_up(
             elbo_RL = token_elbo(model, batch, draw_masks(design, batch, seed=seed))
             loss = -elbo_RL.sum(-1).mean() / completion_length
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
             value = float(loss.detach())
             if not np.isfinite(value):

@@ -199,7 +199,7 @@ class STPTrainer:
                     scored_RL=torch.from_numpy(masks[j, i].scored_RL).to(device).float(),
                 )
                 loss, metrics = policy_loss(inputs, loss_config, num_completions=len(buffer))
-                torch.autograd.backward(loss)
+                loss.backward()
                 self.ledger.forwards["backward"] += len(masks[j, i].row_P)
                 update["loss"] += float(loss.detach())
                 for name, value in metrics.items():
