@@ -1,4 +1,4 @@
-//! Small LaTeX expressions: cleaned of layout here, evaluated in [`value`].
+//! Small LaTeX expressions: cleaned of layout here, evaluated in `value`.
 
 mod value;
 
