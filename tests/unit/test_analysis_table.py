@@ -148,7 +148,8 @@ def test_anchors_are_nested_and_shorten_the_estimate():
 
 TRAIN = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "sft_steps": 5, "sft_batch_size": 8,
-    "max_steps": 1, "num_generations": 4, "per_device_train_batch_size": 8, "train_size": 16, "eval_size": 4, "stp_variance_every": 1,
+    "max_steps": 1, "num_generations": 4, "per_device_train_batch_size": 8, "train_size": 16, "eval_size": 4,
+    "stp_variance_every": 1,
 }  # fmt: skip
 
 
@@ -177,6 +178,7 @@ def test_the_command_writes_the_table(run: Path, tmp_path: Path, capsys: pytest.
         assert (row["gradient_snr"] is None) == (row["design"] == "mean_field")
     shown = capsys.readouterr().out
     assert "cover K=2 both / unigrpo K=2 none" in shown
+    assert "3 rows of at most 8 free tokens" in shown
     assert f"2 to {MAX_TOKENS} free tokens" in shown
     assert "= 0.40 x" in shown, "what is length and what is not"
     again = tmp_path / "again.json"
