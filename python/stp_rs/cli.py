@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from stp_rs import variance_cli
 from stp_rs.errors import StpError
+from stp_rs.variance_cli import add_parser as add_variance
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)
     grading.add_parser(commands)
-    variance_cli.add_parser(commands)
+    add_variance(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser

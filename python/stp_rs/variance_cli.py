@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from stp_rs import _core
+from stp_rs.analysis import gram
 from stp_rs.analysis.checks import Checks, check_statements
-from stp_rs.analysis.exact import MAX_TOKENS
+from stp_rs.analysis.exact import MAX_TOKENS, Floats
 from stp_rs.analysis.gradients import Estimator
 from stp_rs.analysis.pictures import sampled_variance, variance_by_anchors
 from stp_rs.analysis.plot import Pictures, draw, require_matplotlib
 from stp_rs.analysis.readings import read_as, with_pruning
 from stp_rs.analysis.table import (
     Cell,
+    Reading,
     Setting,
     VarianceRow,
     list_cells,
@@ -76,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     cells = [measure(setting, design, reading) for design, reading in bar]
     lines = [summarise(cell, args.seed) for cell in cells]
     print("\n".join([*table_lines(lines), "", *comparison_lines(cells), "", *reduction_lines(cells), ""]))
+    print("\n".join([*exact_lines(setting, readings[1], readings[3]), ""]))
     print("\n".join([*check_lines(check_statements(setting, readings[1], readings[3])), ""]))
     print("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
     if args.json:
@@ -150,6 +154,30 @@ def variance_over_training(args: argparse.Namespace) -> list[tuple[int, float, f
         source = Source(args, path)
         found.append((step, source.variance("uniform_count", "none"), source.variance("cover", "both")))
     return found
+
+
+EXACT = (("pairs", 4, "both"), ("uniform_count", 4, "both"), ("uniform_count", 4, "spatial"))
+"""Cells that `cover` with the same K on the pruned plan is compared with through all masks' gradients."""
+EXACT_ROWS = 64
+
+
+def exact_lines(setting: Setting, unmerged: Reading, merged: Reading) -> list[str]:
+    """Return ratios of gradient traces from all masks' gradients; of rows with at most 8 free tokens."""
+    rows = [row for row, plan in enumerate(merged.plans) if plan and plan[0] <= gram.MAX_TOKENS][:EXACT_ROWS]
+    shown = [f"The same through every mask's gradient, {len(rows)} rows of at most {gram.MAX_TOKENS} free tokens:"]
+    if not rows:
+        return []
+    grams = [gram.mask_gram(setting.model, merged.rows, row, temperature=setting.temperature) for row in rows]
+
+    def traces(name: str, num_mc: int, reading: Reading) -> Floats:
+        design = _core.Design(name, num_mc)
+        return np.array([gram.gram_trace(g, design, reading.plans[row]) for g, row in zip(grams, rows, strict=True)])
+
+    for name, num_mc, pruning in EXACT:
+        base = traces(name, num_mc, merged if pruning == "both" else unmerged)
+        middle, low, high = ratio(traces("cover", num_mc, merged), base)
+        shown.append(f"  cover K={num_mc} both / {name} K={num_mc} {pruning}: {middle:.3f} [{low:.3f}, {high:.3f}]")
+    return shown
 
 
 def table_lines(lines: Sequence[VarianceRow]) -> list[str]:

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs import Design, Masks, Sampler, STPConfig, STPTrainer, draw_masks, token_elbo
+from stp_rs import Design, Masks, Sampler, STPConfig, STPTrainer, draw_masks, errors, token_elbo
 from stp_rs._core import PriorSet
 from stp_rs.analysis.exact import exact_levels, law_arrays, plan_elbo, score_table
 from stp_rs.analysis.gradients import Estimator, exact_gradient, gradient_noise, value_and_gradient
+from stp_rs.analysis.gram import gram_trace, mask_gram
 from stp_rs.analysis.readings import plans_of, read_as, row_levels
 from stp_rs.analysis.tabular import TabularPolicy
 from stp_rs.bounds import Rows, pass_logprobs, token_bounds
@@ -181,6 +182,33 @@ def test_resampled_noise_is_the_enumerated_noise():
     assert noise.snr == pytest.approx(math.sqrt(noise.signal / noise.trace), rel=1e-6)
     cosines = torch.cosine_similarity(stacked, mean_D[None], dim=1)
     assert noise.cosine == pytest.approx(float(p @ cosines), abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "num_mc"), [("uniform_count", 1), ("cover", 2), ("coupled", 2), ("stp_paper", 2)])
+def test_the_gram_of_all_masks_gives_a_designs_noise(name, num_mc):
+    plan, rows = [3, 2], one_row(4, [3, 2], 6)
+    policy = table_policy(4, 6, consistent=False)
+    gram_MM = mask_gram(policy, rows, 0)
+    _, exact_D = exact_gradient(policy, rows, 0, [3])
+    assert gram_MM[7, 7] == pytest.approx(float(exact_D @ exact_D), rel=1e-5), "all masked"
+    design = Design(name, num_mc)
+    law = outcomes(design, rows, plan)
+    p = torch.tensor([probability for probability, _ in law], dtype=torch.float64)
+    stacked = torch.stack([value_and_gradient(policy, rows, masks, torch.ones(1))[1] for _, masks in law])
+    trace = float(p @ (stacked - p @ stacked).square().sum(1)) * (9 if design.per_token else 1)
+    assert gram_trace(gram_MM, design, plan, draws=20_000) == pytest.approx(trace, rel=0.05)
+
+
+def test_the_gram_refuses_what_it_cannot_answer():
+    rows, policy = one_row(3, [3, 2, 1], 2), table_policy(3, 2, consistent=True)
+    gram_MM = mask_gram(policy, rows, 0)
+    with pytest.raises(errors.InvalidValueError, match="unequal weights"):
+        gram_trace(gram_MM, Design("ordered", 3), [3, 2], draws=50)
+    long = one_row(9, list(range(9, 0, -1)), 1)
+    with pytest.raises(errors.InvalidValueError, match="at most 8"):
+        mask_gram(table_policy(9, 1, consistent=True), long, 0)
+    with pytest.raises(errors.InvalidValueError, match="at most 12"):
+        score_table(policy, one_row(13, list(range(13, 0, -1)), 1), 0)
 
 
 def test_a_design_without_randomness_has_no_noise():

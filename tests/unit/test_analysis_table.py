@@ -178,6 +178,7 @@ def test_the_command_writes_the_table(run: Path, tmp_path: Path, capsys: pytest.
         assert (row["gradient_snr"] is None) == (row["design"] == "mean_field")
     shown = capsys.readouterr().out
     assert "cover K=2 both / unigrpo K=2 none" in shown
+    assert "3 rows of at most 8 free tokens" in shown
     assert f"2 to {MAX_TOKENS} free tokens" in shown
     assert "= 0.40 x" in shown, "what is length and what is not"
     again = tmp_path / "again.json"

@@ -29,18 +29,18 @@ class Estimator:
     design: _core.Design
     seed: int = 0
     num_iterations: int = 1
-    """The draws take the inner iterations in turn."""
+    """A draw takes one of the inner iterations at random."""
     score_prior: bool = False
     diffusion_steps: int = 1
     temperature: float = 1.0
 
     def masks(self, completions: Completions, draw: int) -> Masks:
-        """Return the masks of the draw of this number: a function of (seed, draw, uid)."""
+        """Return the masks of a draw: a function of (seed, draw, uid)."""
         return draw_masks(
             self.design,
             completions,
             seed=_core.row_uid(self.seed, draw),
-            iteration=draw % self.num_iterations,
+            iteration=_core.row_uid(self.seed, draw, 1) % self.num_iterations,
             score_prior=self.score_prior,
             diffusion_steps=self.diffusion_steps,
         )
@@ -90,15 +90,17 @@ def gradient_noise(
     rows = len(completions.token_ids)
     coefficient = torch.from_numpy(np.ones(rows) if coefficient_R is None else coefficient_R).float()
     values, total_D, squares, cosines = [], None, 0.0, []
-    for draw in range(draws):
-        value_R, gradient_D = value_and_gradient(
-            model, completions, estimator.masks(completions, draw), coefficient, temperature=estimator.temperature
-        )
-        values.append(value_R)
-        squares += float(gradient_D @ gradient_D)
-        total_D = gradient_D if total_D is None else total_D + gradient_D
-        if exact_D is not None:
-            cosines.append(float(torch.cosine_similarity(gradient_D, exact_D, dim=0)))
+    with passes_without_dropout(model.module):
+        for draw in range(draws):
+            masks = estimator.masks(completions, draw)
+            value_R, gradient_D = value_and_gradient(
+                model, completions, masks, coefficient, temperature=estimator.temperature
+            )
+            values.append(value_R)
+            squares += float(gradient_D @ gradient_D)
+            total_D = gradient_D if total_D is None else total_D + gradient_D
+            if exact_D is not None:
+                cosines.append(float(torch.cosine_similarity(gradient_D, exact_D, dim=0)))
     assert total_D is not None  # noqa: S101 - draws >= 2; this tells the type checker
     mean_square = float(total_D @ total_D) / draws**2
     trace = (squares - draws * mean_square) / (draws - 1)
@@ -114,16 +116,19 @@ def gradient_noise(
 def value_and_gradient(
     model: DiffusionModel, completions: Completions, masks: Masks, coefficient_R: Tensor, *, temperature: float = 1.0
 ) -> tuple[Floats, Tensor]:
-    """Return the estimate of every row, f64 [R], and the gradient of their weighted sum, f64 [D]."""
+    """Return the estimate of every row, f64 [R], and the gradient of their weighted sum, f64 [D].
+
+    The model runs in the mode it is in.
+    """
     parameters = [p for p in model.module.parameters() if p.requires_grad]
-    with passes_without_dropout(model.module), torch.enable_grad():
+    with torch.enable_grad():
         elbo_R = token_elbo(model, completions, masks, temperature=temperature).sum(-1)
         total = (coefficient_R.to(elbo_R.device) * elbo_R).sum()
     if total.requires_grad:
         parts = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
     else:  # nothing was scored
         parts = tuple(torch.zeros_like(p) for p in parameters)
-    return elbo_R.detach().double().cpu().numpy(), torch.cat([part.reshape(-1).double() for part in parts])
+    return elbo_R.detach().double().cpu().numpy(), torch.cat([part.reshape(-1) for part in parts]).double()
 
 
 def exact_gradient(
@@ -142,7 +147,8 @@ def exact_gradient(
     weight_l = np.zeros(n + 1)
     weight_l[list(counts)] = reveals(counts) / [math.comb(n, count) * count for count in counts]
     weighted = replace(masks, weight_PL=(masks.mask_PL * weight_l[size_P, None]).astype(np.float32))
-    value_R, gradient_D = value_and_gradient(model, one, weighted, torch.ones(1), temperature=temperature)
+    with passes_without_dropout(model.module):
+        value_R, gradient_D = value_and_gradient(model, one, weighted, torch.ones(1), temperature=temperature)
     return float(value_R[0]), gradient_D
 
 

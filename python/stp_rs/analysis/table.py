@@ -177,11 +177,13 @@ def _target(setting: Setting, design: _core.Design, reading: Reading, row: int, 
 def _coverage(design: _core.Design, reading: Reading) -> float | None:
     if design.name == "bernoulli":  # E[1/t] diverges
         return None
+    iterations = range(PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1)
     known: dict[tuple[int, ...], float] = {}
     for plan in reading.plans:
         if plan and tuple(plan) not in known:
             closed = coverage_variance(design, plan)
-            known[tuple(plan)] = sampled_coverage(design, plan) if closed is None else closed
+            sampled = [] if closed is not None else [sampled_coverage(design, plan, iteration=j) for j in iterations]
+            known[tuple(plan)] = float(np.mean(sampled)) if closed is None else closed
     return float(np.mean([known[tuple(plan)] for plan in reading.plans if plan])) if known else 0.0
 
 

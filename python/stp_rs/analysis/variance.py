@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stp_rs import _core
 from stp_rs.analysis.exact import Floats, Levels, reveals
@@ -117,11 +118,21 @@ def _at(levels: Levels, counts: Sequence[int], point_U: Floats) -> tuple[Floats,
     return levels.n * levels.a[count_U], levels.n**2 * levels.v[count_U]
 
 
-def sampled_coverage(design: _core.Design, counts: Sequence[int], *, draws: int = 2048, seed: int = 0) -> float:
+def sampled_coverage(design: _core.Design, counts: Sequence[int], *, iteration: int = 0, draws: int = 2048) -> float:
     """Return the variance of a token's total weight over keyed draws of the masks; no model is run.
 
     Weights of a mean per token are multiplied by n.
     """
+    _, weight_PN, row_P = draw_plan(design, counts, draws, iteration)
+    total_SN = np.zeros((draws, counts[0]))
+    np.add.at(total_SN, row_P, weight_PN * (counts[0] if design.per_token else 1))
+    return float(total_SN.var(0, ddof=1).mean())
+
+
+def draw_plan(
+    design: _core.Design, counts: Sequence[int], draws: int, iteration: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32]]:
+    """Return `draws` keyed draws for n free positions on a plan: mask [P, N], weight [P, N], draw of each pass [P]."""
     n = counts[0]
     eligible = np.ones((draws, n), dtype=np.uint8)
     counts_RT = np.tile(np.array([*counts, 0], dtype=np.int32), (draws, 1))
@@ -129,7 +140,5 @@ def sampled_coverage(design: _core.Design, counts: Sequence[int], *, draws: int 
     passes = int(design.passes(eligible, counts_RT).sum())
     mask, row = np.empty((passes, n), dtype=np.uint8), np.empty(passes, dtype=np.int32)
     weight = np.empty((passes, n), dtype=np.float32)
-    design.draw(eligible, counts_RT, steps, seed, np.arange(draws, dtype=np.uint64), 0, mask, weight, row)
-    total = np.zeros((draws, n))
-    np.add.at(total, row, weight * (n if design.per_token else 1))
-    return float(total.var(0, ddof=1).mean())
+    design.draw(eligible, counts_RT, steps, 0, np.arange(draws, dtype=np.uint64), iteration, mask, weight, row)
+    return mask, weight, row
