@@ -77,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    from stp_rs.config import PRESETS, PRUNINGS, flat_fields
+    from stp_rs.config import flat_fields
+    from stp_rs.presets import PRESETS, PRUNINGS
 
     train = commands.add_parser(
         "train",

@@ -2,7 +2,7 @@
 
 Names are TRL's where TRL has the concept; ours start with `stp_`.
 
-    config = STPConfig.make("stp", learning_rate=3e-4, max_steps=200)
+    config = STPConfig.make("stp", learning_rate=3e-4, max_steps=200)  # presets and prunings: presets.py
     config.optim.learning_rate
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stp_rs.errors import ConfigError
+from stp_rs.presets import PRESETS, PRUNINGS
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,54 @@ class PruningConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Likelihood design, policy objective and advantages."""
+class AdvantageConfig:
+    """From rewards to advantages."""
+
+    stp_advantage: Literal["centred", "leave_one_out", "softmax"] = "centred"
+    """Reward minus the group's mean; minus the mean of the others; or wd1's softmax weights of good and bad."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide centred rewards by the group's or the batch's standard deviation, or not at all."""
+    stp_zero_std: Literal["keep", "drop"] = "keep"
+    """Groups of equal rewards count in the loss's mean (and in its KL term), or are left out of it."""
+    stp_dynamic_sampling: int = 0
+    """Most extra rollout batches per step that replace groups of equal rewards (DAPO); 0 replaces none."""
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig:
+    """How the log-likelihood of a completion is estimated."""
 
     stp_design: str = "cover"
     """Law of the corruption masks; see docs/designs.md."""
     num_mc: int = 2
-    """K: corrupted canvases per completion."""
-    loss_type: Literal["grpo"] = "grpo"
-    """Length normalisation: the mean over a completion's tokens, then over completions."""
+    """K: corrupted canvases per completion; 0 takes every state of a rollout (trajectory)."""
+    stp_prompt_mask: float = 0.0
+    """Probability of masking a prompt token (Diffu-GRPO: 0.15)."""
+    stp_truncate: str = ""
+    """coupled, bernoulli: range LOW:HIGH of the mask ratio (coupled-GRPO: 0.2:0.8); empty is the whole range."""
+    stp_mask_block: int = 0
+    """block_random: tokens per block of its masks; 0 takes block_length, or an eighth of the completion (SPG: 32)."""
+    stp_bound: Literal["elbo", "eubo", "mixture"] = "elbo"
+    """Estimate for negative advantages: the lower bound as for the others, SPG's upper one, or both mixed."""
+    stp_bound_power: float = 1.5
+    """SPG's beta: power of the upper bound's mean."""
+    stp_bound_mixture: float = 0.5
+    """SPG's omega: weight of the upper bound in the mixture."""
+    stp_constant_memory: bool = False
+    """Find the loss's coefficients without a graph, then backpropagate pass by pass: memory does not grow with K."""
+    stp_forward_batch_size: int = 0
+    """Canvases per likelihood forward; 0 means a micro-batch's all (with constant memory: one per completion)."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Policy objective."""
+
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "grpo"
+    """Length normalisation, as in TRL: mean of completions' means; by max_completion_length; by the tokens of the
+    micro-batch; by the tokens of the whole update."""
+    stp_objective: Literal["clip", "reinforce", "stable", "linear"] = "clip"
+    """Clipped ratio (PPO, GRPO); no ratio (SPG, wd1); clipped and self-normalised weights (StableDRL); BGPO's bound."""
     importance_sampling_level: Literal["token", "sequence"] = "sequence"
     """Ratios per token, or one length-normalised ratio per completion."""
     epsilon: float = 0.2
@@ -90,8 +130,8 @@ class LossConfig:
     """KL coefficient; 0 loads no reference and makes no reference pass."""
     stp_kl: Literal["k1", "k2", "k3"] = "k2"
     """KL estimator."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide centred rewards by the group's or the batch's standard deviation, or not at all."""
+    stp_kl_target: Literal["reference", "old"] = "reference"
+    """KL against the policy before RL (adapters off, or a frozen copy), or against the one that made the rollouts."""
     stp_negative_advantage_weight: float = 0.2
     """Weight of completions with a negative advantage: an ELBO is a lower bound, pushing it down is unbounded."""
 
@@ -168,6 +208,8 @@ class STPConfig:
     preset: str = "stp"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -225,19 +267,6 @@ class STPConfig:
         return flat
 
 
-PRUNINGS: dict[str, dict[str, Any]] = {
-    "none": {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": False},
-    "stp": {"stp_spatial": "template+copy", "stp_temporal": "steps:0.6", "stp_score_prior": True},
-}
-"""Pruning is configuration of (canvas, plan) and composes with every preset."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "stp": {"pruning": "stp", "stp_design": "cover"},
-    "elbo": {"pruning": "none", "stp_design": "uniform_count"},
-}
-"""Named configurations; an option given by the user wins over the preset's."""
-
-
 def flat_fields() -> dict[str, tuple[Any, Any]]:
     """Return (type, default) of every flat option, for command-line flags."""
     return {
@@ -251,6 +280,8 @@ def _sections() -> dict[str, type]:
     return {
         "rollout": RolloutConfig,
         "pruning": PruningConfig,
+        "advantage": AdvantageConfig,
+        "likelihood": LikelihoodConfig,
         "loss": LossConfig,
         "optim": OptimConfig,
         "run": RunConfig,
@@ -306,7 +337,10 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
         "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0), "stp_max_nfe": (0, 1 << 20),
         "stp_max_tokens": (0, 1 << 40),
-        "num_mc": (1, 1 << 16), "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
+        "num_mc": (0, 1 << 16), "stp_prompt_mask": (0.0, 1.0), "stp_mask_block": (0, 1 << 20),
+        "stp_bound_power": (1.0, 100.0), "stp_bound_mixture": (0.0, 1.0), "stp_forward_batch_size": (0, 1 << 20),
+        "stp_dynamic_sampling": (0, 1000),
+        "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
         "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
         "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9), "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0),
         "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
@@ -330,6 +364,21 @@ def _check(config: STPConfig) -> None:
         raise ConfigError(
             f"per_device_train_batch_size * gradient_accumulation_steps: got {completions} completions, needs a "
             f"multiple of num_generations ({config.rollout.num_generations}) so that groups stay whole"
+        )
+    if config.likelihood.num_mc == 0 and config.likelihood.stp_design != "trajectory":
+        raise ConfigError(
+            f"num_mc: got 0 (all states), needs at least 1 for the design {config.likelihood.stp_design}; only "
+            "trajectory has states of its own"
+        )
+    if config.loss.stp_objective in ("stable", "linear") and config.loss.importance_sampling_level == "token":
+        raise ConfigError(
+            f"stp_objective {config.loss.stp_objective}: needs importance_sampling_level sequence (one ratio per "
+            "completion), got token"
+        )
+    if config.loss.stp_objective == "linear" and config.likelihood.stp_bound != "elbo":
+        raise ConfigError(
+            f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got "
+            f"{config.likelihood.stp_bound}"
         )
     if config.policy.hidden_size % config.policy.num_attention_heads:
         raise ConfigError(

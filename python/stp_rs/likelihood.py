@@ -7,7 +7,7 @@ trajectory's.
 Shapes: R rows, P passes (canvases), L completion length, S canvas width, N scored positions, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +67,13 @@ class Masks:
     """Positions that the likelihood is about (free ones, or all with `score_prior`)."""
     length_R: NDArray[np.int32]
     """Completion tokens of each row; what lies beyond is padding."""
+    prompt_PW: NDArray[np.uint8] | None = None
+    """1 where a prompt token is masked too, [P, W] over the batch's prompt columns; None where none is."""
+
+
+def scores_prior(design: _core.Design, score_prior: bool) -> bool:
+    """Return whether prior tokens are scored: as wanted, but a trajectory has no state that revealed them."""
+    return score_prior and design.target != "trajectory"
 
 
 def draw_masks(
@@ -116,6 +123,21 @@ def draw_masks(
     return masks
 
 
+def mask_prompts(masks: Masks, completions: Completions, ratio: float, *, seed: int, iteration: int = 0) -> Masks:
+    """Return the masks with each prompt token masked too with probability `ratio`, afresh in every pass.
+
+    Diffu-GRPO (arXiv 2504.12216): 0.15. Keyed by (seed, uid, iteration, pass), as the masks of the completion.
+    """
+    if ratio == 0.0:
+        return masks
+    width = completions.prompt_ids.shape[1]
+    prompt_RW = (np.arange(width) < completions.prompt_length[:, None]).astype(np.uint8)
+    prompt_PW = np.empty((len(masks.row_P), width), dtype=np.uint8)
+    uids_R = np.ascontiguousarray(completions.uid)
+    _core.prompt_mask(prompt_RW, ratio, seed, uids_R, iteration, masks.row_P, prompt_PW)
+    return replace(masks, prompt_PW=prompt_PW)
+
+
 def token_elbo(
     model: DiffusionModel,
     completions: Completions,
@@ -153,6 +175,9 @@ def token_elbo(
         if len(scored_p) == 0:
             continue
         canvas_PS = _corrupt(canvas_RS[row_P], masks.mask_PL[part], prompt_R[row_P], model.mask_token_id)
+        if masks.prompt_PW is not None:
+            hidden_PW = masks.prompt_PW[part]
+            canvas_PS[:, : hidden_PW.shape[1]][hidden_PW == 1] = model.mask_token_id
         width = int(lengths_R[row_P].max())
         ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[:, :width])).to(device, non_blocking=True)
         hidden_PSH = encode(model, ids, lengths_R[row_P])

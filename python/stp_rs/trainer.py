@@ -6,34 +6,31 @@ Each call is public; `examples/custom_loop.py` makes the same steps by hand.
 """
 
 import contextlib
-import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stp_rs import _core
 from stp_rs.advantages import group_advantages
 from stp_rs.analysis.gradients import update_noise
-from stp_rs.buffer import Minibatch, TrajectoryBuffer, fill_buffer, gather
+from stp_rs.buffer import fill_buffer
 from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
 from stp_rs.engine import Engine
-from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
-from stp_rs.likelihood import Masks, draw_masks, token_elbo
-from stp_rs.loss import LossInputs, policy_loss
+from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.metrics import Ledger, MetricsFile
-from stp_rs.model import DiffusionModel, MaskedLMAdapter, as_diffusion_model, device_of, passes_without_dropout
+from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
 from stp_rs.priors import Prior, compose_priors
 from stp_rs.prompts import batch_indices, encode_prompts
+from stp_rs.reference import reference_policy
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
 from stp_rs.rollout import Rollout, generate
 from stp_rs.sampling import Sampling
+from stp_rs.update import PolicyUpdate, micro_batches
 
 Metrics = dict[str, float]
 
@@ -96,19 +93,17 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
-        self.design = _core.Design(
-            args.loss.stp_design,
-            args.loss.num_mc,
-            num_iterations=args.optim.num_iterations,
-            block_length=args.rollout.block_length,
-        )
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
             lr=args.optim.learning_rate,
             betas=(args.optim.adam_beta1, args.optim.adam_beta2),
             weight_decay=args.optim.weight_decay,
         )
-        self.reference = frozen_copy(self.model, self.tokenizer) if args.loss.beta > 0 else None
+        needs_reference = args.loss.beta > 0 and args.loss.stp_kl_target == "reference"
+        self.reference = reference_policy(self.model, self.tokenizer) if needs_reference else None
+        self.update = PolicyUpdate(
+            args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
+        )
         self._resume()
         self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
 
@@ -156,115 +151,22 @@ class STPTrainer:
             lengths = (rollout.unmask_step >= -1).sum(1)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
             rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
-            advantages, metrics = group_advantages(rewards, prompts.group, config.loss.scale_rewards)
+            advantages, metrics = group_advantages(
+                rewards, prompts.group, config.advantage.scale_rewards, config.advantage.stp_advantage
+            )
         buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
         if config.run.stp_variance_every and self.step % config.run.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
-                metrics.update(update_noise(self.model, self.design, config, self._micro_batches(buffer)))
+                batches = micro_batches(buffer, config, self.model.pad_token_id)
+                metrics.update(update_noise(self.model, self.update.design, config, batches))
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
-            metrics.update(self._update(buffer))
+            metrics.update(self.update.run(buffer, self.step))
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in by_name.items()})
         metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
         metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
         metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
         return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
-
-    def _update(self, buffer: TrajectoryBuffer) -> Metrics:
-        """Make `num_iterations` optimiser updates on the buffer; the inner index counts updates, not micro-batches."""
-        optim, loss_config = self.args.optim, self.args.loss
-        batches = list(self._micro_batches(buffer))
-        old: dict[tuple[int, int], Tensor] = {}
-        reference: dict[tuple[int, int], Tensor] = {}
-        masks = {(j, i): self._draw(batch, j) for j in range(optim.num_iterations) for i, batch in enumerate(batches)}
-        with torch.no_grad():
-            for (j, i), drawn in masks.items():
-                if j > 0:  # at j = 0 the policy is still the old one: its new estimate is the old one
-                    old[j, i] = self._estimate(self.model, batches[i], drawn)
-                if self.reference is not None:
-                    reference[j, i] = self._estimate(self.reference, batches[i], drawn)
-        totals: dict[str, list[float]] = {}
-        for j in range(optim.num_iterations):
-            self._set_learning_rate(j)
-            self.optimizer.zero_grad(set_to_none=True)
-            update: Metrics = {"loss": 0.0}
-            for i, batch in enumerate(batches):
-                new_RL = self._estimate(self.model, batch, masks[j, i])
-                device = new_RL.device
-                inputs = LossInputs(
-                    new_RL=new_RL,
-                    old_RL=old.get((j, i), new_RL.detach()),
-                    ref_RL=reference.get((j, i)),
-                    advantages_R=torch.from_numpy(batch.advantage).to(device),
-                    scored_RL=torch.from_numpy(masks[j, i].scored_RL).to(device).float(),
-                )
-                loss, metrics = policy_loss(inputs, loss_config, num_completions=len(buffer))
-                loss.backward()
-                self.ledger.forwards["backward"] += len(masks[j, i].row_P)
-                update["loss"] += float(loss.detach())
-                for name, value in metrics.items():
-                    totals.setdefault(name, []).append(value)
-                elbo = float(new_RL.detach().sum()) / max(1.0, float(masks[j, i].scored_RL.sum()))
-                totals.setdefault("diffusion/token_elbo", []).append(elbo)
-            if not batches:  # the full computation would give a gradient of zero, which moves the moments
-                for parameter in self.optimizer.param_groups[0]["params"]:
-                    parameter.grad = torch.zeros_like(parameter)
-            update["grad_norm"] = self._step_optimizer(j, update["loss"])
-            for name, value in update.items():
-                totals.setdefault(name, []).append(value)
-        return {name: _mean(values) for name, values in totals.items()} | {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(buffer),
-        }
-
-    def _micro_batches(self, buffer: TrajectoryBuffer) -> Iterator[Minibatch]:
-        """Yield the rows that have a gradient, in the order of the buffer.
-
-        A row of advantage 0 (and, without a KL term, of weight 0) adds exactly nothing: it is not computed.
-        """
-        advantage = np.empty(len(buffer), dtype=np.float32)
-        rows = np.arange(len(buffer), dtype=np.int32)
-        buffer.minibatch(rows, advantage=advantage)
-        if self.reference is None:
-            silent = advantage < 0 if self.args.loss.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
-            rows = rows[(advantage != 0) & ~silent]
-        size = self.args.optim.per_device_train_batch_size
-        for start in range(0, len(rows), size):
-            yield gather(buffer, rows[start : start + size], pad_token_id=self.model.pad_token_id)
-
-    def _draw(self, batch: Minibatch, iteration: int) -> Masks:
-        return draw_masks(
-            self.design,
-            batch,
-            seed=self.args.run.seed,
-            iteration=iteration,
-            score_prior=self.args.pruning.stp_score_prior,
-            diffusion_steps=self.sampler.diffusion_steps,
-        )
-
-    def _estimate(self, model: DiffusionModel, batch: Minibatch, masks: Masks) -> Tensor:
-        self.ledger.forwards["likelihood"] += len(masks.row_P)
-        return token_elbo(model, batch, masks, temperature=self.args.rollout.temperature)
-
-    def _set_learning_rate(self, iteration: int) -> None:
-        updates = self.args.optim.num_iterations * self.args.optim.max_steps
-        done = self.step * self.args.optim.num_iterations + iteration
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.optim.learning_rate * learning_rate_factor(self.args, done, updates)
-
-    def _step_optimizer(self, iteration: int, loss: float) -> float:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.args.optim.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergenceError(
-                f"step {self.step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
-                f"was not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
-                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest "
-                f"checkpoint in {self.run} is from before"
-            )
-        self.optimizer.step()
-        return norm
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.args.run.bf16:
@@ -332,27 +234,6 @@ def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
 def sampling_law(config: STPConfig) -> Sampling:
     """Return the training-time sampling law of a configuration."""
     return Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)
-
-
-def frozen_copy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:
-    """Return a copy of the policy that never trains: the reference of the KL term."""
-    if isinstance(model, MaskedLMAdapter):  # split again: its parts are closures over the policy's own modules
-        module = copy.deepcopy(model.module).eval()
-        copied: DiffusionModel = MaskedLMAdapter(module, tokenizer, logit_shift=model.logit_shift)
-    else:
-        copied = copy.deepcopy(model)
-    copied.module.eval().requires_grad_(False)
-    return copied
-
-
-def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
-    """Return the learning rate's factor after `done` of `updates` optimiser updates."""
-    warmup = config.optim.warmup_steps
-    if done < warmup:
-        return (done + 1) / warmup
-    progress = (done - warmup) / max(1, updates - warmup)
-    kind = config.optim.lr_scheduler_type
-    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
 
 
 def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> Metrics:

@@ -17,7 +17,9 @@ from stp_rs.checkpoint import newest_checkpoint
 from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.metrics import read_metrics
 from stp_rs.model import MaskedLMAdapter
-from stp_rs.trainer import STPTrainer, frozen_copy, learning_rate_factor
+from stp_rs.reference import reference_policy
+from stp_rs.trainer import STPTrainer
+from stp_rs.update import learning_rate_factor
 from tests.fixtures import LENGTH, Tabular, tiny, tokenizer, trainer
 
 RICH: dict[str, Any] = {
@@ -198,7 +200,7 @@ def table(run: Path) -> Any:
 @pytest.mark.parametrize("make", [shifted, table])
 def test_the_reference_is_a_frozen_copy_of_the_same_kind(make: Callable[[Path], Any], tmp_path: Path):
     model = make(tmp_path)
-    copied = frozen_copy(model, tokenizer())
+    copied = reference_policy(model, tokenizer())
     assert type(copied) is type(model)
     assert copied.logit_shift == model.logit_shift
     canvas = torch.tensor([[4, 5, 1, 1]])

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs import Template, buffer
-from stp_rs import trainer as module
+from stp_rs import STPTrainer, Template, buffer
+from stp_rs import update as module
 from stp_rs.errors import DivergenceError
 from tests.fixtures import LENGTH, ones, tiny, tokenizer, trainer
 
 
 @contextmanager
 def spied(name: str) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], Any]]]:
-    """Record (arguments, keywords, result) of the calls that the trainer makes of one of its functions."""
+    """Record (arguments, keywords, result) of the calls that the updates make of one of its functions."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
     original = getattr(module, name)
 
@@ -32,7 +32,7 @@ def spied(name: str) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], Any
         yield calls
 
 
-def gradients_of_step(made: module.STPTrainer) -> list[list[torch.Tensor]]:
+def gradients_of_step(made: STPTrainer) -> list[list[torch.Tensor]]:
     """Make one step; return the gradients of each optimiser update."""
     seen: list[list[torch.Tensor]] = []
 
@@ -135,11 +135,11 @@ def test_rows_of_advantage_zero_are_not_computed_and_change_nothing(tmp_path: Pa
         (first, second) = gradients_of_step(lean)
     assert sum(len(args[1]) for args, _, _ in draws) == 2 * 4, "half of the eight rows, in two iterations"
 
-    def all_rows(self: module.STPTrainer, full: Any) -> Iterator[Any]:
+    def all_rows(full: Any, *_: Any) -> Iterator[Any]:
         for rows in np.arange(len(full), dtype=np.int32).reshape(-1, 4):
             yield buffer.gather(full, rows)
 
-    monkeypatch.setattr(module.STPTrainer, "_micro_batches", all_rows)
+    monkeypatch.setattr(module, "micro_batches", all_rows)
     complete = trainer(tmp_path / "b", reward=half_zero, **options)
     (same_first, same_second) = gradients_of_step(complete)
     assert close(first, same_first)
@@ -237,8 +237,8 @@ def test_completions_without_free_tokens_can_be_trained_on(beta: float, tmp_path
 def test_a_nan_is_an_error_and_the_parameters_stay(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     original = module.policy_loss
 
-    def poisoned(inputs: Any, config: Any, *, num_completions: int) -> Any:
-        loss, metrics = original(inputs, config, num_completions=num_completions)
+    def poisoned(inputs: Any, config: Any, **totals: Any) -> Any:
+        loss, metrics = original(inputs, config, **totals)
         if where == "loss":
             return loss * float("nan"), metrics
         return loss + (inputs.new_RL * 0).sum().sqrt(), metrics  # value 0, gradient 0 * infinity

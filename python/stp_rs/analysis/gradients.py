@@ -15,7 +15,7 @@ from stp_rs import _core
 from stp_rs.analysis.exact import Floats, every_mask, reveals
 from stp_rs.buffer import Minibatch
 from stp_rs.config import STPConfig
-from stp_rs.likelihood import Completions, Masks, draw_masks, token_elbo
+from stp_rs.likelihood import Completions, Masks, draw_masks, scores_prior, token_elbo
 from stp_rs.model import DiffusionModel, passes_without_dropout
 
 ROUNDING = 1e-12
@@ -168,7 +168,7 @@ def update_noise(
     batch = next(iter(batches), None)
     if batch is None:
         return {}
-    score_prior = config.pruning.stp_score_prior
+    score_prior = scores_prior(design, config.pruning.stp_score_prior)
     estimator = Estimator(
         design,
         seed=config.run.seed,
