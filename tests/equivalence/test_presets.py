@@ -312,7 +312,7 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
             assert torch.allclose(left, right, atol=2e-5, rtol=2e-3), name
     assert any(float(g.abs().max()) > 1e-3 for g in seen["gradients"][0])
     if seen["jobs"][1].old is not None:
-        assert seen["loss"][1][1]["diffusion/ratio_max"] > 1.05, "the second iteration is off policy"
+        assert abs(seen["loss"][1][1]["diffusion/ratio_max"] - 1) > 1e-3, "the second iteration is off policy"
 
 
 def test_every_preset_has_its_formula():
