@@ -56,7 +56,8 @@ class PruningConfig:
     """Spatial and temporal pruning."""
 
     stp_spatial: str = "none"
-    """Priors joined by '+', applied in order: template, copy, offline_generation; or none."""
+    """Priors joined by '+': template, copy, length, vocabulary, offline_generation, reference, frequency; or none
+    (docs/priors.md)."""
     stp_temporal: str = "none"
     """When the rest is committed together: none, fill_ratio:R, fill_ratio_batch:R, steps:F, confidence:P,
     margin:HIGH:LOW, entropy:N, stable:K."""
@@ -67,7 +68,27 @@ class PruningConfig:
     stp_keep: float = 0.05
     """offline_generation: share of the eligible tokens that is kept."""
     stp_selector: str = "top_confidence"
-    """offline_generation: top_confidence, random, prefix, span."""
+    """offline_generation: top_confidence, random, not_answer (random, never the answer), prefix, span; reference: the
+    last two, else random."""
+    stp_protect_answer: bool = True
+    """offline_generation and reference: never fix tokens of the answer."""
+    stp_length: str = "reference"
+    """length: a number of tokens, reference (the row's own solution), or quantile:Q of earlier rollouts."""
+    stp_hint: float = 0.5
+    """reference: share of the solution's tokens that is given."""
+    stp_frequency: float = 0.9
+    """frequency: share of a prompt's earlier rollouts that agree on a token."""
+    stp_prior_anneal: str = "none"
+    """How the shares of offline_generation, reference and frequency shrink: none, linear:UNTIL, cosine:UNTIL, to 0 at
+    that share of training."""
+    stp_prior_per: Literal["group", "sample"] = "group"
+    """Whether the completions of a prompt share what is drawn at random, or each draws its own."""
+    stp_prior_refresh: int = 0
+    """offline_generation: made anew by the current policy every N rollout batches; 0 never."""
+    stp_rescue: Literal["none", "reference"] = "none"
+    """Decode rows of groups that earned nothing again, with a hint of stp_hint."""
+    stp_rescue_share: float = 0.5
+    """Share of such a group's rows."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +325,9 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
     {
         "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
-        "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0), "stp_max_nfe": (0, 1 << 20),
+        "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0),
+        "stp_hint": (0.0, 1.0), "stp_frequency": (1e-6, 1.0), "stp_prior_refresh": (0, 1 << 31),
+        "stp_rescue_share": (1e-6, 1.0), "stp_max_nfe": (0, 1 << 20),
         "stp_max_tokens": (0, 1 << 40),
         "num_mc": (1, 1 << 16), "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
         "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),

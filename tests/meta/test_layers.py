@@ -13,9 +13,9 @@ from tests.meta.tree import sources, text
 # First what knows no step of the pipeline, then the pipeline, then what drives it.
 ORDER = [
     *["_core", "errors", "config", "checkpoint", "metrics", "tasks"],
-    *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "advantages"],
+    *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "rescue", "advantages"],
     *["buffer", "likelihood", "bounds", "analysis", "loss", "sft", "trainer"],
-    *["evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
+    *["spatial", "evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
 ]
 
 # Imports against the flow, and why.
