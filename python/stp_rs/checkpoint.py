@@ -4,16 +4,21 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from stp_rs.errors import CheckpointError
 
 STATE = "trainer_state.json"
+PRIORS = "priors.safetensors"
 
 
 @contextlib.contextmanager
@@ -37,6 +42,39 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a part of a run keeps: arrays, and hashes of what their numbers belong to (tokenizer, policy)."""
+
+    arrays: dict[str, NDArray[Any]]
+    hashes: dict[str, str]
+
+
+def write_stored(path: Path, parts: Mapping[str, Stored]) -> None:
+    """Write named parts to a safetensors file, atomically."""
+    arrays = {f"{part}/{name}": np.ascontiguousarray(a) for part, s in parts.items() for name, a in s.arrays.items()}
+    hashes = {part: stored.hashes for part, stored in parts.items()}
+    with atomic_file(path) as temporary:
+        save_file(arrays, temporary, metadata={"hashes": json.dumps(hashes)})
+
+
+def read_stored(path: Path) -> dict[str, Stored]:
+    """Return the parts that `write_stored` wrote.
+
+    Raises:
+        CheckpointError: the file is not there, or is not such a file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            parts = {part: Stored({}, hashes) for part, hashes in json.loads(handle.metadata()["hashes"]).items()}
+            for key in handle.keys():  # noqa: SIM118 - the handle is no mapping
+                part, name = key.split("/")
+                parts[part].arrays[name] = handle.get_tensor(key)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read as stored anchors or counts: {error}") from error
+    return parts
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One saved step: a folder that `from_pretrained` opens, with the trainer's state beside the model."""
 
@@ -53,6 +91,10 @@ class Checkpoint:
         loaded: dict[str, Any] = torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
         return loaded
 
+    def prior_states(self) -> dict[str, Stored]:
+        """Return the states of the run's priors."""
+        return read_stored(self.path / PRIORS) if (self.path / PRIORS).is_file() else {}
+
 
 def save_checkpoint(
     run: Path,
@@ -61,6 +103,7 @@ def save_checkpoint(
     tokenizer: Any,
     optimizer: dict[str, Any],
     state: dict[str, Any],
+    priors: Mapping[str, Stored] | None = None,
 ) -> Path:
     """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half.
 
@@ -73,6 +116,8 @@ def save_checkpoint(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     torch.save(optimizer, temporary / "optimizer.pt")
+    if priors:
+        write_stored(temporary / PRIORS, priors)
     (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for file in temporary.iterdir():
         _sync(file)

@@ -123,25 +123,26 @@ def _sample(args: argparse.Namespace) -> int:
     import numpy as np
 
     from stp_rs.console import completion_table
-    from stp_rs.priors import compose_priors
+    from stp_rs.priors import allowed_tokens, compose_priors
     from stp_rs.prompts import encode_prompts
     from stp_rs.rewards import decode_completions, score_rewards
     from stp_rs.rollout import generate
-    from stp_rs.run import load_run, static_priors
+    from stp_rs.run import load_run
     from stp_rs.sampling import Sampling
+    from stp_rs.spatial import static_priors
     from stp_rs.trainer import make_sampler
 
     model, tokenizer, config, task = load_run(args.model)
     rows = task.rows("test", args.n, args.seed)
     prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
     length = config.rollout.max_completion_length
-    priors = static_priors(config, task, tokenizer) if args.prior else []
+    priors = static_priors(config, task, tokenizer, model) if args.prior else []
     rollout = generate(
         model,
         prompts,
         make_sampler(config, prune=False),
         completion_length=length,
-        sampling=Sampling(args.temperature),
+        sampling=Sampling(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
         prior=compose_priors(priors, prompts, length),
         seed=args.seed,
     )
@@ -153,7 +154,8 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from stp_rs.evaluation import Decode, default_decode, evaluate_cells
-    from stp_rs.run import TEST_SEED, load_run, static_priors
+    from stp_rs.run import TEST_SEED, load_run
+    from stp_rs.spatial import static_priors
 
     model, tokenizer, config, task = load_run(args.model)
     rows = task.load(Path(args.data))[: args.n] if args.data else task.rows("test", args.n, TEST_SEED)
@@ -171,7 +173,7 @@ def _eval(args: argparse.Namespace) -> int:
                 few_shot=args.few_shot,
                 prefill=args.prefill,
             )
-            cells += [("free", [], decode), ("prior", static_priors(config, task, tokenizer), decode)]
+            cells += [("free", [], decode), ("prior", static_priors(config, task, tokenizer, model), decode)]
     how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     print(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
     path = Path(args.json) if args.json else None

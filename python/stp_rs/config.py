@@ -8,7 +8,6 @@ Names are TRL's where TRL has the concept; ours start with `stp_`.
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stp_rs.errors import ConfigError
+from stp_rs.limits import check
 from stp_rs.presets import PRESETS, PRUNINGS
 
 
@@ -57,7 +57,8 @@ class PruningConfig:
     """Spatial and temporal pruning."""
 
     stp_spatial: str = "none"
-    """Priors joined by '+', applied in order: template, copy, offline_generation; or none."""
+    """Priors joined by '+': template, copy, length, vocabulary, offline_generation, reference, frequency; or none
+    (docs/priors.md)."""
     stp_temporal: str = "none"
     """When the rest is committed together: none, fill_ratio:R, fill_ratio_batch:R, steps:F, confidence:P,
     margin:HIGH:LOW, entropy:N, stable:K."""
@@ -68,7 +69,27 @@ class PruningConfig:
     stp_keep: float = 0.05
     """offline_generation: share of the eligible tokens that is kept."""
     stp_selector: str = "top_confidence"
-    """offline_generation: top_confidence, random, prefix, span."""
+    """offline_generation: top_confidence, random, not_answer (random, never the answer), prefix, span; reference: the
+    last two, else random."""
+    stp_protect_answer: bool = True
+    """offline_generation and reference: never fix tokens of the answer."""
+    stp_length: str = "reference"
+    """length: a number of tokens, reference (the row's own solution), or quantile:Q of earlier rollouts."""
+    stp_hint: float = 0.5
+    """reference: share of the solution's tokens that is given."""
+    stp_frequency: float = 0.9
+    """frequency: share of a prompt's earlier rollouts that agree on a token."""
+    stp_prior_anneal: str = "none"
+    """How the shares of offline_generation, reference and frequency shrink: none, linear:UNTIL, cosine:UNTIL, to 0 at
+    that share of training."""
+    stp_prior_per: Literal["group", "sample"] = "group"
+    """Whether the completions of a prompt share what is drawn at random, or each draws its own."""
+    stp_prior_refresh: int = 0
+    """offline_generation: made anew by the current policy every N rollout batches; 0 never."""
+    stp_rescue: Literal["none", "reference"] = "none"
+    """Decode rows of groups that earned nothing again, with a hint of stp_hint."""
+    stp_rescue_share: float = 0.5
+    """Share of such a group's rows."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +256,7 @@ class STPConfig:
         if flat:
             raise _unknown(next(iter(flat)))
         config = STPConfig(preset=preset, **sections)
-        _check(config)
+        check(config)
         return config
 
     @staticmethod
@@ -329,59 +350,3 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), needs {_KINDS[hint]}")
     return hint(value)
-
-
-_RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
-    {
-        "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
-        "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
-        "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0), "stp_max_nfe": (0, 1 << 20),
-        "stp_max_tokens": (0, 1 << 40),
-        "num_mc": (0, 1 << 16), "stp_prompt_mask": (0.0, 1.0), "stp_mask_block": (0, 1 << 20),
-        "stp_bound_power": (1.0, 100.0), "stp_bound_mixture": (0.0, 1.0), "stp_forward_batch_size": (0, 1 << 20),
-        "stp_dynamic_sampling": (0, 1000),
-        "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
-        "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
-        "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9), "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0),
-        "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
-        "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
-        "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
-        "stp_variance_every": (0, 1 << 31),
-        "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
-        "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),
-        "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1.0),
-    }
-)  # fmt: skip
-
-
-def _check(config: STPConfig) -> None:
-    flat = config.to_flat()
-    for name, (low, high) in _RANGES.items():
-        if not low <= flat[name] <= high:
-            raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
-    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
-    if completions % config.rollout.num_generations:
-        raise ConfigError(
-            f"per_device_train_batch_size * gradient_accumulation_steps: got {completions} completions, needs a "
-            f"multiple of num_generations ({config.rollout.num_generations}) so that groups stay whole"
-        )
-    if config.likelihood.num_mc == 0 and config.likelihood.stp_design != "trajectory":
-        raise ConfigError(
-            f"num_mc: got 0 (all states), needs at least 1 for the design {config.likelihood.stp_design}; only "
-            "trajectory has states of its own"
-        )
-    if config.loss.stp_objective in ("stable", "linear") and config.loss.importance_sampling_level == "token":
-        raise ConfigError(
-            f"stp_objective {config.loss.stp_objective}: needs importance_sampling_level sequence (one ratio per "
-            "completion), got token"
-        )
-    if config.loss.stp_objective == "linear" and config.likelihood.stp_bound != "elbo":
-        raise ConfigError(
-            f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got "
-            f"{config.likelihood.stp_bound}"
-        )
-    if config.policy.hidden_size % config.policy.num_attention_heads:
-        raise ConfigError(
-            f"hidden_size: got {config.policy.hidden_size}, needs a multiple of num_attention_heads "
-            f"({config.policy.num_attention_heads})"
-        )

@@ -17,7 +17,7 @@ from stp_rs.checkpoint import write_json
 from stp_rs.config import STPConfig
 from stp_rs.errors import ConfigError
 from stp_rs.model import DiffusionModel
-from stp_rs.priors import Prior, compose_priors, policy_hash
+from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
 from stp_rs.prompts import encode_prompts
 from stp_rs.rewards import decode_completions
 from stp_rs.rollout import generate
@@ -82,7 +82,7 @@ def evaluate(
         prompts,
         make_sampler(with_decode(config, decode), prune=False),
         completion_length=decode.length,
-        sampling=Sampling(decode.temperature),
+        sampling=Sampling(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
         prior=compose_priors(priors, prompts, decode.length),
         seed=decode.seed,
         slots=max(config.rollout.generation_batch_size, 64),

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from stp_rs import _core
 from stp_rs.engine import HEAD_ELEMENTS
 from stp_rs.model import DiffusionModel, device_of, encode
-from stp_rs.sampling import candidate_logits
+from stp_rs.sampling import Sampling, allowed_rows, candidate_logits, placed
 
 _OUTSIDE = -2
 """`unmask_step` of a position beyond a row's completion."""
@@ -145,6 +145,7 @@ def token_elbo(
     *,
     temperature: float = 1.0,
     forward_batch_size: int = 0,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted log-prob estimate of every token, f32 [R, L]; its row sum is the sequence estimate.
 
@@ -157,8 +158,10 @@ def token_elbo(
         masks: from `draw_masks`.
         temperature: the law's temperature (0 counts as 1): the law that drew the tokens is the law that is scored.
         forward_batch_size: canvases per forward; 0 means all at once.
+        allowed: the law's possible tokens, bool [V], [L, V] or [R, L, V]; a scored token outside has log-prob -inf.
     """
     device = device_of(model)
+    law = Sampling(temperature or 1.0, allowed=placed(allowed, device))
     prompt_R, token_ids_RL = completions.prompt_length, completions.token_ids
     rows, length = token_ids_RL.shape
     # where nothing is scored there is no graph: a leaf lets the caller's backward pass find no parameter, not an error
@@ -185,7 +188,7 @@ def token_elbo(
         hidden_NH = hidden_PSH.reshape(len(row_P) * width, -1).index_select(0, _tensor(at, device))
         flat = row_P[scored_p].astype(np.int64) * length + scored_l
         targets_N = _tensor(token_ids_RL.reshape(-1)[flat], device)
-        logprob_N = _head_logprobs(model, hidden_NH, targets_N, temperature or 1.0)
+        logprob_N = _head_logprobs(model, hidden_NH, targets_N, law, (_tensor(flat, device), length))
         weight_N = torch.from_numpy(masks.weight_PL[part][scored_p, scored_l]).to(device, non_blocking=True)
         total = total.index_add(0, _tensor(flat, device), weight_N * logprob_N)
     return total.view(rows, length)
@@ -210,17 +213,24 @@ def _corrupt(
     return canvas_PS
 
 
-def _head_logprobs(model: DiffusionModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-    def chunk_logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = candidate_logits(model.head(hidden), model.mask_token_id) / temperature
+def _head_logprobs(
+    model: DiffusionModel, hidden_NH: Tensor, targets_N: Tensor, law: Sampling, places: tuple[Tensor, int]
+) -> Tensor:
+    """Return the log-probs of targets at places (row times L plus position, and L) under the law."""
+    places_N, length = places
+
+    def chunk_logprobs(hidden: Tensor, targets: Tensor, at: Tensor) -> Tensor:
+        logits = candidate_logits(model.head(hidden), model.mask_token_id, allowed_rows(law, at, length))
+        logits = logits / law.temperature
         return torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
 
     vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
     size = max(1, HEAD_ELEMENTS // vocab)
     if len(targets_N) <= size:
-        return chunk_logprobs(hidden_NH, targets_N)
+        return chunk_logprobs(hidden_NH, targets_N, places_N)
+    columns = (hidden_NH, targets_N, places_N)
     parts = [
-        checkpoint(chunk_logprobs, hidden_NH[i : i + size], targets_N[i : i + size], use_reentrant=False)
+        checkpoint(chunk_logprobs, *(column[i : i + size] for column in columns), use_reentrant=False)
         for i in range(0, len(targets_N), size)
     ]
     return torch.cat(parts)

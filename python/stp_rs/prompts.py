@@ -4,7 +4,7 @@ Shapes: R rows, P longest prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,16 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def select(self, index: Sequence[int], uid: NDArray[np.uint64] | None = None) -> "PromptBatch":
+        """Return some rows, with their groups; `uid` gives them other keys."""
+        return PromptBatch(
+            rows=[self.rows[i] for i in index],
+            prompt_ids=self.prompt_ids[index],
+            prompt_length=self.prompt_length[index],
+            uid=self.uid[index] if uid is None else uid,
+            group=self.group[index],
+        )
+
     def repeat(self, num_generations: int, *, step: int = 0) -> "PromptBatch":
         """Return each prompt `num_generations` times in a row, with uids keyed by (step, prompt uid, sample).
 
@@ -44,13 +54,8 @@ class PromptBatch:
             uid = int(self.uid[i])
             seen[uid] = seen.get(uid, -1) + 1
             uids.append(_core.row_uid(step, uid, seen[uid]))
-        return PromptBatch(
-            rows=[self.rows[i] for i in index.tolist()],
-            prompt_ids=self.prompt_ids[index],
-            prompt_length=self.prompt_length[index],
-            uid=np.array(uids, dtype=np.uint64),
-            group=index.astype(np.int64),
-        )
+        chosen = self.select(index.tolist(), np.array(uids, dtype=np.uint64))
+        return replace(chosen, group=index.astype(np.int64))
 
 
 def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: Sequence[int]) -> PromptBatch:

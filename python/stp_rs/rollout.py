@@ -175,3 +175,26 @@ def _first_rows(law: Sampling, part: slice) -> Sampling:
     if law.allowed is None or law.allowed.dim() != 3:
         return law
     return Sampling(law.temperature, law.top_k, law.top_p, law.allowed[part])
+
+
+_TEMPORAL = 2
+"""`stop_reason` of a temporal rule."""
+
+
+def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> dict[str, float]:
+    """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
+    length = rollout.token_ids.shape[1]
+    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step >= -1).sum(1)
+    length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
+    groups: dict[int, set[str]] = {}
+    for group, text in zip(rollout.group.tolist(), completions, strict=True):
+        groups.setdefault(group, set()).add(text)
+    return {
+        "completions/mean_length": float(length_R.mean()),
+        "diffusion/nfe": float(rollout.nfe.mean()),
+        "diffusion/useful_row_share": rollout.stats["useful_rows"] / max(1, rollout.stats["forwards"]),
+        "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),
+        "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
+        "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),
+        "diffusion/distinct": float(np.mean([len(texts) for texts in groups.values()])),
+    }

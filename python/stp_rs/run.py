@@ -10,17 +10,16 @@ import torch
 
 from stp_rs.checkpoint import newest_checkpoint, policy_folder, save_checkpoint, write_json
 from stp_rs.config import STPConfig
-from stp_rs.errors import CheckpointError, ConfigError
+from stp_rs.errors import CheckpointError
 from stp_rs.evaluation import evaluate
 from stp_rs.model import DiffusionModel, as_diffusion_model
 from stp_rs.models import character_tokenizer, load_policy, tiny_policy
-from stp_rs.priors import Copy, OfflineGeneration, Prior, Template, tag_span
-from stp_rs.prompts import encode_prompts
 from stp_rs.report import write_report
 from stp_rs.sft import warm_up
+from stp_rs.spatial import static_priors, training_priors
 from stp_rs.tasks import get_task
-from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
+from stp_rs.tasks.base import Task
+from stp_rs.trainer import StepResult, STPTrainer, resumable
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -53,7 +52,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     model, tokenizer = prepare_policy(config, task, run, events)
     sft_seconds = time.perf_counter() - sft_started
     test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
-    static = static_priors(config, task, tokenizer)
+    static = static_priors(config, task, tokenizer, model)
     before = evaluate(model, tokenizer, task, test_rows, config)
     train_rows = task.rows("train", config.run.train_size, config.run.seed)
     trainer = STPTrainer(
@@ -62,7 +61,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
         config,
         train_rows,
         tokenizer,
-        priors=[*static, *offline_prior(config, model, tokenizer, train_rows, run)],
+        priors=training_priors(config, task, model, tokenizer, rows=train_rows, static=static),
         evaluate=lambda t: validation(t, task, tokenizer),
     )
     events.on_phase("rl", config.optim.max_steps - trainer.step)
@@ -172,41 +171,6 @@ def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> 
         run / "warmup", model=module, tokenizer=tokenizer, optimizer={}, state={"step": 0, "config": identity}
     )
     return model, tokenizer
-
-
-def static_priors(config: STPConfig, task: Task, tokenizer: Any) -> list[Prior]:
-    """Return the configured priors that need no answer and may stay on at evaluation."""
-    known: dict[str, Prior] = {"template": Template(task.template, tokenizer), "copy": Copy(task.copies, tokenizer)}
-    names = [name.strip() for name in config.pruning.stp_spatial.split("+")]
-    for name in names:
-        if name not in (*known, "offline_generation", "none"):
-            raise ConfigError(
-                f"stp_spatial: got {name!r}, needs template, copy, offline_generation (joined by +) or none"
-            )
-    return [known[name] for name in names if name in known]
-
-
-def offline_prior(
-    config: STPConfig,
-    model: DiffusionModel,
-    tokenizer: Any,
-    rows: list[Row],
-    run: Path,
-) -> list[Prior]:
-    """Return the OfflineGeneration prior where configured; made once per run and stored beside it."""
-    if "offline_generation" not in config.pruning.stp_spatial:
-        return []
-    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown") else tag_span()
-    prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, answer, config.run.seed)
-    stored = run / "offline_generation.safetensors"
-    if config.run.resume and stored.is_file():
-        prior.load(stored, tokenizer)
-    else:
-        length = config.rollout.max_completion_length
-        prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
-        prior.build(model, prompts, tokenizer, make_sampler(config, prune=False), completion_length=length)
-        prior.save(stored)
-    return [prior]
 
 
 def validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:

@@ -7,7 +7,9 @@ top2, entropy, sampled, argmax.
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stp_rs.errors import InvalidValueError
@@ -39,12 +41,15 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
-def candidate_logits(logits_NV: Tensor, mask_token_id: int) -> Tensor:
-    """Return fp32 logits in which the mask token is impossible: the law that samples and the law that is scored."""
+def candidate_logits(logits_NV: Tensor, mask_token_id: int, allowed: Tensor | None = None) -> Tensor:
+    """Return fp32 logits in which the mask token, and what is not in `allowed` (bool [V] or [N, V]), is impossible.
+
+    It is the law that samples and the law that is scored.
+    """
     logits_NV = logits_NV.float()
     forbidden = torch.zeros(logits_NV.shape[-1], dtype=torch.bool, device=logits_NV.device)
     forbidden[mask_token_id] = True
-    return logits_NV.masked_fill(forbidden, float("-inf"))
+    return logits_NV.masked_fill(forbidden if allowed is None else forbidden | ~allowed, float("-inf"))
 
 
 def reduce_logits(
@@ -185,17 +190,34 @@ def check_allowed(law: Sampling, mask_token_id: int, device: torch.device) -> Sa
     Raises:
         InvalidValueError: not bool, or a place where no token is left.
     """
-    if law.allowed is None:
+    there = placed(law.allowed, device)
+    if there is None:
         return law
-    if law.allowed.dtype != torch.bool or law.allowed.dim() not in (1, 2, 3):
-        raise InvalidValueError(
-            f"allowed: got {law.allowed.dtype} {list(law.allowed.shape)}, needs bool [V], [L, V] or [R, L, V]"
-        )
-    allowed = law.allowed.to(device, copy=True)
+    allowed = there.clone()
     allowed[..., mask_token_id] = False
     if not bool(allowed.any(-1).all()):
         raise InvalidValueError("allowed: got a place without any token, needs at least one besides the mask token")
     return Sampling(law.temperature, law.top_k, law.top_p, allowed)
+
+
+def placed(allowed: Tensor | None, device: torch.device) -> Tensor | None:
+    """Return allowed tokens on a device.
+
+    Raises:
+        InvalidValueError: not bool of one to three dimensions.
+    """
+    if allowed is not None and (allowed.dtype != torch.bool or allowed.dim() not in (1, 2, 3)):
+        raise InvalidValueError(
+            f"allowed: got {allowed.dtype} {list(allowed.shape)}, needs bool [V], [L, V] or [R, L, V]"
+        )
+    return None if allowed is None else allowed.to(device)
+
+
+def restricted(allowed: Tensor | None, rows: NDArray[np.int32]) -> Tensor | None:
+    """Return the allowed tokens of some rows of a batch: a table that all rows share stays as it is."""
+    if allowed is None or allowed.dim() < 3:
+        return allowed
+    return allowed[torch.from_numpy(rows.astype(np.int64)).to(allowed.device)]
 
 
 def allowed_rows(law: Sampling, places_N: Tensor, length: int) -> Tensor | None:

@@ -7,7 +7,7 @@ Each call is public; `examples/custom_loop.py` makes the same steps by hand.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.metrics import Ledger, MetricsFile
 from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
-from stp_rs.priors import Prior, compose_priors
-from stp_rs.prompts import batch_indices, encode_prompts
+from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors, hooks
+from stp_rs.prompts import PromptBatch, batch_indices, encode_prompts
 from stp_rs.reference import reference_policy
+from stp_rs.rescue import Played, rescue_groups
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
-from stp_rs.rollout import Rollout, generate
+from stp_rs.rollout import Rollout, generate, rollout_metrics
 from stp_rs.sampling import Sampling
 from stp_rs.update import PolicyUpdate, micro_batches
 
@@ -104,6 +105,11 @@ class STPTrainer:
         self.update = PolicyUpdate(
             args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
         )
+        self.hints = next((p for p in self.priors if isinstance(p, Reference) and p.when == "all_wrong"), None)
+        if args.pruning.stp_rescue != "none" and self.hints is None:
+            raise ConfigError(
+                'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
+            )
         self._resume()
         self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
 
@@ -130,43 +136,58 @@ class STPTrainer:
         config, seed = self.args, self.args.run.seed
         group_size = config.rollout.num_generations
         batch_size = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
-        with self.ledger.time("rollout"), self._autocast():
-            picked = batch_indices(self.step, batch_size // group_size, len(self.train_dataset), seed)
-            rows = [self.train_dataset[i] for i in picked]
-            prompts = encode_prompts(rows, self.tokenizer, uids=picked).repeat(group_size, step=self.step)
-            prior = compose_priors(self.priors, prompts, config.rollout.max_completion_length)
-            rollout = generate(
-                self.model,
-                prompts,
-                self.sampler,
-                completion_length=config.rollout.max_completion_length,
-                sampling=sampling_law(config),
-                prior=prior,
-                seed=seed,
-                slots=config.rollout.generation_batch_size,
-                engine=Engine(max_tokens=config.rollout.stp_max_tokens),
-            )
-            self.ledger.forwards["rollout"] += rollout.stats["forwards"]
-        with self.ledger.time("reward"):
-            lengths = (rollout.unmask_step >= -1).sum(1)
-            completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
-            rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
-            advantages, metrics = group_advantages(
-                rewards, prompts.group, config.advantage.scale_rewards, config.advantage.stp_advantage
-            )
+        hooks.begin_step(self.priors, self.step, config.optim.max_steps)
+        picked = batch_indices(self.step, batch_size // group_size, len(self.train_dataset), seed)
+        rows = [self.train_dataset[i] for i in picked]
+        prompts = encode_prompts(rows, self.tokenizer, uids=picked).repeat(group_size, step=self.step)
+        played, rescued = self._play(prompts, self.priors), 0
+        if config.pruning.stp_rescue != "none" and self.hints is not None:
+            share = config.pruning.stp_rescue_share
+            played, rescued = rescue_groups(played, self._play, self.hints, share=share, priors=self.priors)
+        rollout, completions, rewards = played.rollout, played.completions, played.rewards
+        hooks.observe(self.priors, rollout, rewards)
+        advantages, metrics = group_advantages(
+            rewards, rollout.group, config.advantage.scale_rewards, config.advantage.stp_advantage
+        )
+        if config.pruning.stp_rescue != "none":
+            metrics["diffusion/rescued_share"] = rescued / len(rollout)
         buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
+        allowed = allowed_tokens(self.priors, rollout.prompts, config.rollout.max_completion_length)
         if config.run.stp_variance_every and self.step % config.run.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
                 batches = micro_batches(buffer, config, self.model.pad_token_id)
-                metrics.update(update_noise(self.model, self.update.design, config, batches))
+                metrics.update(update_noise(self.model, self.update.design, config, batches, allowed))
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
-            metrics.update(self.update.run(buffer, self.step))
-        metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in by_name.items()})
+            metrics.update(self.update.run(buffer, self.step, allowed))
+        metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
         metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
         metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
         metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
         return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
+
+    def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
+        """Decode one completion per row under priors, and score it."""
+        rollout_config = self.args.rollout
+        length = rollout_config.max_completion_length
+        with self.ledger.time("rollout"), self._autocast():
+            rollout = generate(
+                self.model,
+                prompts,
+                self.sampler,
+                completion_length=length,
+                sampling=replace(sampling_law(self.args), allowed=allowed_tokens(priors, prompts, length)),
+                prior=compose_priors(priors, prompts, length),
+                seed=self.args.run.seed,
+                slots=rollout_config.generation_batch_size,
+                engine=Engine(max_tokens=rollout_config.stp_max_tokens),
+            )
+            self.ledger.forwards["rollout"] += rollout.stats["forwards"] + hooks.take_forwards(priors)
+        with self.ledger.time("reward"):
+            lengths = (rollout.unmask_step >= -1).sum(1)
+            completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
+            rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
+        return Played(rollout, completions, rewards, by_name)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.args.run.bf16:
@@ -182,6 +203,7 @@ class STPTrainer:
             tokenizer=self.tokenizer,
             optimizer=self.optimizer.state_dict(),
             state=state,
+            priors=hooks.take_states(self.priors),
         )
 
     def _resume(self) -> None:
@@ -194,6 +216,7 @@ class STPTrainer:
         self.model.module.load_state_dict(loaded.state_dict())
         self.optimizer.load_state_dict(checkpoint.optimizer_state())
         self.ledger.restore(checkpoint.state["ledger"])
+        hooks.load_states(self.priors, checkpoint.prior_states())
         self.step = checkpoint.step
 
 
@@ -234,28 +257,6 @@ def make_sampler(config: STPConfig, *, prune: bool = True) -> _core.Sampler:
 def sampling_law(config: STPConfig) -> Sampling:
     """Return the training-time sampling law of a configuration."""
     return Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)
-
-
-def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> Metrics:
-    """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
-    length = rollout.token_ids.shape[1]
-    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step >= -1).sum(1)
-    length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
-    groups: dict[int, set[str]] = {}
-    for group, text in zip(rollout.group.tolist(), completions, strict=True):
-        groups.setdefault(group, set()).add(text)
-    return {
-        "completions/mean_length": float(length_R.mean()),
-        "diffusion/nfe": float(rollout.nfe.mean()),
-        "diffusion/useful_row_share": rollout.stats["useful_rows"] / max(1, rollout.stats["forwards"]),
-        "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),
-        "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
-        "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),
-        "diffusion/distinct": float(np.mean([len(texts) for texts in groups.values()])),
-    }
-
-
-_TEMPORAL = 2
 
 
 def _mean(values: Any) -> float:

@@ -23,6 +23,7 @@ from stp_rs.likelihood import Masks, draw_masks, mask_prompts, scores_prior, tok
 from stp_rs.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss
 from stp_rs.metrics import Ledger
 from stp_rs.model import DiffusionModel
+from stp_rs.sampling import restricted
 
 Metrics = dict[str, float]
 
@@ -45,6 +46,8 @@ class Job:
     old: Estimate | None
     """None at the first inner iteration: the policy still is the old one, so its new estimate is the old one."""
     reference: Estimate | None
+    allowed: Tensor | None = None
+    """The law's possible tokens, as `token_elbo` takes them."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,15 @@ class PolicyUpdate:
         self._reads_old = args.loss.stp_objective != "reinforce" or keeps_old
         self._by_pass = likelihood.stp_bound != "elbo" or args.loss.stp_objective == "linear"
 
-    def run(self, buffer: TrajectoryBuffer, step: int) -> Metrics:
-        """Make `num_iterations` updates on the buffer; return the means of their metrics."""
+    def run(self, buffer: TrajectoryBuffer, step: int, allowed: Tensor | None = None) -> Metrics:
+        """Make `num_iterations` updates on the buffer; return the means of their metrics.
+
+        `allowed` are the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
+        """
         batches = list(micro_batches(buffer, self.args, self.model.pad_token_id))
-        plan = [[self._job(batch, j) for batch in batches] for j in range(self.args.optim.num_iterations)]
+        allowed_of = [restricted(allowed, batch.rows) for batch in batches]
+        rounds = range(self.args.optim.num_iterations)
+        plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
         totals = self._totals(buffer)
         logged: dict[str, list[float]] = {}
         for j, jobs in enumerate(plan):
@@ -114,7 +122,7 @@ class PolicyUpdate:
         }
 
     @torch.no_grad()
-    def _job(self, batch: Minibatch, iteration: int) -> Job:
+    def _job(self, batch: Minibatch, allowed: Tensor | None, *, iteration: int) -> Job:
         """Return a micro-batch with its masks and the estimates of old and reference policy; none that is not read."""
         masks = draw_masks(
             self.design,
@@ -126,13 +134,13 @@ class PolicyUpdate:
         )
         ratio = self.args.likelihood.stp_prompt_mask
         masks = mask_prompts(masks, batch, ratio, seed=self.args.run.seed, iteration=iteration)
-        old = None
+        job = Job(batch, masks, None, None, allowed)
         if iteration > 0 and self._reads_old and self._recorded():
-            old = self._combine(torch.from_numpy(batch.logprob[masks.row_P]), batch, masks)
+            recorded_PL = torch.from_numpy(batch.logprob[masks.row_P])
+            job = replace(job, old=self._combine(recorded_PL, batch, masks))
         elif iteration > 0 and self._reads_old:
-            old = self._estimate(self.model, batch, masks)
-        reference = None if self.reference is None else self._estimate(self.reference, batch, masks)
-        return Job(batch, masks, old, reference)
+            job = replace(job, old=self._estimate(self.model, job))
+        return job if self.reference is None else replace(job, reference=self._estimate(self.reference, job))
 
     def _recorded(self) -> bool:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
@@ -140,14 +148,35 @@ class PolicyUpdate:
         same_law = rollout.top_k == 0 and rollout.top_p == 1.0 and rollout.temperature > 0.0
         return self.design.target == "trajectory" and same_law and not self.args.run.bf16
 
-    def _estimate(self, model: DiffusionModel, batch: Minibatch, masks: Masks) -> Estimate:
-        self.ledger.forwards["likelihood"] += len(masks.row_P)
-        temperature, size = self.args.rollout.temperature, self.args.likelihood.stp_forward_batch_size
+    def _estimate(self, model: DiffusionModel, job: Job) -> Estimate:
+        batch, masks = job.batch, job.masks
         if self._by_pass:
-            logprob_PL = pass_logprobs(model, batch, masks, temperature=temperature, forward_batch_size=size)
-            return self._combine(logprob_PL, batch, masks)
-        total_RL = token_elbo(model, batch, masks, temperature=temperature, forward_batch_size=size)
+            return self._combine(self._pass_logprobs(model, job, masks), batch, masks)
+        self._count(masks)
+        total_RL = token_elbo(
+            model,
+            batch,
+            masks,
+            temperature=self.args.rollout.temperature,
+            forward_batch_size=self.args.likelihood.stp_forward_batch_size,
+            allowed=job.allowed,
+        )
         return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, None)
+
+    def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks, size: int = 0) -> Tensor:
+        self._count(masks)
+        return pass_logprobs(
+            model,
+            job.batch,
+            masks,
+            temperature=self.args.rollout.temperature,
+            forward_batch_size=size or self.args.likelihood.stp_forward_batch_size,
+            allowed=job.allowed,
+        )
+
+    def _count(self, masks: Masks) -> None:
+        self.ledger.forwards["likelihood"] += len(masks.row_P)
+        self.ledger.forwards["backward"] += len(masks.row_P) * torch.is_grad_enabled()
 
     def _combine(self, logprob_PL: Tensor, batch: Minibatch, masks: Masks) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""
@@ -200,24 +229,21 @@ class PolicyUpdate:
     def _backward(self, job: Job, totals: Totals) -> tuple[float, Metrics]:
         """Add the micro-batch's gradient; return (loss, metrics)."""
         batch, masks = job.batch, job.masks
-        self.ledger.forwards["backward"] += len(masks.row_P)
         if not self.args.likelihood.stp_constant_memory:
-            new = self._estimate(self.model, batch, masks)
+            new = self._estimate(self.model, job)
             loss, metrics = self._loss(job, new, totals)
             loss.backward()
         else:
-            temperature = self.args.rollout.temperature
             size = self.args.likelihood.stp_forward_batch_size or len(batch)
-            self.ledger.forwards["likelihood"] += 2 * len(masks.row_P)
             with torch.no_grad():
-                leaf_PL = pass_logprobs(self.model, batch, masks, temperature=temperature, forward_batch_size=size)
+                leaf_PL = self._pass_logprobs(self.model, job, masks, size)
             leaf_PL.requires_grad_()
             new = self._combine(leaf_PL, batch, masks)
             loss, metrics = self._loss(job, new, totals)
             (coefficient_PL,) = torch.autograd.grad(loss, leaf_PL)
             for start in range(0, len(masks.row_P), size):
                 part = slice(start, start + size)
-                logprob_PL = pass_logprobs(self.model, batch, take_passes(masks, part), temperature=temperature)
+                logprob_PL = self._pass_logprobs(self.model, job, take_passes(masks, part))
                 (logprob_PL * coefficient_PL[part]).sum().backward()
         metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), masks)
         return float(loss.detach()), metrics
@@ -238,7 +264,7 @@ class PolicyUpdate:
             return None  # one micro-batch has its own; at the first iteration every ratio is 1
         total = 0.0
         for job in jobs:
-            inputs = self._inputs(job, self._estimate(self.model, job.batch, job.masks))
+            inputs = self._inputs(job, self._estimate(self.model, job))
             total += clipped_ratio_sum(inputs, self.args.loss)
         return total / sum(len(job.batch) for job in jobs)
 

@@ -33,10 +33,11 @@ from stp_rs.checkpoint import policy_folder, write_json
 from stp_rs.errors import ConfigError
 from stp_rs.model import as_diffusion_model
 from stp_rs.models import load_policy
-from stp_rs.priors import compose_priors
+from stp_rs.priors import Vocabulary, compose_priors
 from stp_rs.prompts import encode_prompts
 from stp_rs.rollout import Rollout, generate
-from stp_rs.run import load_run, pick_device, static_priors
+from stp_rs.run import load_run, pick_device
+from stp_rs.spatial import static_priors
 from stp_rs.trainer import make_sampler, sampling_law
 
 COMPARED = (
@@ -102,6 +103,8 @@ class Source:
             loaded = as_diffusion_model(module.to(pick_device(config)), tokenizer)
         length = config.rollout.max_completion_length
         prompts = encode_prompts(task.rows("train", args.rows, args.seed), tokenizer, uids=range(args.rows))
+        # the vocabulary is left out: rollouts and estimates are both of the law without it
+        fixed = [p for p in static_priors(config, task, tokenizer) if not isinstance(p, Vocabulary)]
         self.draws = args.resamples
         self.rollout: Rollout = generate(
             loaded,
@@ -109,7 +112,7 @@ class Source:
             make_sampler(config),
             completion_length=length,
             sampling=sampling_law(config),
-            prior=compose_priors(static_priors(config, task, tokenizer), prompts, length),
+            prior=compose_priors(fixed, prompts, length),
             seed=args.seed,
             slots=config.rollout.generation_batch_size,
         )

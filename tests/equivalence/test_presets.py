@@ -239,8 +239,8 @@ def watched(made: Any) -> Iterator[dict[str, list[Any]]]:
     seen: dict[str, list[Any]] = {"jobs": [], "loss": [], "weights": [], "gradients": []}
     job, loss = module.PolicyUpdate._job, module.policy_loss
 
-    def keep_job(self: Any, batch: Any, iteration: int) -> Any:
-        seen["jobs"].append(job(self, batch, iteration))
+    def keep_job(*args: Any, **kwargs: Any) -> Any:
+        seen["jobs"].append(job(*args, **kwargs))
         return seen["jobs"][-1]
 
     def keep_loss(*args: Any, **kwargs: Any) -> Any:

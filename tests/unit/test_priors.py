@@ -150,8 +150,8 @@ def test_stored_anchors_are_token_ids_with_hashes(tmp_path: Path):
     prior, model = build()
     path = tmp_path / "deep" / "anchors.safetensors"
     prior.save(path)
-    assert load_file(path)["ids"].dtype == np.int64
-    again = OfflineGeneration()
+    assert load_file(path)["offline_generation/ids"].dtype == np.int64
+    again = OfflineGeneration(0.5)
     again.load(path, tokenizer())
     prompts = batch("2", "0")
     assert again(prompts, LENGTH) == prior(prompts, LENGTH)

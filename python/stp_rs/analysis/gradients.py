@@ -17,6 +17,7 @@ from stp_rs.buffer import Minibatch
 from stp_rs.config import STPConfig
 from stp_rs.likelihood import Completions, Masks, draw_masks, scores_prior, token_elbo
 from stp_rs.model import DiffusionModel, passes_without_dropout
+from stp_rs.sampling import restricted
 
 ROUNDING = 1e-12
 """A trace below this share of the gradients' squares is rounding."""
@@ -33,6 +34,8 @@ class Estimator:
     score_prior: bool = False
     diffusion_steps: int = 1
     temperature: float = 1.0
+    allowed: Tensor | None = None
+    """The law's possible tokens, as in `token_elbo`."""
 
     def masks(self, completions: Completions, draw: int) -> Masks:
         """Return the masks of a draw: a function of (seed, draw, uid)."""
@@ -94,7 +97,12 @@ def gradient_noise(
         for draw in range(draws):
             masks = estimator.masks(completions, draw)
             value_R, gradient_D = value_and_gradient(
-                model, completions, masks, coefficient, temperature=estimator.temperature
+                model,
+                completions,
+                masks,
+                coefficient,
+                temperature=estimator.temperature,
+                allowed=estimator.allowed,
             )
             values.append(value_R)
             squares += float(gradient_D @ gradient_D)
@@ -114,7 +122,13 @@ def gradient_noise(
 
 
 def value_and_gradient(
-    model: DiffusionModel, completions: Completions, masks: Masks, coefficient_R: Tensor, *, temperature: float = 1.0
+    model: DiffusionModel,
+    completions: Completions,
+    masks: Masks,
+    coefficient_R: Tensor,
+    *,
+    temperature: float = 1.0,
+    allowed: Tensor | None = None,
 ) -> tuple[Floats, Tensor]:
     """Return the estimate of every row, f64 [R], and the gradient of their weighted sum, f64 [D].
 
@@ -122,7 +136,7 @@ def value_and_gradient(
     """
     parameters = [p for p in model.module.parameters() if p.requires_grad]
     with torch.enable_grad():
-        elbo_R = token_elbo(model, completions, masks, temperature=temperature).sum(-1)
+        elbo_R = token_elbo(model, completions, masks, temperature=temperature, allowed=allowed).sum(-1)
         total = (coefficient_R.to(elbo_R.device) * elbo_R).sum()
     if total.requires_grad:
         parts = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
@@ -157,7 +171,11 @@ UPDATE_DRAWS = 4
 
 
 def update_noise(
-    model: DiffusionModel, design: _core.Design, config: STPConfig, batches: Iterable[Minibatch]
+    model: DiffusionModel,
+    design: _core.Design,
+    config: STPConfig,
+    batches: Iterable[Minibatch],
+    allowed: Tensor | None = None,
 ) -> dict[str, float]:
     """Return the mask noise of an update's first micro-batch, as metrics; nothing where no row has a gradient.
 
@@ -176,6 +194,7 @@ def update_noise(
         score_prior=score_prior,
         diffusion_steps=config.rollout.diffusion_steps or config.rollout.max_completion_length,
         temperature=config.rollout.temperature,
+        allowed=restricted(allowed, batch.rows),
     )
     tokens_R = (batch.unmask_step >= (-1 if score_prior else 0)).sum(1).clip(min=1)
     scale_R = tokens_R if design.per_token else np.ones(len(batch))

@@ -16,9 +16,9 @@ from stp_rs import _core
 from stp_rs.analysis.exact import MAX_TOKENS, Levels, exact_levels, score_table
 from stp_rs.bounds import Rows, pass_logprobs
 from stp_rs.config import STPConfig
-from stp_rs.presets import PRUNINGS
 from stp_rs.likelihood import Completions, Masks
 from stp_rs.model import DiffusionModel, passes_without_dropout
+from stp_rs.presets import PRUNINGS
 
 READINGS = {"none": (False, False), "spatial": (True, False), "temporal": (False, True), "both": (True, True)}
 """Pruning -> (anchors are context only, the row's temporal merge is kept)."""

@@ -77,6 +77,10 @@ class ReasoningGymTask:
         rows = self.rows("train", n, seed)
         return [{**row, "completion": self._style.completion("", str(row["answer"]))} for row in rows]
 
+    def reference(self, row: Row) -> str:
+        """Return the reference answer, laid out as the template asks."""
+        return self._style.completion("", str(row["answer"]))
+
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return nothing: no position of the answer is fixed by the prompt."""
         del row

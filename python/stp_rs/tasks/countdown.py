@@ -158,6 +158,15 @@ class CountdownTask:
         del row
         return {}
 
+    def reference(self, row: Row) -> str | None:
+        """Return an expression that reaches the target, in its frame; None where there is none."""
+        solution = row.get("solution") or _core.countdown_solutions([row["numbers"]], [row["target"]])[0]
+        return None if solution is None else f"[{solution}]"
+
+    def allowed(self, position: int) -> Sequence[str]:
+        """Return the opening frame first, and then what an expression or the end is made of."""
+        return ("[",) if position == 0 else (*"0123456789+-*/()]", "")
+
     def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
         """Return solved and valid (a legal expression of the given numbers), a float per completion."""
         verdicts = countdown_verdicts(completions, [r["numbers"] for r in rows], [r["target"] for r in rows])

@@ -197,6 +197,9 @@ class DataTask:
         longest = max((len(row["completion"]) + 1 for row in shown_rows), default=0)
         self.name = base.name
         self.template = base.template
+        for name in ("reference", "allowed"):  # what a task may offer beside `Task`
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
         self.reward_funcs = base.reward_funcs
         texts = [row["prompt"] for row in every] + [row["completion"] for row in shown_rows]
         self.alphabet = "".join(sorted(set(base.alphabet).union(*texts)))

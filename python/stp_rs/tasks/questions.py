@@ -128,6 +128,10 @@ class QuestionTask:
         del seed
         return [{**row, "completion": self.style.completion(row["solution"], row["answer"])} for row in rows]
 
+    def reference(self, row: Row) -> str:
+        """Return the row's own solution, laid out as the template asks."""
+        return self.style.completion(row["solution"], row["answer"])
+
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return nothing: no position of the answer is fixed by the prompt."""
         del row

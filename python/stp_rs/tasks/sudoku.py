@@ -156,6 +156,14 @@ class SudokuTask:
         """Return the clue cells: completion position 1 + cell -> its digit."""
         return {1 + i: digit for i, digit in enumerate(row["puzzle"]) if digit != "0"}
 
+    def reference(self, row: Row) -> str:
+        """Return the solved grid in its frame."""
+        return f"[{row['solution']}]"
+
+    def allowed(self, position: int) -> Sequence[str]:
+        """Return the digits where cells are, and the frame and end-of-text elsewhere."""
+        return ("1", "2", "3", "4") if 1 <= position <= CELLS else ("[", "]", "")
+
     def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
         """Return solved, cells and clues_kept, one float per completion."""
         grades = sudoku_grades(completions, [row["puzzle"] for row in rows])

@@ -1,7 +1,7 @@
 //! Spatial priors: positions of the completion that are fixed before decoding.
 //!
-//! A [`PriorSet`] is a ragged batch of (positions, ids, sources). Priors compose in order; two that fix one position
-//! to different tokens are an error, never a silent overwrite.
+//! A [`PriorSet`] is a ragged batch of (positions, ids, sources). Priors compose in order; two hard ones that fix one
+//! position to different tokens are an error, never a silent overwrite. A soft one gives way to those before it.
 
 use crate::error::{Error, Result, check_len};
 use crate::rng::{Lane, RowRng};
@@ -79,8 +79,8 @@ impl PriorSet {
     }
 
     /// Both priors. Where both fix a position to the same token the earlier source stays; a different token is
-    /// [`Error::PriorConflict`].
-    pub fn compose(&self, later: &Self) -> Result<Self> {
+    /// [`Error::PriorConflict`], or dropped where the later prior is `soft`.
+    pub fn compose(&self, later: &Self, soft: bool) -> Result<Self> {
         check_len("later prior (rows)", later.rows(), self.rows())?;
         let mut out = Self {
             offsets: Vec::with_capacity(self.offsets.len()),
@@ -93,7 +93,7 @@ impl PriorSet {
                 let next = match (a.peek(), b.peek()) {
                     (None, None) => break,
                     (Some(x), Some(y)) if x.position == y.position => {
-                        if x.id != y.id {
+                        if x.id != y.id && !soft {
                             let position = x.position as usize;
                             return Err(Error::PriorConflict { row, position, first: x.id, second: y.id });
                         }
@@ -119,6 +119,19 @@ impl PriorSet {
                 return Err(Error::value("rows", row, format!("an index below {}", self.rows())));
             }
             out.anchors.extend_from_slice(self.row(row));
+            out.offsets.push(out.anchors.len());
+        }
+        Ok(out)
+    }
+
+    /// The anchors at the positions with `keep[rows, length]` != 0.
+    pub fn restrict(&self, length: usize, keep: &[u8]) -> Result<Self> {
+        check_len("keep", keep.len(), self.rows() * length)?;
+        let mut out = Self { offsets: vec![0], anchors: Vec::new() };
+        for row in 0..self.rows() {
+            let kept = &keep[row * length..(row + 1) * length];
+            let stays = |a: &&Anchor| kept.get(a.position as usize).is_some_and(|&k| k != 0);
+            out.anchors.extend(self.row(row).iter().filter(stays));
             out.offsets.push(out.anchors.len());
         }
         Ok(out)
@@ -220,9 +233,12 @@ mod tests {
     fn a_conflict_names_row_position_and_both_tokens() {
         let a = PriorSet::from_dense(&[-1, 5, -1, 7, -1, -1], 3, 2).unwrap();
         let b = PriorSet::from_dense(&[-1, 5, 6, 8, -1, -1], 3, 3).unwrap();
-        let error = a.compose(&b).unwrap_err();
+        let error = a.compose(&b, false).unwrap_err();
         assert_eq!(error, Error::PriorConflict { row: 1, position: 0, first: 7, second: 8 });
-        let fixed = a.select(&[0]).unwrap().compose(&b.select(&[0]).unwrap()).unwrap();
+        let soft = a.compose(&b, true).unwrap();
+        assert_eq!(soft.row(1), a.row(1), "the earlier token stays");
+        assert_eq!(soft.row(0).len(), 2, "what is free is filled");
+        let fixed = a.select(&[0]).unwrap().compose(&b.select(&[0]).unwrap(), false).unwrap();
         assert_eq!(fixed.row(0)[0], Anchor { position: 1, id: 5, source: 2 });
         assert_eq!(fixed.row(0)[1], Anchor { position: 2, id: 6, source: 3 });
     }
@@ -262,9 +278,12 @@ mod tests {
             let a = PriorSet::from_dense(&half(true), length, 0).unwrap();
             let b = PriorSet::from_dense(&half(false), length, 1).unwrap();
             let mut out = vec![0; dense.len()];
-            a.compose(&b).unwrap().fill(length, &mut out).unwrap();
+            a.compose(&b, false).unwrap().fill(length, &mut out).unwrap();
             prop_assert_eq!(&out[..], dense);
-            prop_assert_eq!(a.compose(&a).unwrap(), a);
+            prop_assert_eq!(a.compose(&a, false).unwrap(), a.clone());
+            let both = a.compose(&b, false).unwrap();
+            let keep: Vec<u8> = other[..dense.len()].iter().map(|&f| u8::from(f)).collect();
+            prop_assert_eq!(both.restrict(length, &keep).unwrap(), a);
         }
     }
 }

@@ -40,9 +40,18 @@ impl PyPriorSet {
         enter(py, || prior::PriorSet::from_dense(values, length, source as u8)).map(|inner| Self { inner })
     }
 
-    /// Both priors; the same position with another token is a `PriorConflictError`.
-    fn compose(&self, py: Python<'_>, later: &Self) -> PyResult<Self> {
-        enter(py, || self.inner.compose(&later.inner)).map(|inner| Self { inner })
+    /// Both priors; the same position with another token is a `PriorConflictError`, or left out of a `soft` later one.
+    #[pyo3(signature = (later, *, soft=false))]
+    fn compose(&self, py: Python<'_>, later: &Self, soft: bool) -> PyResult<Self> {
+        enter(py, || self.inner.compose(&later.inner, soft)).map(|inner| Self { inner })
+    }
+
+    /// The anchors at positions with `keep` u8 `[R, L]` != 0.
+    fn restrict(&self, keep: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let length = dim("keep", keep, 1)?;
+        let view = read::<u8>("keep", keep, &[self.inner.rows() as isize, -1])?;
+        let values = slice(&view)?;
+        enter(keep.py(), || self.inner.restrict(length, values)).map(|inner| Self { inner })
     }
 
     /// Rows by index, in that order, with repeats.

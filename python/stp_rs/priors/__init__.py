@@ -1,0 +1,25 @@
+"""Spatial priors: what fixes completion tokens before decoding (docs/priors.md).
+
+A prior is any callable (prompts, completion_length) -> PriorSet. Hard priors compose in order and conflicts are errors;
+a soft one (its class says `soft = True`) only fills what is free. Shapes in this package: R rows, L completion length,
+V vocabulary.
+"""
+
+from stp_rs.priors.base import Prior as Prior
+from stp_rs.priors.base import allowed_tokens as allowed_tokens
+from stp_rs.priors.base import compose_priors as compose_priors
+from stp_rs.priors.cells import END as END
+from stp_rs.priors.cells import Copy as Copy
+from stp_rs.priors.cells import Template as Template
+from stp_rs.priors.choice import Anneal as Anneal
+from stp_rs.priors.choice import AnswerSpan as AnswerSpan
+from stp_rs.priors.choice import eligible_tokens as eligible_tokens
+from stp_rs.priors.choice import tag_span as tag_span
+from stp_rs.priors.frequency import Frequency as Frequency
+from stp_rs.priors.hashes import policy_hash as policy_hash
+from stp_rs.priors.hashes import tokenizer_hash as tokenizer_hash
+from stp_rs.priors.length import Length as Length
+from stp_rs.priors.length import reference_length as reference_length
+from stp_rs.priors.offline import OfflineGeneration as OfflineGeneration
+from stp_rs.priors.reference import Reference as Reference
+from stp_rs.priors.vocabulary import Vocabulary as Vocabulary

@@ -1,0 +1,88 @@
+"""What a prior is, and how several of them meet. Shapes: R rows, L completion length, V vocabulary."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stp_rs import _core
+from stp_rs.errors import PriorConflictError
+from stp_rs.prompts import PromptBatch
+
+
+class Prior(Protocol):
+    """Fixes completion tokens of a batch of prompts."""
+
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+        """Return the fixed tokens, one row per prompt row."""
+        ...
+
+
+@runtime_checkable
+class Constraining(Protocol):
+    """A prior that says which tokens are possible at all."""
+
+    def allowed(self, prompts: PromptBatch, completion_length: int) -> Tensor:
+        """Return bool [L, V], or [R, L, V] where rows differ."""
+        ...
+
+
+def is_soft(prior: Prior) -> bool:
+    """Return whether a prior gives way: its tokens are guesses, and those of a hard prior are certain."""
+    return bool(getattr(prior, "soft", False))
+
+
+def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    """Return all priors of a batch: the hard ones in order, then the soft ones, in order, where nothing is fixed yet.
+
+    A soft prior's token that another prior does not allow is left out.
+
+    Raises:
+        PriorConflictError: two hard priors fix one position to different tokens, or one fixes a token that is not
+            allowed there.
+    """
+    allowed = allowed_tokens(priors, prompts, completion_length)
+    combined = _core.PriorSet.empty(len(prompts))
+    for prior in sorted(priors, key=is_soft):
+        fixed = prior(prompts, completion_length)
+        if allowed is not None and fixed.num_anchors:
+            legal_RL = _legal(fixed, allowed.cpu().numpy(), completion_length)
+            if not is_soft(prior):
+                _refuse(fixed, legal_RL)
+            fixed = fixed.restrict(legal_RL)
+        combined = combined.compose(fixed, soft=is_soft(prior))
+    return combined
+
+
+def allowed_tokens(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> Tensor | None:
+    """Return the tokens that all priors allow, bool [L, V] or [R, L, V]; None where none of them says.
+
+    Give it to `Sampling(allowed=...)` and to `token_elbo(..., allowed=...)`: one law draws and scores.
+    """
+    tables = [p.allowed(prompts, completion_length) for p in priors if isinstance(p, Constraining)]
+    if not tables:
+        return None
+    combined = tables[0]
+    for table in tables[1:]:
+        combined = combined & table
+    return combined
+
+
+def _legal(fixed: _core.PriorSet, allowed: NDArray[np.bool_], length: int) -> NDArray[np.uint8]:
+    ids_RL = np.empty((len(fixed), length), dtype=np.int64)
+    fixed.fill(ids_RL)
+    at = np.maximum(ids_RL, 0)[..., None]
+    rows = np.broadcast_to(allowed, (len(fixed), *allowed.shape[-2:]))
+    legal_RL = np.take_along_axis(rows, at, axis=-1)[..., 0] | (ids_RL < 0)
+    return np.ascontiguousarray(legal_RL, dtype=np.uint8)
+
+
+def _refuse(fixed: _core.PriorSet, legal_RL: NDArray[np.uint8]) -> None:
+    for row, position in np.argwhere(legal_RL == 0).tolist():
+        token, source = next((t, s) for p, t, s in fixed.row(row) if p == position)
+        raise PriorConflictError(
+            f"prior row {row}: position {position} is fixed to token {token} by {source}, which the vocabulary does "
+            "not allow there; allow it, or leave one of the two priors out"
+        )

@@ -1,0 +1,37 @@
+"""Hashes of what stored tokens belong to, and keys of prompts."""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stp_rs.model import DiffusionModel
+from stp_rs.prompts import PromptBatch
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return a hash of the vocabulary: ids mean the same tokens where it is equal."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
+def policy_hash(model: DiffusionModel) -> str:
+    """Return a hash of the policy's parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def prompt_keys(prompts: PromptBatch) -> NDArray[np.uint64]:
+    """Return u64 [R]: a key of each row's prompt ids, the same wherever and whenever the prompt comes up."""
+    known: dict[bytes, int] = {}
+    keys = np.empty(len(prompts), dtype=np.uint64)
+    for row, (ids, length) in enumerate(zip(prompts.prompt_ids, prompts.prompt_length, strict=True)):
+        text = ids[:length].tobytes()
+        if text not in known:
+            known[text] = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+        keys[row] = known[text]
+    return keys

@@ -1,0 +1,82 @@
+"""Reference: a part of a known solution as a hint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from stp_rs import _core
+from stp_rs.errors import InvalidValueError
+from stp_rs.priors.choice import Anneal, AnswerSpan, Choice, Per, eligible_tokens, fixed_where
+from stp_rs.prompts import PromptBatch, end_of_text_id
+
+SELECTORS = ("random", "prefix", "span")
+_SALT = 0x5EF
+
+
+@dataclass
+class Reference:
+    """Tokens of a reference completion: hints for training only.
+
+    A hint that stays whole keeps the policy from learning what it is given, so anneal it to 0, or give it to groups
+    alone whose completions all failed (IGPO, arXiv 2509.10396; `stp_rs.rescue`).
+
+    Attributes:
+        text: dataset row -> a correct completion, or None.
+        tokenizer: the policy's tokenizer.
+        share: share of the reference's tokens that is given.
+        selector: random, prefix, span.
+        answer_span: finds the answer in the reference; it is never given. None gives any token.
+        when: always, or all_wrong: nothing in an ordinary rollout, `hints` only.
+        anneal: how `share` shrinks during training.
+        per: who shares a draw.
+        seed: key of the draws.
+    """
+
+    text: Callable[[Mapping[str, Any]], str | None]
+    tokenizer: Any
+    share: float = 0.5
+    selector: str = "random"
+    answer_span: AnswerSpan | None = None
+    when: Literal["always", "all_wrong"] = "always"
+    anneal: Anneal = field(default_factory=Anneal)
+    per: Per = "group"
+    seed: int = 0
+    soft: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.selector not in SELECTORS:
+            raise InvalidValueError(f"reference selector: got {self.selector!r}, needs one of {', '.join(SELECTORS)}")
+        if self.when not in ("always", "all_wrong"):
+            raise InvalidValueError(f"when: got {self.when!r}, needs always or all_wrong")
+        seed = _core.row_uid(self.seed, _SALT)
+        self._choice = Choice(self.selector, self.share, self.anneal, self.per, seed)
+        self._progress = 0.0
+
+    def begin_step(self, step: int, max_steps: int) -> None:
+        """Hear the progress of training."""
+        self._progress = step / max(1, max_steps)
+
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+        """Return the hints of an ordinary rollout."""
+        if self.when == "all_wrong":
+            return _core.PriorSet.empty(len(prompts))
+        return self.hints(prompts, completion_length)
+
+    def hints(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+        """Return the hints at this point of training, whatever `when` says."""
+        ids_RL = np.full((len(prompts), completion_length), end_of_text_id(self.tokenizer), dtype=np.int64)
+        given_RL = np.zeros(ids_RL.shape, dtype=np.uint8)
+        encoded: dict[str, list[int]] = {}
+        for row, columns in enumerate(prompts.rows):
+            text = self.text(columns)
+            if text is None:
+                continue
+            if text not in encoded:
+                encoded[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"][:completion_length]
+            ids_RL[row, : len(encoded[text])] = encoded[text]
+            given_RL[row, : len(encoded[text])] = 1
+        given_RL &= eligible_tokens(ids_RL, self.tokenizer, self.answer_span)
+        return fixed_where(self._choice.pick(prompts, given_RL, self._progress), ids_RL, "reference")
