@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stp_rs.errors import InvalidValueError
 from stp_rs.likelihood import Completions, Masks, token_elbo
+from stp_rs.metrics import Cost
 from stp_rs.model import DiffusionModel
 
 
@@ -49,6 +50,7 @@ def pass_logprobs(
     *,
     temperature: float = 1.0,
     forward_batch_size: int = 0,
+    cost: Cost | None = None,
 ) -> Tensor:
     """Return f_i(M_k), f32 [P, L]: the log-prob of every scored token in every pass by itself, 0 elsewhere.
 
@@ -63,7 +65,7 @@ def pass_logprobs(
         length_R=masks.length_R[masks.row_P],
     )
     rows = Rows.of(completions, masks.row_P)
-    return token_elbo(model, rows, alone, temperature=temperature, forward_batch_size=forward_batch_size)
+    return token_elbo(model, rows, alone, temperature=temperature, forward_batch_size=forward_batch_size, cost=cost)
 
 
 def token_bounds(

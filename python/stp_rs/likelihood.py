@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stp_rs import _core
 from stp_rs.engine import HEAD_ELEMENTS
+from stp_rs.metrics import Cost
 from stp_rs.model import DiffusionModel, device_of, encode
 from stp_rs.sampling import candidate_logits
 
@@ -123,6 +124,7 @@ def token_elbo(
     *,
     temperature: float = 1.0,
     forward_batch_size: int = 0,
+    cost: Cost | None = None,
 ) -> Tensor:
     """Return the weighted log-prob estimate of every token, f32 [R, L]; its row sum is the sequence estimate.
 
@@ -135,6 +137,7 @@ def token_elbo(
         masks: from `draw_masks`.
         temperature: the law's temperature (0 counts as 1): the law that drew the tokens is the law that is scored.
         forward_batch_size: canvases per forward; 0 means all at once.
+        cost: what is computed is added to it.
     """
     device = device_of(model)
     prompt_R, token_ids_RL = completions.prompt_length, completions.token_ids
@@ -154,6 +157,10 @@ def token_elbo(
             continue
         canvas_PS = _corrupt(canvas_RS[row_P], masks.mask_PL[part], prompt_R[row_P], model.mask_token_id)
         width = int(lengths_R[row_P].max())
+        if cost is not None:
+            cost.forwards += len(row_P)
+            cost.tokens += len(row_P) * width
+            cost.head_rows += len(scored_p)
         ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[:, :width])).to(device, non_blocking=True)
         hidden_PSH = encode(model, ids, lengths_R[row_P])
         at = scored_p * width + prompt_R[row_P][scored_p] + scored_l - model.logit_shift

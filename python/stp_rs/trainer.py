@@ -27,7 +27,7 @@ from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError, DivergenceError
 from stp_rs.likelihood import Masks, draw_masks, token_elbo
 from stp_rs.loss import LossInputs, policy_loss
-from stp_rs.metrics import Ledger, MetricsFile
+from stp_rs.metrics import Cost, Ledger, MetricsFile
 from stp_rs.model import DiffusionModel, MaskedLMAdapter, as_diffusion_model, device_of, passes_without_dropout
 from stp_rs.priors import Prior, compose_priors
 from stp_rs.prompts import batch_indices, encode_prompts
@@ -88,7 +88,7 @@ class STPTrainer:
         self.train_dataset = train_dataset
         self.priors = list(priors)
         self.evaluate = evaluate
-        self.ledger = Ledger()
+        self.ledger = Ledger(device_of(self.model))
         self.step = 0
         self.run = Path(args.run.output_dir)
         if args.rollout.max_completion_length < 1:
@@ -122,7 +122,7 @@ class STPTrainer:
                 with self.ledger.time("eval"):
                     metrics.update(self.evaluate(self))
             if self.step % run.logging_steps == 0:
-                self._metrics.write({"step": self.step, **metrics})
+                self._metrics.write({"step": self.step, **metrics, **self.ledger.measured()})
             if run.save_steps and self.step % run.save_steps == 0:
                 self.save()
             if on_step is not None:
@@ -151,7 +151,7 @@ class STPTrainer:
                 slots=config.rollout.generation_batch_size,
                 engine=Engine(max_tokens=config.rollout.stp_max_tokens),
             )
-            self.ledger.forwards["rollout"] += rollout.stats["forwards"]
+            self.ledger.add(Cost(*(rollout.stats[name] for name in ("forwards", "tokens", "head_rows"))), "rollout")
         with self.ledger.time("reward"):
             lengths = (rollout.unmask_step >= -1).sum(1)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
@@ -167,7 +167,7 @@ class STPTrainer:
         metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
         metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
-        metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
+        metrics.update(self.ledger.counts())
         return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
 
     def _update(self, buffer: TrajectoryBuffer) -> Metrics:
@@ -177,7 +177,7 @@ class STPTrainer:
         old: dict[tuple[int, int], Tensor] = {}
         reference: dict[tuple[int, int], Tensor] = {}
         masks = {(j, i): self._draw(batch, j) for j in range(optim.num_iterations) for i, batch in enumerate(batches)}
-        with torch.no_grad():
+        with torch.no_grad(), self.ledger.time("scoring"):
             for (j, i), drawn in masks.items():
                 if j > 0:  # at j = 0 the policy is still the old one: its new estimate is the old one
                     old[j, i] = self._estimate(self.model, batches[i], drawn)
@@ -200,7 +200,6 @@ class STPTrainer:
                 )
                 loss, metrics = policy_loss(inputs, loss_config, num_completions=len(buffer))
                 loss.backward()
-                self.ledger.forwards["backward"] += len(masks[j, i].row_P)
                 update["loss"] += float(loss.detach())
                 for name, value in metrics.items():
                     totals.setdefault(name, []).append(value)
@@ -243,8 +242,10 @@ class STPTrainer:
         )
 
     def _estimate(self, model: DiffusionModel, batch: Minibatch, masks: Masks) -> Tensor:
-        self.ledger.forwards["likelihood"] += len(masks.row_P)
-        return token_elbo(model, batch, masks, temperature=self.args.rollout.temperature)
+        cost = Cost()
+        estimate = token_elbo(model, batch, masks, temperature=self.args.rollout.temperature, cost=cost)
+        self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
+        return estimate
 
     def _set_learning_rate(self, iteration: int) -> None:
         updates = self.args.optim.num_iterations * self.args.optim.max_steps
