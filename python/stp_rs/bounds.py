@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stp_rs.errors import InvalidValueError
 from stp_rs.likelihood import Completions, Masks, token_elbo
+from stp_rs.metrics import Cost
 from stp_rs.model import DiffusionModel
 from stp_rs.sampling import restricted
 
@@ -51,6 +52,7 @@ def pass_logprobs(
     temperature: float = 1.0,
     forward_batch_size: int = 0,
     allowed: Tensor | None = None,
+    cost: Cost | None = None,
 ) -> Tensor:
     """Return f_i(M_k), f32 [P, L]: the log-prob of every scored token in every pass by itself, 0 elsewhere.
 
@@ -72,6 +74,7 @@ def pass_logprobs(
         temperature=temperature,
         forward_batch_size=forward_batch_size,
         allowed=restricted(allowed, masks.row_P),
+        cost=cost,
     )
 
 

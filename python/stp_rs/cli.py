@@ -1,4 +1,4 @@
-"""The command line: stp-rs train | sample | eval | variance | env | grade."""
+"""The command line: stp-rs train | compare | sample | eval | variance | env | grade."""
 
 import argparse
 import json
@@ -7,8 +7,9 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
+from stp_rs.compare.command import add_parser as add_compare
 from stp_rs.errors import StpError
 from stp_rs.variance_cli import add_parser as add_variance
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         _quiet_transformers()
         return int(args.run(args))
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--prefill", default="", help="text that every completion starts with")
     evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)
+    add_compare(commands)
     grading.add_parser(commands)
     add_variance(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
@@ -77,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    from stp_rs.config import flat_fields
+    from stp_rs.flags import add_option_flags
     from stp_rs.presets import PRESETS, PRUNINGS
 
     train = commands.add_parser(
@@ -90,28 +93,18 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--preset", choices=list(PRESETS), default=None)
     train.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="none, or how to prune any preset")
     train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
-    for name, (hint, default) in flat_fields().items():
-        choices = list(get_args(hint)) if get_origin(hint) is Literal else None
-        kind = _boolean if hint is bool else str if choices else hint
-        train.add_argument(f"--{name}", type=kind, choices=choices, default=None, help=f"default {default!r}")
+    add_option_flags(train)
     train.set_defaults(run=_train)
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("0", "false", "no", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"got {text!r}, needs true or false")
 
 
 def _train(args: argparse.Namespace) -> int:
     from stp_rs.config import STPConfig
     from stp_rs.console import Console
+    from stp_rs.flags import given_options
     from stp_rs.run import run_training
 
-    skip = {"run", "config", "quiet"}
-    flags = {k: v for k, v in vars(args).items() if k not in skip and v is not None}
+    chosen = {"preset": args.preset, "pruning": args.pruning}
+    flags = {**{k: v for k, v in chosen.items() if v is not None}, **given_options(args)}
     config = STPConfig.from_yaml(args.config, **flags) if args.config else STPConfig.make(**flags)
     console = Console(config, quiet=args.quiet)
     summary = run_training(config, console.events())

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stp_rs import _core
 from stp_rs.engine import HEAD_ELEMENTS
+from stp_rs.metrics import Cost
 from stp_rs.model import DiffusionModel, device_of, encode
 from stp_rs.sampling import Sampling, allowed_rows, candidate_logits, placed
 
@@ -146,6 +147,7 @@ def token_elbo(
     temperature: float = 1.0,
     forward_batch_size: int = 0,
     allowed: Tensor | None = None,
+    cost: Cost | None = None,
 ) -> Tensor:
     """Return the weighted log-prob estimate of every token, f32 [R, L]; its row sum is the sequence estimate.
 
@@ -159,6 +161,7 @@ def token_elbo(
         temperature: the law's temperature (0 counts as 1): the law that drew the tokens is the law that is scored.
         forward_batch_size: canvases per forward; 0 means all at once.
         allowed: the law's possible tokens, bool [V], [L, V] or [R, L, V]; a scored token outside has log-prob -inf.
+        cost: what is computed is added to it.
     """
     device = device_of(model)
     law = Sampling(temperature or 1.0, allowed=placed(allowed, device))
@@ -182,6 +185,10 @@ def token_elbo(
             hidden_PW = masks.prompt_PW[part]
             canvas_PS[:, : hidden_PW.shape[1]][hidden_PW == 1] = model.mask_token_id
         width = int(lengths_R[row_P].max())
+        if cost is not None:
+            cost.forwards += len(row_P)
+            cost.tokens += len(row_P) * width
+            cost.head_rows += len(scored_p)
         ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[:, :width])).to(device, non_blocking=True)
         hidden_PSH = encode(model, ids, lengths_R[row_P])
         at = scored_p * width + prompt_R[row_P][scored_p] + scored_l - model.logit_shift

@@ -74,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "igpo": {
         **_TOKEN,
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 4},
-        **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3"},
+        **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3", "stp_rescue": "reference"},
     },
 }
 """Named configurations; an option given by the user wins over the preset's."""

@@ -1,7 +1,7 @@
 """A whole run of a task: policy, warm-up, RL, evaluation, summary, report."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from stp_rs.checkpoint import newest_checkpoint, policy_folder, save_checkpoint,
 from stp_rs.config import STPConfig
 from stp_rs.errors import CheckpointError
 from stp_rs.evaluation import evaluate
+from stp_rs.metrics import PHASES, Cost, read_metrics
 from stp_rs.model import DiffusionModel, as_diffusion_model
 from stp_rs.models import character_tokenizer, load_policy, tiny_policy
+from stp_rs.priors import Copy, Prior, Template
 from stp_rs.report import write_report
 from stp_rs.sft import warm_up
 from stp_rs.spatial import static_priors, training_priors
 from stp_rs.tasks import get_task
-from stp_rs.tasks.base import Task
+from stp_rs.tasks.base import Row, Task
 from stp_rs.trainer import StepResult, STPTrainer, resumable
 
 TEST_SEED = 20_260
@@ -54,16 +56,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer, model)
     before = evaluate(model, tokenizer, task, test_rows, config)
-    train_rows = task.rows("train", config.run.train_size, config.run.seed)
-    trainer = STPTrainer(
-        model,
-        list(task.reward_funcs),
-        config,
-        train_rows,
-        tokenizer,
-        priors=training_priors(config, task, model, tokenizer, rows=train_rows, static=static),
-        evaluate=lambda t: validation(t, task, tokenizer),
-    )
+    trainer = make_trainer(config, task, model, tokenizer)
     events.on_phase("rl", config.optim.max_steps - trainer.step)
     trainer.train(events.on_step)
     with trainer.ledger.time("eval"):
@@ -80,11 +73,26 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     return summary
 
 
+def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer: Any) -> STPTrainer:
+    """Return the trainer of a task's policy, at the newest checkpoint of its run folder."""
+    rows = task.rows("train", config.run.train_size, config.run.seed)
+    static = static_priors(config, task, tokenizer, model)
+    return STPTrainer(
+        model,
+        list(task.reward_funcs),
+        config,
+        rows,
+        tokenizer,
+        priors=training_priors(config, task, model, tokenizer, rows=rows, static=static),
+        evaluate=lambda trainer: logged_validation(trainer, task, tokenizer),
+    )
+
+
 def summarise(
     trainer: STPTrainer, before: dict[str, Any], after: dict[str, Any], pruned: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
-    run, seconds = trainer.args.run, trainer.ledger.seconds
+    run, ledger, seconds = trainer.args.run, trainer.ledger, trainer.ledger.seconds
     return {
         "task": run.task,
         "preset": trainer.args.preset,
@@ -94,12 +102,19 @@ def summarise(
         "solved_after_prior": pruned["solved"],
         "cells_after": after.get("cells"),
         "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
-        "forwards": dict(trainer.ledger.forwards),
+        "forwards": {phase: ledger.forwards[phase] for phase in PHASES},
+        "forward_equivalents": ledger.forward_equivalents,
+        "tokens": dict(ledger.tokens),
+        "head_rows": dict(ledger.head_rows),
+        "peak_bytes": int(ledger.measured()["diffusion/peak_bytes"]),
         "seconds": {
             "rl": seconds["rollout"] + seconds["reward"] + seconds["update"],
             "rollout": seconds["rollout"],
             "update": seconds["update"],
             "eval": seconds["eval"],
+            "scoring": seconds["scoring"],
+            **{f"cpu_{phase}": value for phase, value in ledger.cpu_seconds.items()},
+            **{f"gpu_{phase}": value for phase, value in ledger.gpu_seconds.items()},
         },
         "steps": trainer.step,
         "eval_size": len(after["completions"]),
@@ -130,10 +145,15 @@ def pick_device(config: STPConfig) -> torch.device:
 
 
 _WARMUP_OPTIONS = {
-    *("task", "seed", "train_size", "max_completion_length", "hidden_size", "num_hidden_layers"),
+    *("task", "data", "seed", "train_size", "max_completion_length", "hidden_size", "num_hidden_layers"),
     *("num_attention_heads", "sft_steps", "sft_batch_size", "sft_learning_rate"),
 }
 """A finished warm-up is used again where these are the same."""
+
+
+def warm_up_identity(config: STPConfig) -> dict[str, Any]:
+    """Return the options that decide the policy before RL; runs that share them start from the same weights."""
+    return {k: v for k, v in config.to_flat().items() if k in _WARMUP_OPTIONS}
 
 
 def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> tuple[DiffusionModel, Any]:
@@ -143,7 +163,7 @@ def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> 
     if config.policy.model_name_or_path:
         module, tokenizer = load_policy(policy_folder(config.policy.model_name_or_path))
         return as_diffusion_model(module.to(device), tokenizer), tokenizer
-    identity = {k: v for k, v in config.to_flat().items() if k in _WARMUP_OPTIONS}
+    identity = warm_up_identity(config)
     warmed = newest_checkpoint(run / "warmup") if config.run.resume else None
     if warmed is not None and warmed.state.get("config") == identity:
         module, tokenizer = load_policy(warmed.path)
@@ -173,17 +193,33 @@ def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> 
     return model, tokenizer
 
 
-def validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:
-    """Return scores on the validation split, for the metrics file."""
-    rows = task.rows("validation", trainer.args.run.eval_size, TEST_SEED)
-    scores = evaluate(trainer.model, tokenizer, task, rows, trainer.args)
+def decode_both(
+    model: DiffusionModel, tokenizer: Any, task: Task, rows: Sequence[Row], config: STPConfig
+) -> dict[str, Any]:
+    """Return the scores of the free decode, and as `{name}_prior` those with every token that the prompt determines.
+
+    The priors are the task's own, whatever the run was trained with: runs of all prunings are decoded alike.
+    """
+    priors: list[Prior] = [Template(task.template, tokenizer), Copy(task.copies, tokenizer)]
+    free = evaluate(model, tokenizer, task, rows, config)
+    prior = evaluate(model, tokenizer, task, rows, config, priors=priors)
+    return {**free, **{f"{name}_prior": value for name, value in prior.items()}}
+
+
+def validation(model: DiffusionModel, tokenizer: Any, task: Task, config: STPConfig) -> dict[str, Any]:
+    """Return scores on the validation split, free and with priors."""
+    return decode_both(model, tokenizer, task, task.rows("validation", config.run.eval_size, TEST_SEED), config)
+
+
+def logged_validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:
+    """Return validation scores for the metrics file; their canvases go to the ledger."""
+    scores = validation(trainer.model, tokenizer, task, trainer.args)
+    trainer.ledger.add(Cost(scores["forwards"] + scores["forwards_prior"]), "eval")
     return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
 
 
 def last_nfe(run: Path) -> float | None:
     """Return the forwards per completion of the last logged training step."""
-    from stp_rs.metrics import read_metrics
-
     lines = read_metrics(run / "metrics.jsonl")
     return lines[-1]["diffusion/nfe"] if lines else None
 

@@ -22,7 +22,7 @@ from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save
 from stp_rs.config import STPConfig
 from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError
-from stp_rs.metrics import Ledger, MetricsFile
+from stp_rs.metrics import Cost, Ledger, MetricsFile
 from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors, hooks
 from stp_rs.prompts import PromptBatch, batch_indices, encode_prompts
@@ -86,7 +86,7 @@ class STPTrainer:
         self.train_dataset = train_dataset
         self.priors = list(priors)
         self.evaluate = evaluate
-        self.ledger = Ledger()
+        self.ledger = Ledger(device_of(self.model))
         self.step = 0
         self.run = Path(args.run.output_dir)
         if args.rollout.max_completion_length < 1:
@@ -123,7 +123,7 @@ class STPTrainer:
                 with self.ledger.time("eval"):
                     metrics.update(self.evaluate(self))
             if self.step % run.logging_steps == 0:
-                self._metrics.write({"step": self.step, **metrics})
+                self._metrics.write({"step": self.step, **metrics, **self.ledger.measured()})
             if run.save_steps and self.step % run.save_steps == 0:
                 self.save()
             if on_step is not None:
@@ -163,7 +163,7 @@ class STPTrainer:
         metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
         metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
-        metrics.update({f"diffusion/forwards_{name}": float(n) for name, n in self.ledger.forwards.items()})
+        metrics.update(self.ledger.counts())
         return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
 
     def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
@@ -182,7 +182,9 @@ class STPTrainer:
                 slots=rollout_config.generation_batch_size,
                 engine=Engine(max_tokens=rollout_config.stp_max_tokens),
             )
-            self.ledger.forwards["rollout"] += rollout.stats["forwards"] + hooks.take_forwards(priors)
+            stats = rollout.stats
+            forwards = stats["forwards"] + hooks.take_forwards(priors)
+            self.ledger.add(Cost(forwards, stats["tokens"], stats["head_rows"]), "rollout")
         with self.ledger.time("reward"):
             lengths = (rollout.unmask_step >= -1).sum(1)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)

@@ -21,7 +21,7 @@ from stp_rs.config import STPConfig
 from stp_rs.errors import ConfigError, DivergenceError
 from stp_rs.likelihood import Masks, draw_masks, mask_prompts, scores_prior, token_elbo
 from stp_rs.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss
-from stp_rs.metrics import Ledger
+from stp_rs.metrics import Cost, Ledger
 from stp_rs.model import DiffusionModel
 from stp_rs.sampling import restricted
 
@@ -97,7 +97,8 @@ class PolicyUpdate:
         batches = list(micro_batches(buffer, self.args, self.model.pad_token_id))
         allowed_of = [restricted(allowed, batch.rows) for batch in batches]
         rounds = range(self.args.optim.num_iterations)
-        plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
+        with self.ledger.time("scoring"):
+            plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
         totals = self._totals(buffer)
         logged: dict[str, list[float]] = {}
         for j, jobs in enumerate(plan):
@@ -152,7 +153,7 @@ class PolicyUpdate:
         batch, masks = job.batch, job.masks
         if self._by_pass:
             return self._combine(self._pass_logprobs(model, job, masks), batch, masks)
-        self._count(masks)
+        cost = Cost()
         total_RL = token_elbo(
             model,
             batch,
@@ -160,23 +161,27 @@ class PolicyUpdate:
             temperature=self.args.rollout.temperature,
             forward_batch_size=self.args.likelihood.stp_forward_batch_size,
             allowed=job.allowed,
+            cost=cost,
         )
+        self._count(cost)
         return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, None)
 
     def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks, size: int = 0) -> Tensor:
-        self._count(masks)
-        return pass_logprobs(
+        cost = Cost()
+        logprob_PL = pass_logprobs(
             model,
             job.batch,
             masks,
             temperature=self.args.rollout.temperature,
             forward_batch_size=size or self.args.likelihood.stp_forward_batch_size,
             allowed=job.allowed,
+            cost=cost,
         )
+        self._count(cost)
+        return logprob_PL
 
-    def _count(self, masks: Masks) -> None:
-        self.ledger.forwards["likelihood"] += len(masks.row_P)
-        self.ledger.forwards["backward"] += len(masks.row_P) * torch.is_grad_enabled()
+    def _count(self, cost: Cost) -> None:
+        self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
 
     def _combine(self, logprob_PL: Tensor, batch: Minibatch, masks: Masks) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""

@@ -65,7 +65,8 @@ def test_a_run_folder_holds_everything_of_the_run(run: Path):
     required = "task preset seed solved_before solved_after solved_after_prior nfe_per_completion forwards seconds"
     assert summary.keys() >= set(required.split())
     assert summary["forwards"].keys() == {"rollout", "likelihood", "backward"}
-    assert summary["seconds"].keys() >= {"sft", "rl", "eval", "total"}
+    assert summary["seconds"].keys() >= {"sft", "rl", "eval", "total", "cpu_rollout", "cpu_update", "cpu_eval"}
+    assert summary["peak_bytes"] > 1 << 20
     assert summary["nfe_per_completion"]["free"] == 20
 
 
@@ -80,7 +81,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run: Path,
     assert read_metrics(tmp_path / "again" / "metrics.jsonl") == read_metrics(run / "metrics.jsonl")
     first, second = summary_of(run), summary_of(tmp_path / "again")
     for summary in (first, second):
-        del summary["seconds"]
+        del summary["seconds"], summary["peak_bytes"]
     assert first == second
     assert main(flags(tmp_path / "other", seed=1)) == 0
     assert read_metrics(tmp_path / "other" / "metrics.jsonl") != read_metrics(run / "metrics.jsonl")

@@ -12,6 +12,8 @@ BUDGETS = {"file lines": 400, "function lines": 60, "parameters": 6, "fields": 1
 EXCEPTIONS: dict[tuple[str, str], tuple[int, str]] = {
     ("python/stp_rs/evaluation.py::evaluate", "parameters"): (7, "who, on what, and how; two by keyword"),
     ("python/stp_rs/evaluation.py::evaluate_cells", "parameters"): (7, "as evaluate, for many ways and a file"),
+    ("python/stp_rs/likelihood.py::token_elbo", "parameters"): (7, "policy, rows, masks; the law and costs by keyword"),
+    ("python/stp_rs/bounds.py::pass_logprobs", "parameters"): (7, "as token_elbo"),
     ("python/stp_rs/rollout.py::generate", "parameters"): (
         9,
         "one call is a whole rollout; six by keyword",

@@ -12,10 +12,10 @@ from tests.meta.tree import sources, text
 # The data flow. A module imports only from those before it, so a reader meets nothing that comes later.
 # First what knows no step of the pipeline, then the pipeline, then what drives it.
 ORDER = [
-    *["_core", "errors", "presets", "limits", "config", "checkpoint", "metrics", "tasks"],
+    *["_core", "errors", "presets", "limits", "config", "flags", "checkpoint", "metrics", "tasks"],
     *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "rescue", "advantages"],
     *["buffer", "likelihood", "bounds", "analysis", "loss", "reference", "update", "sft", "trainer"],
-    *["spatial", "evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
+    *["spatial", "evaluation", "report", "integrations", "run", "console", "compare", "variance_cli", "cli"],
 ]
 
 # Imports against the flow, and why.

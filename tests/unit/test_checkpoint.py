@@ -11,7 +11,7 @@ import torch
 from stp_rs import checkpoint
 from stp_rs.checkpoint import atomic_file, clear_partial, newest_checkpoint, policy_folder, save_checkpoint, write_json
 from stp_rs.errors import CheckpointError
-from stp_rs.metrics import Ledger, MetricsFile, read_metrics
+from stp_rs.metrics import Cost, Ledger, MetricsFile, read_metrics
 
 
 class Saved:
@@ -189,7 +189,7 @@ def test_a_resume_stopped_anywhere_keeps_the_lines_of_its_steps(tmp_path: Path):
 
 def test_the_ledger_goes_on_from_a_checkpoint():
     ledger = Ledger()
-    ledger.forwards["rollout"] += 5
+    ledger.add(Cost(5, 40, 10), "rollout")
     with ledger.time("update"):
         pass
     other = Ledger()
