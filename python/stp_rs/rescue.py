@@ -4,7 +4,7 @@ A group whose completions all fail has no advantage and teaches nothing. With a 
 of its rows may earn a reward, and the group a gradient. Shapes: R rows, L completion length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,27 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs import _core
+from stp_rs.played import Play, Played
 from stp_rs.priors import Prior, Reference
 from stp_rs.prompts import PromptBatch
-from stp_rs.rollout import Rollout
 
 _SALT = 0x4E5C
-
-
-@dataclass(frozen=True)
-class Played:
-    """A batch of completions and what they earned."""
-
-    rollout: Rollout
-    completions: list[str]
-    rewards: NDArray[np.float32]
-    """[R]."""
-    by_name: dict[str, NDArray[np.float32]]
-    """Reward function -> its rewards, [R] each."""
-
-
-Play = Callable[[PromptBatch, Sequence[Prior]], Played]
-"""Decodes prompts under priors and scores the completions."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.metrics import Cost, Ledger, MetricsFile
 from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
+from stp_rs.played import Played, informative_groups
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors, hooks
 from stp_rs.prompts import PromptBatch, batch_indices, encode_prompts
 from stp_rs.reference import reference_policy
-from stp_rs.rescue import Played, rescue_groups
+from stp_rs.rescue import rescue_groups
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
 from stp_rs.rollout import Rollout, generate, rollout_metrics
 from stp_rs.sampling import Sampling
@@ -133,17 +134,14 @@ class STPTrainer:
 
     def train_step(self) -> StepResult:
         """Make one rollout batch and the optimiser updates on it."""
-        config, seed = self.args, self.args.run.seed
-        group_size = config.rollout.num_generations
-        batch_size = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
+        config = self.args
         hooks.begin_step(self.priors, self.step, config.optim.max_steps)
-        picked = batch_indices(self.step, batch_size // group_size, len(self.train_dataset), seed)
-        rows = [self.train_dataset[i] for i in picked]
-        prompts = encode_prompts(rows, self.tokenizer, uids=picked).repeat(group_size, step=self.step)
-        played, rescued = self._play(prompts, self.priors), 0
+        played, rescued = self._play(self._prompts(self.step), self.priors), 0
         if config.pruning.stp_rescue != "none" and self.hints is not None:
             share = config.pruning.stp_rescue_share
             played, rescued = rescue_groups(played, self._play, self.hints, share=share, priors=self.priors)
+        most = config.advantage.stp_dynamic_sampling
+        played, replaced = informative_groups(played, self._another_batch, most)
         rollout, completions, rewards = played.rollout, played.completions, played.rewards
         hooks.observe(self.priors, rollout, rewards)
         advantages, metrics = group_advantages(
@@ -151,6 +149,8 @@ class STPTrainer:
         )
         if config.pruning.stp_rescue != "none":
             metrics["diffusion/rescued_share"] = rescued / len(rollout)
+        if most:
+            metrics["diffusion/replaced_groups"] = float(replaced)
         buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
         allowed = allowed_tokens(self.priors, rollout.prompts, config.rollout.max_completion_length)
         if config.run.stp_variance_every and self.step % config.run.stp_variance_every == 0:
@@ -162,9 +162,27 @@ class STPTrainer:
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
         metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
-        metrics["epoch"] = self.step * (batch_size // group_size) / len(self.train_dataset)
+        metrics["epoch"] = self.step * self._groups / len(self.train_dataset)
         metrics.update(self.ledger.counts())
         return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
+
+    @property
+    def _groups(self) -> int:
+        """Prompts of a rollout batch."""
+        optim = self.args.optim
+        completions = optim.per_device_train_batch_size * optim.gradient_accumulation_steps
+        return completions // self.args.rollout.num_generations
+
+    def _prompts(self, number: int) -> PromptBatch:
+        """Return the prompts of a rollout batch, each once per completion; numbers from `max_steps` on are extra."""
+        picked = batch_indices(number, self._groups, len(self.train_dataset), self.args.run.seed)
+        prompts = encode_prompts([self.train_dataset[i] for i in picked], self.tokenizer, uids=picked)
+        return prompts.repeat(self.args.rollout.num_generations, step=number)
+
+    def _another_batch(self, attempt: int) -> Played:
+        """Return an extra batch of this step: its prompts and keys are those of no step."""
+        extra = self.step * self.args.advantage.stp_dynamic_sampling + attempt - 1
+        return self._play(self._prompts(self.args.optim.max_steps + extra), self.priors)
 
     def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
         """Decode one completion per row under priors, and score it."""

@@ -13,8 +13,8 @@ from tests.meta.tree import sources, text
 # First what knows no step of the pipeline, then the pipeline, then what drives it.
 ORDER = [
     *["_core", "errors", "presets", "limits", "config", "flags", "checkpoint", "metrics", "tasks"],
-    *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "rescue", "advantages"],
-    *["buffer", "likelihood", "bounds", "analysis", "loss", "reference", "update", "sft", "trainer"],
+    *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "played", "rescue"],
+    *["advantages", "buffer", "likelihood", "bounds", "analysis", "loss", "reference", "update", "sft", "trainer"],
     *["spatial", "evaluation", "report", "integrations", "run", "console", "compare", "variance_cli", "cli"],
 ]
 
