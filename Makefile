@@ -2,12 +2,13 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test bench check fix dev examples docs dist lock clean moved unbuilt
+.PHONY: help train test bench compare compare-smoke check fix dev examples docs dist lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
 EXTRAS ?= dev
 ARGS ?=
+PLANS ?= $(filter-out %/smoke.yaml,$(wildcard examples/compare/*.yaml))
 PYTHONS ?= python3.10 python3.11
 comma := ,
 AGAIN = $(if $(wildcard $(INSTALLED)),--quiet)
@@ -22,7 +23,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." passes more arguments; EXTRAS=dev,peft installs more extras; PYTHON=python3.12 picks the interpreter.'
 
 train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs/quickstart
@@ -35,6 +36,13 @@ bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the publish
 	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))
 	$(if $(filter --test,$(ARGS)),$(PY) -c "import benches.python.bench_sampler",\
 		OMP_NUM_THREADS=1 $(PY) -m benches.python.bench_sampler --large && $(PY) -m benches.python.plot)
+
+compare: $(INSTALLED) ## Run the comparisons of examples/compare (PLANS="a.yaml b.yaml": only these); what is done is not done again
+	@set -e; for plan in $(PLANS); do echo "== $$plan"; $(VENV)/bin/stp-rs compare --plan "$$plan" $(ARGS); done
+
+compare-smoke: $(INSTALLED) ## Train every preset for 200 updates with two seeds on a tiny budget
+	rm -rf runs/compare-smoke
+	$(VENV)/bin/stp-rs compare --plan examples/compare/smoke.yaml --jobs 2 $(ARGS)
 
 check: $(INSTALLED) ## Lint, format check, types, stubs, clippy
 	$(PY) -m ruff check .

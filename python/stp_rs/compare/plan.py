@@ -124,9 +124,8 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any]) -> Comparison:
     if unknown:
         raise ConfigError(f"plan {path}: unknown key {unknown[0]!r}, needs some of {', '.join(sorted(_KEYS))}")
     plan = {**plan, **{k: v for k, v in overrides.items() if k in _KEYS and k != "options"}}
-    options = {**_mapping(path, "options", plan), **overrides.get("options", {})}
-    if "task" in plan:
-        options["task"] = plan["task"]
+    own = {"task": plan["task"]} if "task" in plan else {}
+    options = {**_mapping(path, "options", plan), **own, **overrides.get("options", {})}
     return Comparison(
         variants=_variants(path, plan["variants"]),
         seeds=_seeds(path, plan["seeds"]),

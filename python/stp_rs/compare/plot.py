@@ -12,6 +12,7 @@ from stp_rs.compare.curves import Record, band, by_variant, clock_of, shared_end
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 """Okabe and Ito's, told apart without colour vision; yellow is left out, which is none on white."""
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+_FAINT = "#7b848d"
 AXIS_TITLES = {
     "rollouts": "completions sampled",
     "forward_equivalents": "forwards (with gradient: x 3)",
@@ -73,7 +74,12 @@ def _panel(panel: Any, runs: Sequence[Record], axis: str, names: Sequence[str]) 
             panel.fill_between(
                 grid, curve["low"], curve["high"], color=colour, alpha=_alpha(len(variants)), linewidth=0
             )
-    panel.axvline(shared_end(runs, axis), color="#b0b7bf", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+    end = shared_end(runs, axis)
+    if end < max(shared_end(own, axis) for own in variants.values()):
+        panel.axvline(end, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+        panel.annotate(
+            "all runs got here", (end, 0), xytext=(4, 4), textcoords="offset points", fontsize=8, color=_FAINT
+        )
     panel.set_xlabel(AXIS_TITLES[axis])
     panel.set_xlim(left=0)
     panel.set_ylim(0, 1)

@@ -24,7 +24,7 @@ from stp_rs.compare.plan import run_identity
 from stp_rs.config import STPConfig
 from stp_rs.errors import StpError
 from stp_rs.metrics import read_metrics
-from stp_rs.model import as_diffusion_model
+from stp_rs.model import DiffusionModel, as_diffusion_model
 from stp_rs.models import load_policy
 from stp_rs.run import (
     TEST_SEED,
@@ -177,21 +177,22 @@ def test_once(trainer: STPTrainer, task: Task, tokenizer: Any, folder: Path, pic
     config = trainer.args
     rows = task.rows("test", config.run.eval_size, TEST_SEED)
 
-    def scores(model: Any) -> dict[str, float]:
+    def scores(model: DiffusionModel) -> dict[str, float]:
         both = decode_both(model, tokenizer, task, rows, config)
         renamed = {"solved": "solved_free", "nfe": "nfe_free"}
         return {renamed.get(name, name): value for name, value in both.items() if isinstance(value, float)}
 
     final = scores(trainer.model)
-    if picked == trainer.step:
-        return {"test": final, "selected": {"update": picked, **final}}
-    path = folder / f"checkpoint-{picked}" if picked else folder / "warmup"
-    if picked == 0 and config.policy.model_name_or_path:
-        path = Path(config.policy.model_name_or_path)
+    chosen = final if picked == trainer.step else scores(policy_at(picked, config, folder))
+    return {"test": final, "selected": {"update": picked, **chosen}}
+
+
+def policy_at(update: int, config: STPConfig, folder: Path) -> DiffusionModel:
+    """Return the policy of a run after `update` updates, 0 for the one before RL."""
+    before = config.policy.model_name_or_path or folder / "warmup"
     module: Any
-    module, loaded = load_policy(policy_folder(path))
-    chosen = as_diffusion_model(module.to(pick_device(config)), loaded)
-    return {"test": final, "selected": {"update": picked, **scores(chosen)}}
+    module, tokenizer = load_policy(policy_folder(folder / f"checkpoint-{update}" if update else before))
+    return as_diffusion_model(module.to(pick_device(config)), tokenizer)
 
 
 def versions(config: STPConfig) -> dict[str, str]:

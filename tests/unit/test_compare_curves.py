@@ -1,0 +1,163 @@
+"""Runs added up: against numbers worked out by hand, and intervals that cover what they say."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stp_rs.compare import curves
+from stp_rs.compare.table import difference, make_rows, markdown, task_tables
+
+
+def record(
+    variant: str, seed: int, scores: list[float], seconds: list[float], *, test: float = 0.5, **columns: Any
+) -> dict[str, Any]:
+    """Return a run evaluated every 10 updates of 32 completions; 100 canvases an update, 20 of them with a gradient."""
+    points = [
+        {
+            "update": 10 * i,
+            "rollouts": 320 * i,
+            "forwards": {"rollout": 800 * i, "likelihood": 200 * i, "backward": 200 * i},
+            "forward_equivalents": 1400 * i,
+            "cpu_seconds": second,
+            "cpu_seconds_rollout": second / 2,
+            "gpu_seconds": 0.0,
+            "solved_free": score,
+            "solved_prior": score,
+            "distinct": None if i == 0 else 4.0,
+            "zero_std_share": None if i == 0 else 0.25,
+            **{name: None if i == 0 else value for name, value in columns.items()},
+        }
+        for i, (score, second) in enumerate(zip(scores, seconds, strict=True))
+    ]
+    scored = {"solved_free": test, "solved_prior": test}
+    selected = {"update": points[-1]["update"], **scored}
+    return {
+        **{"variant": variant, "preset": variant, "task": "sudoku", "seed": seed, "identity": {}},
+        **{"curve": points, "test": scored, "selected": selected},
+    }
+
+
+CHEAP = [record("cheap", 0, [0.0, 0.4, 0.8], [0, 1, 2]), record("cheap", 1, [0.2, 0.4, 0.6], [0, 1, 3])]
+DEAR = [record("dear", 0, [0.0, 0.5, 0.9], [0, 4, 8]), record("dear", 1, [0.2, 0.5, 0.7], [0, 4, 8])]
+
+
+def test_equal_compute_is_read_between_evaluations():
+    sums = curves.aggregate([*CHEAP, *DEAR])
+    seconds = sums["axes"]["cpu_seconds"]
+    assert seconds["grid"][-1] == 2.0, "the shortest run's seconds"
+    # at 2 s: cheap 0.8 and 0.4 + (2 - 1) / (3 - 1) * 0.2 = 0.5; dear 0.0 + 2/4 * 0.5 = 0.25 and 0.2 + 2/4 * 0.3 = 0.35
+    assert seconds["end"]["cheap"]["mean"] == pytest.approx(0.65)
+    assert seconds["end"]["dear"]["mean"] == pytest.approx(0.30)
+    versus = seconds["end"]["dear"]["versus"]
+    assert versus["difference"] == pytest.approx((-0.55 - 0.15) / 2)
+    assert versus["seeds"] == 2
+    assert "gpu_seconds" not in sums["axes"]
+    assert sums["clock"] == "cpu_seconds"
+
+
+def test_equal_rollouts_compare_the_ends():
+    sums = curves.aggregate([*CHEAP, *DEAR])
+    for axis, end in (("rollouts", 640.0), ("forward_equivalents", 2800.0)):
+        entry = sums["axes"][axis]
+        assert entry["grid"][-1] == end
+        assert entry["end"]["cheap"]["mean"] == pytest.approx(0.7)
+        assert entry["curves"]["cheap"]["solved_free"]["mean"][curves.GRID // 2] == pytest.approx(0.4)
+        assert entry["curves"]["dear"]["solved_free"]["mean"][-1] == pytest.approx(0.8)
+
+
+def test_the_compute_to_a_score_is_where_the_mean_curve_first_gets_there():
+    sums = curves.aggregate([*CHEAP, *DEAR], baseline="dear", reference="cheap")
+    assert sums["target"] == pytest.approx(0.7)
+    reach = sums["axes"]["cpu_seconds"]["to_reach"]
+    assert reach["dear"] == pytest.approx(4 + 4 * (0.7 - 0.5) / (0.8 - 0.5), abs=0.01)
+    assert reach["cheap"] is None, "its runs' common seconds end at 2, where their mean is 0.65"
+    assert sums["axes"]["rollouts"]["to_reach"]["cheap"] == pytest.approx(640)
+    line = np.linspace(0, 4, 5)
+    assert curves.first_reach(line, np.array([0.5, 0.1, 0.2, 0.6, 0.6]), 0.4) == 0.0
+    assert curves.first_reach(line, np.array([0.0, 0.2, 0.6, 0.1, 0.9]), 0.4) == pytest.approx(1.5)
+    assert curves.first_reach(line, np.zeros(5), 0.1) is None
+
+
+def test_an_interval_needs_two_seeds_and_is_students():
+    assert curves.t_interval([0.5]) is None
+    low, high = curves.t_interval([1.0, 3.0]) or (0, 0)
+    assert (low, high) == (pytest.approx(2 - 12.706), pytest.approx(2 + 12.706))
+    low, high = curves.t_interval(np.arange(5.0)) or (0, 0)
+    assert high - 2 == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5), abs=1e-3)
+    low, high = curves.t_interval(np.arange(41.0)) or (0, 0)  # 40 degrees of freedom: 2.0211
+    assert (high - 20) / (np.arange(41.0).std(ddof=1) / math.sqrt(41)) == pytest.approx(2.0211, abs=2e-3)
+    assert curves.summary([0.9, 1.0])["high"] == 1.0, "a share has no more"
+    assert curves.summary([9.0, 10.0], share=False)["high"] > 10
+
+
+def test_differences_are_between_runs_of_one_seed():
+    runs = [record("a", seed, [0.0], [0], test=0.3 + 0.1 * seed) for seed in (1, 2, 3)]
+    base = [record("b", seed, [0.0], [0], test=0.1 * seed) for seed in (3, 2, 0)]
+    found = curves.paired(runs, base, lambda run: run["test"]["solved_free"])
+    assert found is not None
+    assert found["seeds"] == 2
+    assert found["difference"] == pytest.approx(0.3)
+    assert found["bootstrap"] == pytest.approx([0.3, 0.3])
+    assert curves.paired(runs, [], lambda run: 0.0) is None
+    alone = curves.paired(runs[:1], runs[:1], lambda run: 1.0)
+    assert alone == {"seeds": 1, "difference": 0.0, "bootstrap": None, "t": None}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "bootstrap", "student"), [(20, (0.90, 0.96), (0.93, 0.97)), (5, (0.78, 0.88), (0.93, 0.97))]
+)
+def test_paired_intervals_cover_what_they_say(seeds: int, bootstrap: tuple[float, float], student: tuple[float, float]):
+    """A seed moves both variants by 1, the difference by 0.1: only pairs see it. Five seeds are too few to resample."""
+    generator = np.random.default_rng(5)
+    truth, hits, trials = 0.05, {"bootstrap": 0, "t": 0}, 1000
+    for _ in range(trials):
+        common = generator.normal(size=seeds)
+        own = truth + 0.1 * generator.normal(size=seeds)
+        runs = [{"seed": seed, "x": common[seed] + own[seed]} for seed in range(seeds)]
+        base = [{"seed": seed, "x": common[seed]} for seed in range(seeds)]
+        found = curves.paired(runs, base, lambda run: run["x"])
+        assert found is not None
+        for name in hits:
+            low, high = found[name]
+            hits[name] += low <= truth <= high
+    assert bootstrap[0] <= hits["bootstrap"] / trials <= bootstrap[1]
+    assert student[0] <= hits["t"] / trials <= student[1]
+
+
+def test_the_table_has_a_row_per_variant():
+    runs = [*CHEAP, *DEAR]
+    rows = make_rows(runs, curves.aggregate(runs))
+    assert [row["variant"] for row in rows] == ["cheap", "dear"]
+    assert rows[0]["cpu_seconds"] == 2.5
+    assert rows[0]["rollout_cpu_seconds"] == 1.25
+    assert rows[1]["rollout_forwards"] == 1600
+    assert rows[1]["distinct"] == 4.0
+    assert rows[0]["logp_var"] is None
+    text = markdown([*runs, {**CHEAP[0], "task": "countdown"}])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert text.count("### ") == 2
+    assert len({len(line) for line in lines[:4]}) == 1, "columns are aligned"
+    assert "likelihood variance" not in text
+    measured = [record("noisy", seed, [0.1, 0.2], [0, 1], logp_var=4.0, grad_snr=1.5) for seed in (0, 1)]
+    assert "| 4.00 " in task_tables("sudoku", measured)
+
+
+def test_a_difference_is_bold_where_both_intervals_leave_out_zero():
+    entry = {"difference": 0.2, "seeds": 5, "bootstrap": [0.1, 0.3], "t": [0.05, 0.35]}
+    assert difference(entry, False) == "**+0.200** [+0.050, +0.350; +0.100, +0.300]"
+    assert difference({**entry, "t": [-0.05, 0.45]}, False).startswith("+0.200 [")
+    assert difference({**entry, "t": None}, False) == "+0.200"
+    assert difference(entry, True) == difference(None, False) == "-"
+
+
+def test_the_figure_is_drawn(tmp_path: Any):
+    pytest.importorskip("matplotlib")
+    from stp_rs.compare.plot import draw
+
+    for name in ("out.svg", "out.png"):
+        draw([*CHEAP, *DEAR], tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 4000
+    text = (tmp_path / "out.svg").read_text()
+    assert text.count("opacity: 0.16") == 4, "a band per variant and panel"

@@ -1,0 +1,151 @@
+"""Variants and plans of a comparison: what text means, and what is refused before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stp_rs.compare.plan import Comparison, read_plan, run_identity
+from stp_rs.compare.variants import Variant, parse_variants
+from stp_rs.config import PRESETS
+from stp_rs.errors import ConfigError
+
+PLANS = Path(__file__).parents[2] / "examples" / "compare"
+
+
+def test_a_preset_a_pruning_and_options_make_a_variant():
+    text = "stp, elbo/stp, none=stp/none, k4=stp;num_mc=4;stp_temporal=margin:0.9:0.1, elbo;stp_score_prior=true"
+    assert parse_variants(text) == [
+        Variant("stp", {"preset": "stp"}),
+        Variant("elbo/stp", {"preset": "elbo", "pruning": "stp"}),
+        Variant("none", {"preset": "stp", "pruning": "none"}),
+        Variant("k4", {"preset": "stp", "num_mc": "4", "stp_temporal": "margin:0.9:0.1"}),
+        Variant("elbo;stp_score_prior=true", {"preset": "elbo", "stp_score_prior": True}),
+    ]
+
+
+def test_all_is_every_preset_there_is():
+    assert [variant.name for variant in parse_variants("all")] == list(PRESETS)
+    assert [variant.name for variant in parse_variants("k4=stp;num_mc=4,all")] == ["k4", *PRESETS]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "variants: got none"),
+        ("best", "variant 'best': preset 'best' is unknown, needs one of"),
+        ("stp/most", "variant 'stp/most': pruning 'most' is unknown, needs one of"),
+        ("stp/", "pruning '' is unknown"),
+        ("=stp", "needs a name before '='"),
+        ("stp;num_mc", "got 'num_mc', needs option=value; options are separated by ';'"),
+        ("stp;num_mc=", "needs option=value"),
+        ("stp;num_mc=1;num_mc=2", "num_mc is given twice"),
+        ("stp;preset=elbo", "preset is given twice"),
+        ("stp;num_cm=4", "unknown option 'num_cm'"),
+        ("stp;seed=4", "seed belongs to the whole comparison; give it as --seed"),
+        ("stp;stp_score_prior=maybe", "stp_score_prior: got 'maybe', needs true or false"),
+        ("stp,stp", "variant 'stp': 'stp' has the same folder"),
+        ("a b=stp,a_b=elbo", "variant 'a_b': 'a b' has the same folder"),
+    ],
+)
+def test_a_variant_that_says_nothing_sensible_is_refused(text: str, message: str):
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as caught:
+        parse_variants(text)
+    assert message in str(caught.value)
+
+
+def make(text: str = "stp,k4=stp;num_mc=4", **fields: Any) -> Comparison:
+    return Comparison(parse_variants(text), **{"seeds": (0, 1), **fields})
+
+
+def test_every_variant_meets_every_seed_and_seeds_come_whole():
+    jobs = make(options={"max_steps": 40, "num_mc": 1}, output_dir="out").jobs()
+    assert [job.name for job in jobs] == ["stp seed 0", "k4 seed 0", "stp seed 1", "k4 seed 1"]
+    assert [job.config.loss.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
+    assert [job.config.run.seed for job in jobs] == [0, 0, 1, 1]
+    assert jobs[1].folder == Path("out/runs/k4/seed-0")
+    run = jobs[0].config.run
+    assert (run.eval_steps, run.save_steps, run.logging_steps, run.resume) == (4, 4, 1, True)
+    assert make(options={"eval_steps": 3}).jobs()[0].config.run.save_steps == 3
+
+
+def test_a_config_file_holds_for_all_variants_below_flags_and_presets(tmp_path: Path):
+    file = tmp_path / "base.yaml"
+    file.write_text("preset: stp\nlearning_rate: 0.1\nmax_steps: 30\nstp_design: systematic\n")
+    jobs = make("stp,elbo", seeds=(0,), config=str(file), options={"max_steps": 7}).jobs()
+    assert [job.config.optim.learning_rate for job in jobs] == [0.1, 0.1]
+    assert [job.config.optim.max_steps for job in jobs] == [7, 7]
+    assert [job.config.loss.stp_design for job in jobs] == [PRESETS[name]["stp_design"] for name in ("stp", "elbo")]
+
+
+def test_an_impossible_run_is_refused_before_any_run():
+    with pytest.raises(ConfigError, match="num_mc: got 'four', needs an integer"):
+        make("stp,k4=stp;num_mc=four").jobs()
+    for seeds in ((), (0, 0), (-1,)):
+        with pytest.raises(ConfigError, match=r"seeds: got .*, needs distinct numbers from 0"):
+            make(seeds=seeds)
+    with pytest.raises(ConfigError, match="baseline: got 'elbo', needs one of the variants: stp, k4"):
+        make(baseline="elbo")
+
+
+def test_what_decides_a_curve_is_its_identity():
+    def of(**options: Any) -> dict[str, Any]:
+        return run_identity(make("stp", seeds=(0,), options=options).jobs()[0].config)
+
+    assert of() == of(num_threads=3, device="cpu")
+    for name, value in (("eval_size", 9), ("eval_steps", 9), ("num_mc", 9), ("hidden_size", 32), ("max_steps", 9)):
+        assert of() != of(**{name: value}), name
+
+
+PLAN = """
+task: countdown
+seeds: [3, 4]
+baseline: elbo
+options: {max_steps: 30, stp_score_prior: "false"}
+json: out.json
+variants:
+  k4: {preset: stp, num_mc: 4, stp_temporal: confidence:0.9}
+  elbo:
+"""
+
+
+def test_a_plan_says_all_of_it_and_flags_win(tmp_path: Path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    plan = read_plan(path, {})
+    assert [v.name for v in plan.variants] == ["k4", "elbo"]
+    assert plan.variants[1].options == {"preset": "elbo"}
+    assert (plan.seeds, plan.baseline, plan.outputs) == ((3, 4), "elbo", {"json": "out.json"})
+    assert plan.output_dir == "runs/plan"
+    config = plan.jobs()[0].config
+    assert (config.run.task, config.optim.max_steps, config.pruning.stp_score_prior) == ("countdown", 30, False)
+    flags = {"options": {"max_steps": 5, "task": "sudoku"}, "seeds": (0,), "variants": "elbo"}
+    job = read_plan(path, flags).jobs()[0]
+    assert (job.name, job.config.optim.max_steps, job.config.run.task) == ("elbo seed 0", 5, "sudoku")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "needs at least the keys variants and seeds"),
+        ("a: [1,", "cannot be read"),
+        ("seeds: [0]\nvariants: stp\nsteps: 3", "unknown key 'steps'"),
+        ("seeds: 3\nvariants: stp", "seeds: got 3, needs a list of numbers"),
+        ("seeds: [true]\nvariants: stp", "seeds: got [True], needs a list"),
+        ("seeds: [0]\nvariants: [stp]", "variants needs a mapping from names to options"),
+        ("seeds: [0]\nvariants: {stp: 3}", "variants needs a mapping"),
+        ("seeds: [0]\nvariants: {fast: {preset: quick}}", "preset 'quick' is unknown"),
+        ("seeds: [0]\nvariants: stp\noptions: 3", "options: got 3, needs lines"),
+    ],
+)
+def test_a_plan_that_says_nothing_sensible_is_refused(text: str, message: str, tmp_path: Path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as caught:
+        read_plan(path, {})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_plans_can_run(path: Path):
+    assert read_plan(path, {}).jobs()
