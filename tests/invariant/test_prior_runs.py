@@ -1,0 +1,106 @@
+"""Priors that learn are part of a run: a resumed one gives the same numbers, and their forwards are counted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stp_rs.checkpoint import PRIORS, newest_checkpoint
+from stp_rs.errors import CheckpointError
+from stp_rs.metrics import read_metrics
+from stp_rs.priors import Anneal, Frequency, Length, OfflineGeneration, Prior, Reference, Template
+from stp_rs.prompts import encode_prompts
+from stp_rs.trainer import STPTrainer, make_sampler
+from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
+from tests.invariant.test_runs import equal
+
+OPTIONS: dict[str, Any] = {
+    "max_steps": 8,
+    "learning_rate": 2e-2,
+    "stp_temporal": "steps:0.7",
+    "stp_score_prior": True,
+    "stp_rescue": "reference",
+}
+
+
+def learning(run: Path, **options: Any) -> STPTrainer:
+    """Return a trainer all of whose priors change during the run."""
+    model = tiny()
+    offline = OfflineGeneration(0.4, "random", refresh=2, per="sample", anneal=Anneal("cosine", 0.9))
+    words = {"text": lambda _: "1212", "tokenizer": tokenizer(), "per": "sample"}
+    priors: list[Prior] = [
+        Template({0: "["}, tokenizer()),
+        Length(tokenizer(), quantile=0.75, minimum=8, slack=1),
+        Reference(share=0.5, anneal=Anneal("linear", 0.5), **words),
+        Reference(share=0.75, when="all_wrong", **words),
+        Frequency(tokenizer(), share=0.5, minimum=4, keep=0.5, per="sample"),
+        offline,
+    ]
+    made = trainer(run, model, priors=priors, **{**OPTIONS, **options})
+    if made.step == 0:
+        prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
+        sampler = make_sampler(made.args, prune=False)
+        offline.build(made.model, prompts, tokenizer(), sampler, completion_length=LENGTH, given=priors[:2])
+    else:
+        offline.follow(made.model, tokenizer(), make_sampler(made.args, prune=False), priors[:2])
+    return made
+
+
+def test_a_resumed_run_with_priors_that_learn_is_the_uninterrupted_one(tmp_path: Path):
+    whole = learning(tmp_path / "whole")
+    whole.train()
+    frequency, offline = whole.priors[4], whole.priors[5]
+    assert isinstance(frequency, Frequency)
+    assert isinstance(offline, OfflineGeneration)
+    assert frequency.state_dict().arrays["counts"].sum() > 0
+    assert offline.state_dict().arrays["version"].max() >= 4, "the policy's completions were made anew"
+    for stop in (3, 5):
+        first = learning(tmp_path / f"cut{stop}", save_steps=1)
+        for _ in range(stop):
+            first.train_step()
+        first.save()
+        second = learning(tmp_path / f"cut{stop}")
+        assert second.step == stop
+        second.train()
+        assert equal(second, whole)
+        assert second.ledger.forwards == whole.ledger.forwards
+        rest = read_metrics(tmp_path / "whole" / "metrics.jsonl")[stop:]
+        assert read_metrics(tmp_path / f"cut{stop}" / "metrics.jsonl") == rest
+    newest = newest_checkpoint(tmp_path / "whole")
+    assert newest is not None
+    assert (newest.path / PRIORS).is_file()
+
+
+def test_anchors_come_from_every_source_that_is_on(tmp_path: Path):
+    made = learning(tmp_path)
+    shares = [made.train_step().metrics["diffusion/anchor_share"] for _ in range(8)]
+    assert shares[0] > shares[-1] > 0, "hints and anchors were annealed; template, length and frequency stay"
+
+
+def test_other_priors_cannot_resume_a_run(tmp_path: Path):
+    options = {**OPTIONS, "max_steps": 1}
+    learning(tmp_path, max_steps=1).train()
+    with pytest.raises(CheckpointError, match="resume with the same priors in the same order"):
+        trainer(tmp_path, priors=[Reference(lambda _: None, tokenizer(), when="all_wrong")], **options)
+    state = newest_checkpoint(tmp_path)
+    assert state is not None
+    (state.path / PRIORS).write_bytes(b"cut short")
+    with pytest.raises(CheckpointError, match="cannot be read as stored anchors or counts"):
+        learning(tmp_path, max_steps=1)
+
+
+def test_a_run_without_priors_that_learn_stores_none(tmp_path: Path):
+    made = trainer(tmp_path, priors=[Template({0: "["}, tokenizer())], max_steps=1)
+    made.train()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.prior_states() == {}
+    assert not (newest.path / PRIORS).exists()
+
+
+def test_refreshes_are_counted_as_forwards(tmp_path: Path):
+    made = learning(tmp_path, max_steps=8)
+    built = made.priors[5].forwards  # type: ignore[attr-defined]
+    assert built == len(ROWS) * (LENGTH - 1 + 1), "a forward per token that the template leaves, and one for confidence"
+    result = made.train_step()
+    assert made.ledger.forwards["rollout"] == result.rollout.stats["forwards"] + built
