@@ -45,7 +45,7 @@ def group_advantages(
         advantages = advantages * (size_G / np.maximum(size_G - 1, 1))[index_R]
     elif kind == "softmax":
         good, bad = _group_softmax(advantages, index_R), _group_softmax(-advantages, index_R)
-        advantages = np.where(std_G[index_R] > 0, size_G[index_R] * (good - bad), 0.0)
+        advantages = np.where(std_G[index_R] > 1e-8, size_G[index_R] * (good - bad), 0.0)
     metrics = {
         "reward": float(rewards.mean()) if len(rewards) else 0.0,
         "reward_std": float(std_G.mean()) if len(std_G) else 0.0,

@@ -29,6 +29,10 @@ def token_elbo(model: Any, completions: Any, masks: Any, temperature: float = 1.
     return torch.stack([torch.stack(row) for row in total])
 
 
+TOKENS = 37.0
+"""Scored tokens of the whole update, as the tests of `dapo` state them."""
+
+
 def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
     """Return the pessimistic one of the ratio and the clipped ratio, times the advantage."""
     return min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
@@ -50,15 +54,28 @@ def policy_loss(arrays: dict[str, np.ndarray], config: Any, num_completions: int
             continue
         new, old = arrays["new"][r], arrays["old"][r]
         weight = config.stp_negative_advantage_weight if advantage < 0 else 1.0
+        share = length_share(arrays, config, r, num_completions)
         if config.importance_sampling_level == "token":
             terms = [clipped(math.exp(new[i] - old[i]), advantage, config.epsilon, high) for i in at]
         else:
             ratio = math.exp((sum(new[i] for i in at) - sum(old[i] for i in at)) / len(at))
             terms = [clipped(ratio, advantage, config.epsilon, high)]
-        total -= weight * mean(terms) / num_completions
+        total -= weight * mean(terms) * share
         if "ref" in arrays:
-            total += config.beta * penalty(config, new, arrays["ref"][r], at) / num_completions
+            total += config.beta * penalty(config, new, arrays["ref"][r], at) * share
     return total
+
+
+def length_share(arrays: dict[str, np.ndarray], config: Any, row: int, num_completions: int) -> float:
+    """Return what a completion's mean counts: TRL's loss types as sums over tokens, divided back by its own tokens."""
+    tokens = arrays["scored"].sum(1)
+    divisor = {
+        "grpo": num_completions * tokens[row],
+        "dr_grpo": num_completions * arrays["scored"].shape[1],
+        "bnpo": tokens.sum() * num_completions / len(tokens),
+        "dapo": TOKENS,
+    }[config.loss_type]
+    return float(tokens[row] / divisor)
 
 
 def penalty(config: Any, new: np.ndarray, ref: np.ndarray, at: Sequence[int]) -> float:

@@ -49,6 +49,7 @@ def batches(draw: st.DrawFn, *, reference: bool = False) -> dict[str, np.ndarray
 
 configs = st.builds(
     LossConfig,
+    loss_type=st.sampled_from(["grpo", "dr_grpo", "bnpo", "dapo"]),
     importance_sampling_level=st.sampled_from(["token", "sequence"]),
     epsilon=st.sampled_from([0.1, 0.2, 0.5]),
     epsilon_high=st.sampled_from([0.0, 0.28]),
@@ -61,7 +62,7 @@ configs = st.builds(
 @settings(deadline=None, max_examples=200)
 @given(st.booleans().flatmap(lambda ref: batches(reference=ref)), configs, st.integers(1, 9))
 def test_the_loss_is_the_formula(arrays: dict[str, np.ndarray], config: LossConfig, completions: int):
-    loss, metrics = policy_loss(inputs(arrays), config, num_completions=completions)
+    loss, metrics = policy_loss(inputs(arrays), config, num_completions=completions, num_tokens=oracle.TOKENS)
     assert float(loss.detach()) == pytest.approx(oracle.policy_loss(arrays, config, completions), abs=1e-6)
     assert ("kl" in metrics) == ("ref" in arrays)
 
@@ -69,16 +70,17 @@ def test_the_loss_is_the_formula(arrays: dict[str, np.ndarray], config: LossConf
 @settings(deadline=None, max_examples=60)
 @given(batches(reference=True), configs, st.data())
 def test_losses_of_micro_batches_add_up(arrays: dict[str, np.ndarray], config: LossConfig, data: st.DataObject):
+    config = replace(config, loss_type="grpo") if config.loss_type == "bnpo" else config  # its mean is a batch's own
     rows = len(arrays["advantages"])
     cut = data.draw(st.integers(0, rows))
     whole = inputs(arrays)
-    loss, _ = policy_loss(whole, config, num_completions=rows)
+    loss, _ = policy_loss(whole, config, num_completions=rows, num_tokens=oracle.TOKENS)
     (gradient,) = torch.autograd.grad(loss, whole.new_RL)
     total, parts = 0.0, []
     for part in (slice(0, cut), slice(cut, rows)):
         piece = inputs({name: value[part] for name, value in arrays.items()})
         if len(piece.advantages_R):
-            one, _ = policy_loss(piece, config, num_completions=rows)
+            one, _ = policy_loss(piece, config, num_completions=rows, num_tokens=oracle.TOKENS)
             parts.append(torch.autograd.grad(one, piece.new_RL)[0])
             total += float(one.detach())
     assert total == pytest.approx(float(loss.detach()), abs=1e-12)
@@ -187,3 +189,30 @@ def test_a_z_score_worked_by_hand():
     assert got.tolist() == pytest.approx([0.8659, -0.8659, -0.8659, 0.8659, 0.0], abs=1e-4)
     assert metrics["reward_std"] == pytest.approx(0.57735 / 2, abs=1e-5)
     assert metrics["frac_reward_zero_std"] == 0.5
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, -2.0]), min_size=2, max_size=8), st.integers(1, 3))
+def test_leave_one_out_and_softmax_advantages(rewards: list[float], groups: int):
+    values = np.array([r + g for g in range(groups) for r in rewards], np.float32)
+    index = np.repeat(np.arange(groups), len(rewards))
+    others, _ = group_advantages(values, index, "none", "leave_one_out")
+    softmax, _ = group_advantages(values, index, "none", "softmax")
+    for g in range(groups):
+        own = values[index == g].astype(float).tolist()
+        for k, reward in enumerate(own):
+            rest = own[:k] + own[k + 1 :]
+            assert others[g * len(own) + k] == pytest.approx(reward - oracle.mean(rest), abs=1e-5)
+            up = math.exp(reward) / sum(math.exp(r) for r in own)
+            down = math.exp(-reward) / sum(math.exp(-r) for r in own)
+            expected = len(own) * (up - down) if len(set(own)) > 1 else 0.0
+            assert softmax[g * len(own) + k] == pytest.approx(expected, abs=1e-4)
+    assert softmax.sum() == pytest.approx(0, abs=1e-4), "good and bad weights balance"
+
+
+def test_advantages_without_siblings_are_zero():
+    one, zero = np.array([3.0], np.float32), np.zeros(1, np.int64)
+    assert group_advantages(one, zero, "none", "leave_one_out")[0].tolist() == [0.0]
+    assert group_advantages(one, zero, "group", "softmax")[0].tolist() == [0.0]
+    empty, _ = group_advantages(one[:0], zero[:0], "group", "softmax")
+    assert empty.shape == (0,)
