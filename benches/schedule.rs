@@ -22,7 +22,7 @@ fn benches(c: &mut Criterion) {
     let sets = (PriorSet::from_dense(&dense, 256, 1), PriorSet::from_dense(&shifted, 256, 2));
     if let (Ok(first), Ok(second)) = sets {
         c.bench_function("compose two priors B=64 L=256", |b| {
-            b.iter(|| black_box(&first).compose(&second, false))
+            b.iter(|| black_box(&first).compose(&second, false));
         });
     }
     let confidence: Vec<f32> = (0..256).map(|i| -((i * 37 % 101) as f32)).collect();
