@@ -34,7 +34,7 @@ from stp_rs.prompts import PromptBatch, batch_indices, encode_prompts
 from stp_rs.rescue import Played, rescue_groups
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
 from stp_rs.rollout import Rollout, generate, rollout_metrics
-from stp_rs.sampling import Sampling, placed, restricted
+from stp_rs.sampling import Sampling, restricted
 
 Metrics = dict[str, float]
 
@@ -146,8 +146,7 @@ class STPTrainer:
         picked = batch_indices(self.step, batch_size // group_size, len(self.train_dataset), seed)
         rows = [self.train_dataset[i] for i in picked]
         prompts = encode_prompts(rows, self.tokenizer, uids=picked).repeat(group_size, step=self.step)
-        allowed = allowed_tokens(self.priors, prompts, config.rollout.max_completion_length)
-        self._allowed = placed(allowed, device_of(self.model))
+        self._allowed = allowed_tokens(self.priors, prompts, config.rollout.max_completion_length)
         played, rescued = self._play(prompts, self.priors), 0
         if config.pruning.stp_rescue != "none" and self.hints is not None:
             share = config.pruning.stp_rescue_share
