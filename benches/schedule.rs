@@ -21,7 +21,9 @@ fn benches(c: &mut Criterion) {
     let shifted: Vec<i64> = (0..64 * 256).map(|i| if i % 20 == 7 { i } else { -1 }).collect();
     let sets = (PriorSet::from_dense(&dense, 256, 1), PriorSet::from_dense(&shifted, 256, 2));
     if let (Ok(first), Ok(second)) = sets {
-        c.bench_function("compose two priors B=64 L=256", |b| b.iter(|| black_box(&first).compose(&second, false)));
+        c.bench_function("compose two priors B=64 L=256", |b| {
+            b.iter(|| black_box(&first).compose(&second, false));
+        });
     }
     let confidence: Vec<f32> = (0..256).map(|i| -((i * 37 % 101) as f32)).collect();
     let (eligible, mut keep) = (vec![1; 256], vec![0; 256]);

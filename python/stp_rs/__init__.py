@@ -24,8 +24,13 @@ from stp_rs.model import DiffusionModel as DiffusionModel
 from stp_rs.model import MaskedLMAdapter as MaskedLMAdapter
 from stp_rs.model import as_diffusion_model as as_diffusion_model
 from stp_rs.priors import Copy as Copy
+from stp_rs.priors import Frequency as Frequency
+from stp_rs.priors import Length as Length
 from stp_rs.priors import OfflineGeneration as OfflineGeneration
+from stp_rs.priors import Reference as Reference
 from stp_rs.priors import Template as Template
+from stp_rs.priors import Vocabulary as Vocabulary
+from stp_rs.priors import allowed_tokens as allowed_tokens
 from stp_rs.priors import compose_priors as compose_priors
 from stp_rs.prompts import PromptBatch as PromptBatch
 from stp_rs.prompts import encode_prompts as encode_prompts

@@ -18,7 +18,7 @@ from stp_rs.models import character_tokenizer, load_policy, tiny_policy
 from stp_rs.priors import Copy, Prior, Template
 from stp_rs.report import write_report
 from stp_rs.sft import warm_up
-from stp_rs.spatial import static_priors, training_priors
+from stp_rs.spatial import check_spatial, static_priors, training_priors
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
 from stp_rs.trainer import StepResult, STPTrainer, resumable
@@ -48,6 +48,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     task = make_task(config)
     config = complete(config, task)
     run = Path(config.run.output_dir)
+    check_spatial(config)
     resumable(config)  # before anything in the folder is touched
     write_config(config, run)
     sft_started = time.perf_counter()

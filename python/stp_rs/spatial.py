@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs.config import STPConfig
-from stp_rs.errors import ConfigError
+from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.model import DiffusionModel
 from stp_rs.priors import (
     Anneal,
@@ -47,6 +47,17 @@ def spatial_names(config: STPConfig) -> list[str]:
     return names
 
 
+def check_spatial(config: STPConfig) -> None:
+    """Check the prior options that are text, before anything is trained.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    if "length" in spatial_names(config):
+        _quantile(config.pruning.stp_length)
+    _anneal(config)
+
+
 def static_priors(config: STPConfig, task: Task, tokenizer: Any, model: DiffusionModel | None = None) -> list[Prior]:
     """Return the configured priors that need no answer and may stay on at evaluation.
 
@@ -80,7 +91,7 @@ def training_priors(
     """
     names, pruning, seed = spatial_names(config), config.pruning, config.run.seed
     shared: dict[str, Any] = {
-        "anneal": Anneal.parse(pruning.stp_prior_anneal),
+        "anneal": _anneal(config),
         "per": pruning.stp_prior_per,
         "seed": seed,
     }
@@ -127,14 +138,34 @@ def _vocabulary(task: Task, tokenizer: Any, model: DiffusionModel | None) -> Voc
     return Vocabulary(task.allowed, tokenizer, vocab_size=int(getattr(config, "vocab_size", 0)))
 
 
-def _length(budget: str, task: Task, tokenizer: Any) -> Length:
-    if budget == "reference":
-        return Length(tokenizer, budget=reference_length(reference_text(task), tokenizer))
-    kind, _, share = budget.partition(":")
+def _anneal(config: STPConfig) -> Anneal:
     try:
-        return Length(tokenizer, quantile=float(share if kind == "quantile" else ""), slack=1)
-    except ValueError as error:
-        raise ConfigError(f"stp_length: got {budget!r}, needs a number, reference or quantile:Q ({error})") from error
+        return Anneal.parse(config.pruning.stp_prior_anneal)
+    except InvalidValueError as error:
+        raise ConfigError(f"stp_prior_{error}") from error
+
+
+def _quantile(budget: str) -> float | None:
+    """Return the share of `quantile:Q`; None for a number or `reference`."""
+    if budget.isdecimal() or budget == "reference":
+        return None
+    kind, _, text = budget.partition(":")
+    try:
+        share = float(text) if kind == "quantile" else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(
+            f"stp_length: got {budget!r}, needs a number, reference, or quantile:Q with Q above 0 and at most 1"
+        )
+    return share
+
+
+def _length(budget: str, task: Task, tokenizer: Any) -> Length:
+    share = _quantile(budget)
+    if share is None:
+        return Length(tokenizer, budget=reference_length(reference_text(task), tokenizer))
+    return Length(tokenizer, quantile=share, slack=1)
 
 
 def _offline(
@@ -153,7 +184,7 @@ def _offline(
         answer_span(task),
         config.run.seed,
         protect_answer=pruning.stp_protect_answer,
-        anneal=Anneal.parse(pruning.stp_prior_anneal),
+        anneal=_anneal(config),
         per=pruning.stp_prior_per,
         refresh=pruning.stp_prior_refresh,
     )

@@ -52,6 +52,17 @@ def test_rows_are_picked_in_any_order_with_repeats(priors: list[np.ndarray], dat
     assert dense(chosen, priors[0].shape[1]).tolist() == [priors[0][r].tolist() for r in rows]
 
 
+@settings(deadline=None)
+@given(batches, st.integers(0, 2**32))
+def test_anchors_can_be_left_out_by_position(priors: list[np.ndarray], seed: int):
+    keep = np.random.default_rng(seed).integers(0, 3, priors[0].shape, dtype=np.uint8)
+    kept = PriorSet.from_dense(priors[0], "copy").restrict(keep)
+    assert dense(kept, priors[0].shape[1]).tolist() == np.where(keep > 0, priors[0], -1).tolist()
+    assert {source for row in range(len(kept)) for _, _, source in kept.row(row)} <= {"copy"}
+    with pytest.raises(ShapeError, match="keep"):
+        kept.restrict(np.ones((len(kept) + 1, 2), np.uint8))
+
+
 def test_the_first_source_keeps_its_name_and_a_conflict_says_where():
     template = PriorSet.from_dense(np.array([[5, -1, 6]]), "template")
     copied = PriorSet.from_dense(np.array([[5, 4, -1]]), "copy")

@@ -119,13 +119,27 @@ def test_a_table_that_allows_all_is_the_law_without_one():
 def test_training_keeps_the_ratio_at_one_and_every_token_legal(by_row: bool, tmp_path: Path):
     texts = [{"0", "1"}, {"2"}, {"1", "3", "["}, {"1", "]"}, {"1", "0", "3"}, {"0", "1"}]
     prior = vocabulary(texts, by_row)
-    options = {"num_iterations": 2, "stp_variance_every": 1, "beta": 0.1, "stp_temporal": "steps:0.7"}
+    options = {"num_iterations": 2, "beta": 0.1, "stp_temporal": "steps:0.7", "gradient_accumulation_steps": 2}
     made = trainer(tmp_path, priors=[prior], learning_rate=0.0, per_device_train_batch_size=4, **options)
     free = trainer(tmp_path / "free", learning_rate=0.0, per_device_train_batch_size=4, **options)
     result = made.train_step()
     table = prior.allowed(result.rollout.prompts, 6)
     rows = table if by_row else table.expand(len(result.rollout), -1, -1)
     assert rows.gather(-1, torch.from_numpy(result.rollout.token_ids)[..., None]).all()
+    if by_row:
+        assert len(set(result.rollout.prompt_length % 2)) == 2, "the micro-batches have other tables"
     assert abs(result.metrics["diffusion/ratio_max"] - 1) < 1e-6
     assert result.metrics["kl"] == pytest.approx(0.0, abs=1e-6)
     assert result.metrics["diffusion/token_elbo"] > free.train_step().metrics["diffusion/token_elbo"] + 0.3
+
+
+def alternating(completions: list[str], **_columns: Any) -> list[float]:
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def test_the_logged_mask_noise_is_that_of_the_constrained_law(tmp_path: Path):
+    certain = Vocabulary(lambda _: ["2"], tokenizer())
+    options = {"stp_variance_every": 1, "num_iterations": 1}
+    for priors in ([certain], []):
+        made = trainer(tmp_path / str(len(priors)), reward=alternating, priors=priors, **options)
+        assert (made.train_step().metrics["diffusion/logp_var"] == 0) == bool(priors), "no mask hides a certain token"

@@ -13,7 +13,7 @@ from stp_rs.errors import ConfigError, ModelError
 from stp_rs.evaluation import Decode, bootstrap_interval, evaluate, evaluate_cells, pass_at_k
 from stp_rs.model import as_diffusion_model
 from stp_rs.models import character_tokenizer, tiny_policy
-from stp_rs.priors import Template
+from stp_rs.priors import Template, Vocabulary
 from stp_rs.tasks import get_task
 
 
@@ -52,6 +52,14 @@ def test_steps_set_the_forwards_and_priors_lower_them(setup):
     prior = evaluate(model, tokenizer, task, rows, config, priors=[Template(task.template, tokenizer)])
     assert prior["nfe"] == 16
     assert all(text[0] == "[" for text in prior["completions"])
+
+
+def test_a_vocabulary_holds_at_evaluation(setup):
+    model, tokenizer, task, rows, config = setup
+    digits = Vocabulary(lambda _: ["1", "2"], tokenizer)
+    free, held = (evaluate(model, tokenizer, task, rows, config, priors=p)["completions"] for p in ([], [digits]))
+    assert all(set(text) <= {"1", "2"} and len(text) == 20 for text in held)
+    assert not all(set(text) <= {"1", "2"} for text in free)
 
 
 def test_the_default_is_the_runs_own_greedy_decode(setup):

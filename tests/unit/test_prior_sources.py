@@ -328,6 +328,16 @@ def test_completions_are_made_under_the_priors_beside_them():
     assert np.isin(found[:, 1:], [ZERO, ONE]).all()
 
 
+def test_a_completion_depends_on_its_prompt_and_not_on_its_batch():
+    model, chance = Tabular(vocab=10, width=12, seed=11), Sampler(3, confidence="random")
+    found = []
+    for texts in (("0", "31", "2"), ("2", "0")):
+        prior = OfflineGeneration(keep=1.0)
+        prior.build(model, batch(*texts), tokenizer(), chance, completion_length=LENGTH)
+        found.append(dense(prior(batch("2", "0"), LENGTH)))
+    assert found[0] == found[1]
+
+
 def test_a_refresh_makes_completions_anew_when_their_prompt_comes_up():
     prior, model, prompts = offline(keep=1.0, refresh=4)
     first, hashes = dense(prior(prompts, LENGTH)), dict(prior.hashes)

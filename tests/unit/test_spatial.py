@@ -13,7 +13,7 @@ from stp_rs.model import MaskedLMAdapter
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.priors import Frequency, Length, OfflineGeneration, Prior, Reference, Vocabulary, compose_priors
 from stp_rs.prompts import encode_prompts
-from stp_rs.spatial import answer_span, reference_text, static_priors, training_priors
+from stp_rs.spatial import answer_span, check_spatial, reference_text, static_priors, training_priors
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Constrained, Referenced, Task
 
@@ -85,11 +85,13 @@ def test_what_needs_an_answer_or_a_run_is_not_static():
         ({"stp_spatial": "none+copy"}, "got 'none'"),
         ({"stp_spatial": "length", "stp_length": "quantile"}, "stp_length: got 'quantile'"),
         ({"stp_spatial": "length", "stp_length": "quantile:2"}, "stp_length: got 'quantile:2'"),
-        ({"stp_spatial": "reference", "stp_prior_anneal": "linear:3"}, "anneal: got"),
+        ({"stp_spatial": "reference", "stp_prior_anneal": "linear:3"}, "stp_prior_anneal: got linear:3"),
     ],
 )
 def test_a_configuration_that_cannot_be_says_so(options: dict[str, Any], message: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
+        check_spatial(STPConfig.make("elbo", **options))
+    with pytest.raises(ConfigError, match=message):
         made(get_task("sudoku"), tmp_path, **options)
 
 

@@ -42,10 +42,13 @@ class Anneal:
     def parse(text: str) -> "Anneal":
         """Return the annealing of a config string: none, linear:UNTIL, cosine:UNTIL."""
         kind, _, until = text.partition(":")
+        if text == "none":
+            return Anneal()
         try:
-            return Anneal() if text == "none" else Anneal(kind, float(until or 1.0))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise InvalidValueError(f"anneal: got {text!r}: {error}") from error
+            share = float(until or 1.0)
+        except ValueError:
+            share = math.nan  # refused below, like any other number that is no share
+        return Anneal(kind, share)  # type: ignore[arg-type]
 
     def factor(self, progress: float) -> float:
         """Return the factor at a share of training done."""
