@@ -196,7 +196,7 @@ def offline_prior(
     """Return the OfflineGeneration prior where configured; made once per run and stored beside it."""
     if "offline_generation" not in config.pruning.stp_spatial:
         return []
-    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown") else tag_span()
+    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown", "sums") else tag_span()
     prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, answer, config.run.seed)
     stored = run / "offline_generation.safetensors"
     if config.run.resume and stored.is_file():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stp_rs import _core
+from stp_rs.tasks.sums import sums_grades
 
 PIECES = ["88**77**66", "(" * 500, ")" * 500, "<answer>", "</answer>", "\\boxed{", "}", "9" * 400, "1/0", "="]
 PIECES += [
@@ -83,6 +84,7 @@ GRADERS: dict[str, Grade] = {
     "sudoku4": sudoku4,
     "sudoku9": sudoku9,
     "numbers": _core.number_answers,
+    "sums": lambda t: sums_grades(t, [[1, 2, 3]] * len(t))["solved"],
     "math": lambda t: _core.math_compare(_core.answer_spans(t), ["x^2, 2x, 3"] * len(t)),
     "math_raw": lambda t: _core.math_compare(t, ["1, 2, 3, 4"] * len(t)),
     "layout": lambda t: _core.tag_layout(t, ["reasoning", "answer"], False),
