@@ -13,7 +13,7 @@ from stp_rs.config import STPConfig
 from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.evaluation import evaluate
 from stp_rs.model import DiffusionModel, as_diffusion_model
-from stp_rs.models import character_tokenizer, load_policy, tiny_policy
+from stp_rs.models import character_tokenizer, load_policy, load_tokenizer, tiny_policy
 from stp_rs.priors import Copy, OfflineGeneration, Prior, Template, tag_span
 from stp_rs.prompts import encode_prompts
 from stp_rs.report import write_report
@@ -107,9 +107,17 @@ def summarise(
     }
 
 
-def make_task(config: STPConfig) -> Task:
-    """Return the configured task, on the rows of `data` where a file is given."""
-    return get_task(config.run.task, data=config.run.data) if config.run.data else get_task(config.run.task)
+def make_task(config: STPConfig, model: str | Path = "") -> Task:
+    """Return the configured task, on the rows of `data` where a file is given.
+
+    Questions are asked through the chat template of `model`, else of the model given, where its tokenizer has one.
+    """
+    options: dict[str, Any] = {"data": config.run.data} if config.run.data else {}
+    model = model or config.policy.model_name_or_path
+    if model and config.run.task in ("gsm8k", "math"):
+        tokenizer = load_tokenizer(policy_folder(model))
+        options |= {"tokenizer": tokenizer} if tokenizer.chat_template else {}
+    return get_task(config.run.task, **options)
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
@@ -196,7 +204,7 @@ def offline_prior(
     """Return the OfflineGeneration prior where configured; made once per run and stored beside it."""
     if "offline_generation" not in config.pruning.stp_spatial:
         return []
-    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown", "sums") else tag_span()
+    answer = tag_span("[", "]") if config.run.task in ("sudoku", "countdown") else tag_span()
     prior = OfflineGeneration(config.pruning.stp_keep, config.pruning.stp_selector, answer, config.run.seed)
     stored = run / "offline_generation.safetensors"
     if config.run.resume and stored.is_file():
@@ -245,7 +253,7 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
     config = STPConfig.from_yaml(configs[0])
     set_threads(config)
-    task = make_task(config)
+    task = make_task(config, folder)
     module, tokenizer = load_policy(folder)
     return (
         as_diffusion_model(module.to(pick_device(config)), tokenizer),

@@ -49,6 +49,8 @@ def test_what_is_fixed_is_exactly_what_is_no_partial_sum(numbers: list[int]):
     padded = [*text, *[""] * (task.completion_length - len(text))]
     assert all(padded[at] == sign for at, sign in fixed.items())
     assert padded[-1] == ""
+    assert task.reference({"terms": numbers}) == text
+    assert all(sign in task.allowed(at) for at, sign in enumerate(padded))
 
 
 @given(terms, st.integers(0, 10**9 - 1), st.integers(0, 5))

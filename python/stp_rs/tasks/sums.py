@@ -16,6 +16,7 @@ WORKING = 1.0
 """What fully right working earns beside the answer's 1.0: with less, a policy learns to guess the answer."""
 MAX_SUM = 999_999_999
 _FEWEST = 2
+_READ = 65_536
 _STEP = re.compile(r"([0-9]{1,9})\+([0-9]{1,9})=([0-9]{1,9})")
 _ANSWER = re.compile(r"\[([0-9]{1,9})\]")
 
@@ -25,11 +26,12 @@ def sums_grades(completions: Sequence[Any], terms: Sequence[Sequence[int]]) -> d
 
     `solved` is 1 where the last `[number]` is the sum of the terms; padding with zeros does not matter. `steps` is
     the share of right lines of working: line k, up to the k-th semicolon, is right if it adds term k + 1 to the true
-    sum of the terms before it. Time is linear in the length of a text; no number of more than nine digits is read.
+    sum of the terms before it. Of a text the last 65,536 characters are read, and numbers of up to nine digits.
     Raises ConfigError for a problem of fewer than two terms.
     """
     scores: dict[str, list[float]] = {"solved": [], "steps": []}
-    for text, given in zip(texts(completions), terms, strict=True):
+    for whole, given in zip(texts(completions), terms, strict=True):
+        text = whole[-_READ:]
         sums = list(accumulate(int(term) for term in given))
         if len(sums) < _FEWEST:
             raise ConfigError(f"terms: got {list(given)}, needs two numbers or more per problem")
@@ -154,6 +156,15 @@ class SumsTask:
             start = k * (2 * width + wide + 3) + width + 1
             cells |= dict(enumerate(f"{term:0{wide}}", start))
         return cells
+
+    def reference(self, row: Row) -> str:
+        """Return the right working and answer."""
+        return self.completion(row["terms"])
+
+    def allowed(self, position: int) -> Sequence[str]:
+        """Return what the template has at a position, else the digits."""
+        fixed = self.template.get(position)
+        return tuple("0123456789") if fixed is None else (fixed,)
 
     def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
         """Return solved and steps (the share of right lines of working), one float per completion."""
