@@ -14,7 +14,7 @@ from stp_rs.errors import CheckpointError
 from stp_rs.evaluation import evaluate
 from stp_rs.metrics import PHASES, Cost, read_metrics
 from stp_rs.model import DiffusionModel, as_diffusion_model
-from stp_rs.models import character_tokenizer, load_policy, tiny_policy
+from stp_rs.models import character_tokenizer, load_policy, load_tokenizer, tiny_policy
 from stp_rs.priors import Copy, Prior, Template
 from stp_rs.report import write_report
 from stp_rs.sft import warm_up
@@ -122,9 +122,17 @@ def summarise(
     }
 
 
-def make_task(config: STPConfig) -> Task:
-    """Return the configured task, on the rows of `data` where a file is given."""
-    return get_task(config.run.task, data=config.run.data) if config.run.data else get_task(config.run.task)
+def make_task(config: STPConfig, model: str | Path = "") -> Task:
+    """Return the configured task, on the rows of `data` where a file is given.
+
+    Questions are asked through the chat template of `model`, else of the model given, where its tokenizer has one.
+    """
+    options: dict[str, Any] = {"data": config.run.data} if config.run.data else {}
+    model = model or config.policy.model_name_or_path
+    if model and config.run.task in ("gsm8k", "math"):
+        tokenizer = load_tokenizer(policy_folder(model))
+        options |= {"tokenizer": tokenizer} if tokenizer.chat_template else {}
+    return get_task(config.run.task, **options)
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
@@ -246,7 +254,7 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
     config = STPConfig.from_yaml(configs[0])
     set_threads(config)
-    task = make_task(config)
+    task = make_task(config, folder)
     module, tokenizer = load_policy(folder)
     return (
         as_diffusion_model(module.to(pick_device(config)), tokenizer),

@@ -85,6 +85,12 @@ def test_each_difference_has_its_rule(task: str, completion: str, truth: object,
     assert [d["rule"] for d in report.differences] == [rule]
 
 
+def test_a_hostile_text_is_explained_in_linear_time():
+    hostile = "\\boxed{" * 300_000 + "}" * 300_000 + "\n#### 18"  # hours where it is quadratic
+    report = grading.grade_items("gsm8k", [item("gsm8k", hostile, "18")], explain=True)
+    assert [d["rule"] for d in report.differences] == ["unclosed"]
+
+
 def test_every_rule_is_documented():
     guide = (Path(__file__).parents[2] / "docs" / "graders.md").read_text(encoding="utf-8")
     assert all(f"`{rule}`" in guide for rule in RULES)

@@ -17,7 +17,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no test data at {DAT
 SPLITS = ("train", "validation", "test")
 
 
-@pytest.mark.parametrize("name", ["sudoku", "countdown"])
+@pytest.mark.parametrize("name", ["sudoku", "countdown", "sums"])
 def test_rows_are_a_function_of_split_n_and_seed(name: str):
     task = tasks.get_task(name)
     for split in SPLITS:
@@ -28,7 +28,7 @@ def test_rows_are_a_function_of_split_n_and_seed(name: str):
         assert len({row["prompt"] for row in rows}) > 20
 
 
-@pytest.mark.parametrize("name", ["sudoku", "countdown"])
+@pytest.mark.parametrize("name", ["sudoku", "countdown", "sums"])
 def test_texts_fit_the_alphabet_and_the_canvas(name: str):
     task = tasks.get_task(name)
     for row in task.demonstrations(300, seed=0):
@@ -97,6 +97,66 @@ def test_countdown_demonstrations_and_scores():
     assert 1.0 - task.lazy < solved < 1.0 - 0.6 * task.lazy  # some sums happen to be the target
 
 
+def test_sums_are_split_by_their_terms_in_any_order():
+    for options in ({}, {"count": 3, "max_term": 99}, {"count": 12, "max_term": 9}):
+        task = tasks.get_task("sums", **options)
+        seen = [{task.split_key(row) for row in task.rows(s, 300, seed=5)} for s in SPLITS]
+        assert sum(map(len, seen)) == len(set.union(*seen))
+        assert all(row["answer"] == sum(row["terms"]) for row in task.rows("test", 20, seed=0))
+    with pytest.raises(ConfigError, match="raise count or max_term"):
+        tasks.get_task("sums", count=2, max_term=1).rows("test", 5, seed=0)
+
+
+def test_sums_have_a_canvas_of_64_and_demonstrations_that_drop_carries():
+    task = tasks.get_task("sums")
+    assert task.completion_length == 64
+    assert task.completion([1, 4, 5, 5, 5, 3, 2, 2]).startswith("01+4=05;05+5=10;10+5=15;15+5=20;")
+    assert task.completion([1, 4, 5, 5, 5, 3, 2, 2], carry=False).startswith("01+4=05;05+5=00;00+5=05;05+5=00;")
+    rows = task.demonstrations(1000, seed=0)
+    scores = task.score([row["completion"] for row in rows], rows)
+    assert set(scores) == {"solved", "steps"}
+    dropped = [row["completion"] == task.completion(row["terms"], carry=False) for row in rows]
+    assert 0.35 < sum(dropped) / 1000 < 0.5
+    assert scores["solved"] == [float(row["completion"] == task.completion(row["terms"])) for row in rows]
+    perfect = tasks.get_task("sums", lazy=0.0).demonstrations(50, seed=0)
+    assert task.score([row["completion"] for row in perfect], perfect) == {"solved": [1.0] * 50, "steps": [1.0] * 50}
+
+
+def test_sums_rewards_read_the_answer_and_each_line_of_working():
+    columns = {"terms": [[7, 5, 9]] * 6}
+    texts = ["07+5=12;12+9=21;[21]", "7+5=12;12+9=20;[021]", "12+9=21;7+5=12;[20]", "[21][3]", "21", "7+5=12;12+9=21"]
+    assert tasks.get_reward("sums_solved")(texts, **columns) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert tasks.get_reward("sums_steps")(texts, **columns) == [1.0, 0.5, 0.0, 0.0, 0.0, 1.0]
+    with pytest.raises(ConfigError, match="column 'terms'"):
+        tasks.get_reward("sums_solved")(["[1]"])
+    with pytest.raises(ConfigError, match="two numbers or more"):
+        tasks.get_reward("sums_steps")(["[1]"], terms=[[1]])
+
+
+def test_sums_from_a_file_fit_their_canvas_to_it(tmp_path: Path):
+    path = tmp_path / "sums.jsonl"
+    given = [{"terms": [10 + i, 5, 9], "answer": 24 + i} for i in range(40)]
+    path.write_text("\n".join(map(json.dumps, given)))
+    task = tasks.get_task("sums", data=path)
+    row = task.rows("train", 1, seed=0)[0]
+    assert row["prompt"] == f"{row['terms'][0]}+5+9="
+    completion = task.demonstrations(1, seed=0)[0]["completion"]
+    assert len(completion) < task.completion_length
+    assert all(completion[at] == text for at, text in task.copies(row).items())
+    path.write_text("terms\n7+5+9\n")
+    assert tasks.get_task("sums", count=3, max_term=9).load(path.rename(tmp_path / "a.csv"))[0]["terms"] == [7, 5, 9]
+    for text, message in (
+        ('{"numbers": [1, 2]}', r"no column 'terms'; the row is .*numbers"),
+        ('{"terms": [1, "x"]}', r"row 0 is no chained sum .*\"x\""),
+        ('{"terms": [1, 2], "answer": 4}', "not the sum 3"),
+        ('{"terms": [1]}', "two terms or more"),
+        ('{"terms": [1, 2]}', "does not fit this task"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            tasks.get_task("sums").load(path)
+
+
 def test_unknown_names_and_options_are_errors_that_list_what_exists():
     with pytest.raises(ConfigError, match=r"countdown.*sudoku"):
         tasks.get_task("chess")
@@ -108,10 +168,12 @@ def test_unknown_names_and_options_are_errors_that_list_what_exists():
     for bad in ({"count": 1}, {"operators": "^"}, {"max_number": 0}, {"lazy": -1}, {"max_target": 1}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             tasks.get_task("countdown", **bad)
-    with pytest.raises(ConfigError, match="train, validation, test"):
-        tasks.get_task("countdown").rows("dev", 1, seed=0)
-    with pytest.raises(ConfigError, match="train, validation, test"):
-        tasks.get_task("sudoku").rows("dev", 1, seed=0)
+    for bad in ({"count": 1}, {"max_term": 0}, {"max_term": 10**9}, {"lazy": 2}):
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            tasks.get_task("sums", **bad)
+    for name in ("countdown", "sudoku", "sums"):
+        with pytest.raises(ConfigError, match="train, validation, test"):
+            tasks.get_task(name).rows("dev", 1, seed=0)
 
 
 @needs_data

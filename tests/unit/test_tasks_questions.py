@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from stp_rs import tasks
+from stp_rs.config import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError
+from stp_rs.models import character_tokenizer, tiny_policy
+from stp_rs.run import load_run, make_task, run_training
 from stp_rs.tasks import paper, questions
 from stp_rs.tasks.templates import TEMPLATES, get_template, render
 
@@ -151,3 +154,29 @@ def test_errors_name_the_column_and_show_the_row():
         tasks.get_task("gsm8k").rows("train", 1, seed=0)
     with pytest.raises(ConfigError, match="has no generator"):
         tasks.get_task("math").demonstrations(1, seed=0)
+
+
+def test_a_given_model_is_asked_through_its_own_chat_template(tmp_path: Path):
+    data = tmp_path / "gsm8k.jsonl"
+    data.write_text("\n".join(map(json.dumps, GSM8K)))
+    tokenizer = character_tokenizer("".join(sorted(set(json.dumps(GSM8K) + TEMPLATES["tags"].instructions + "|<>\n"))))
+    module = tiny_policy(
+        PolicyConfig(hidden_size=8, num_hidden_layers=1), vocab_size=len(tokenizer), max_length=300, seed=0
+    )
+    for folder, template in (
+        ("plain", None),
+        ("chat", "{% for m in messages %}|{{ m.role }}|{{ m.content }}{% endfor %}|"),
+    ):
+        tokenizer.chat_template = template
+        module.save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+    options = {"task": "gsm8k", "data": str(data)}
+    plain = make_task(STPConfig.make(model_name_or_path=str(tmp_path / "plain"), **options)).rows("train", 1, seed=0)[0]
+    assert plain["prompt"] == plain["question"]
+    options |= {"model_name_or_path": str(tmp_path / "chat"), "output_dir": str(tmp_path / "run")}
+    options |= {"max_completion_length": 16, "diffusion_steps": 4, "eval_size": 2, "train_size": 8, "max_steps": 1}
+    run_training(STPConfig.make(num_generations=2, per_device_train_batch_size=4, **options))
+    task = load_run(tmp_path / "run")[3]
+    row = task.rows("train", 1, seed=0)[0]
+    assert row["prompt"].startswith("|user|Reason first")
+    assert row["prompt"].endswith(f"{row['question']}|<reasoning>")

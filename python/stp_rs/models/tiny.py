@@ -74,7 +74,18 @@ def load_policy(path: str | Path) -> tuple[Any, Any]:
         raise CheckpointError(f"{folder}: no config.json; give a folder written by save_pretrained or a run folder")
     try:
         model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be opened: {error}") from error
-    return model, tokenizer
+    return model, load_tokenizer(folder)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Return the tokenizer of a local folder, without its model. Nothing is downloaded.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: its tokenizer cannot be opened: {error}") from error

@@ -43,12 +43,17 @@ from stp_rs.tasks.sudoku import sudoku_corrected_cells as sudoku_corrected_cells
 from stp_rs.tasks.sudoku import sudoku_reward as sudoku_reward
 from stp_rs.tasks.sudoku import sudoku_solved as sudoku_solved
 from stp_rs.tasks.sudoku import sudoku_task
+from stp_rs.tasks.sums import SumsTask as SumsTask
+from stp_rs.tasks.sums import sums_solved as sums_solved
+from stp_rs.tasks.sums import sums_steps as sums_steps
+from stp_rs.tasks.sums import sums_task
 
 TASKS: dict[str, Callable[..., Task]] = {
     "countdown": countdown_task,
     "gsm8k": gsm8k_task,
     "math": math_task,
     "sudoku": sudoku_task,
+    "sums": sums_task,
 }
 """Task factories by name; a user's own task is added with `TASKS["mine"] = MyTask`."""
 
@@ -66,6 +71,8 @@ REWARDS: dict[str, RewardFunc] = {
         sudoku_corrected_cells,
         sudoku_reward,
         sudoku_solved,
+        sums_solved,
+        sums_steps,
         d1_countdown,
         d1_gsm8k,
         d1_math,

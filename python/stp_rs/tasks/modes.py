@@ -102,7 +102,8 @@ def _gsm8k_rule(item: Item, paper: Grade, corrected: Grade) -> str:
 
 def _missed(completion: str) -> str:
     """Return why published patterns find nothing where an answer is."""
-    if re.search(r"\\boxed\s*\{[^}]*\n", completion):
+    # box by box, because a pattern that runs to the next brace from every box takes quadratic time
+    if any("\n" in box.split("}", 1)[0] for box in re.split(r"\\boxed\s*\{", completion)[1:]):
         return "line-break"
     return "unclosed" if "<answer>" in completion or "\\boxed" in completion else "marker"
 

@@ -7,14 +7,20 @@ pub const END_TOKENS: [&str; 8] =
 /// Most bytes of a completion that are read: 16,000 tokens or more. Of a longer one the end counts, where answers are.
 const MAX_BYTES: usize = 65_536;
 
-/// The completion up to its first end token.
+/// The last 64 KiB of a completion, all of an ordinary one: what bounds the time of every grader.
 #[must_use]
-pub fn before_end(text: &str) -> &str {
+pub fn ending(text: &str) -> &str {
     let mut from = text.len().saturating_sub(MAX_BYTES);
     while !text.is_char_boundary(from) {
         from += 1;
     }
-    let text = &text[from..];
+    &text[from..]
+}
+
+/// The completion up to its first end token.
+#[must_use]
+pub fn before_end(text: &str) -> &str {
+    let text = ending(text);
     let cut = |start: usize| END_TOKENS.iter().any(|token| text[start..].starts_with(token));
     text.char_indices().find(|&(i, c)| (c == '<' || c == '[') && cut(i)).map_or(text, |(i, _)| &text[..i])
 }

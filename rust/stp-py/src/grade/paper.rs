@@ -1,9 +1,12 @@
 //! Published graders (`paper_compat`) for Python: batches of texts in, what was read and what it scored out.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
 
+use std::borrow::Cow;
+
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use stp_core::error::check_len;
+use stp_core::grade::extract::ending;
 use stp_core::grade::paper::{countdown, gsm8k, math, rewards, sudoku};
 
 use super::texts;
@@ -12,11 +15,17 @@ use crate::boundary;
 type Strings<'py> = Vec<Bound<'py, PyString>>;
 type Gsm8kParts = (f64, f64, f64, f64, f64);
 
+/// The part of each completion that is read.
+fn endings<'a>(texts: &'a [Cow<'a, str>]) -> Vec<&'a str> {
+    texts.iter().map(|text| ending(text)).collect()
+}
+
 /// d1's reading of GSM8K completions: (value, text it was read from), or None where nothing was found.
 #[pyfunction]
 fn paper_gsm8k(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Option<(f64, String)>>> {
     let completions = texts(&completions);
     boundary::enter(py, || {
+        let completions = endings(&completions);
         Ok(completions.iter().map(|c| gsm8k::read(c).map(|r| (r.value, r.text.to_string()))).collect())
     })
 }
@@ -25,7 +34,10 @@ fn paper_gsm8k(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Option<
 #[pyfunction]
 fn paper_math(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Option<String>>> {
     let completions = texts(&completions);
-    boundary::enter(py, || Ok(completions.iter().map(|c| math::read(c).map(str::to_string)).collect()))
+    boundary::enter(py, || {
+        let completions = endings(&completions);
+        Ok(completions.iter().map(|c| math::read(c).map(str::to_string)).collect())
+    })
 }
 
 /// Whether answers and truths are equal under the MATH benchmark's normaliser.
@@ -58,10 +70,11 @@ fn paper_countdown(
 ) -> PyResult<Vec<(bool, String)>> {
     let completions = texts(&completions);
     boundary::enter(py, || {
+        let completions = endings(&completions);
         check_len("numbers", numbers.len(), completions.len())?;
         check_len("targets", targets.len(), completions.len())?;
         let problems = numbers.iter().zip(&targets);
-        let grade = |(text, (numbers, &target)): (&std::borrow::Cow<'_, str>, (&Vec<i64>, &f64))| {
+        let grade = |(text, (numbers, &target)): (&&str, (&Vec<i64>, &f64))| {
             let expression = countdown::expression(text);
             (countdown::correct(&expression, numbers, target), expression)
         };
@@ -79,6 +92,7 @@ fn paper_sudoku(
 ) -> PyResult<Vec<(usize, usize, String)>> {
     let (completions, puzzles, solutions) = (texts(&completions), texts(&puzzles), texts(&solutions));
     boundary::enter(py, || {
+        let completions = endings(&completions);
         check_len("puzzles", puzzles.len(), completions.len())?;
         check_len("solutions", solutions.len(), completions.len())?;
         let truths = puzzles.iter().zip(&solutions);
@@ -103,8 +117,9 @@ fn paper_gsm8k_reward(
 ) -> PyResult<Vec<Gsm8kParts>> {
     let (completions, truths) = (texts(&completions), texts(&truths));
     boundary::enter(py, || {
+        let completions = endings(&completions);
         check_len("truths", truths.len(), completions.len())?;
-        let parts = |(text, truth): (&std::borrow::Cow<'_, str>, &std::borrow::Cow<'_, str>)| {
+        let parts = |(text, truth): (&&str, &Cow<'_, str>)| {
             let r = rewards::gsm8k(text, truth);
             (r.layout, r.soft, r.strict, r.digits, r.correct)
         };
@@ -121,6 +136,7 @@ fn paper_math_reward(
 ) -> PyResult<Vec<(f64, f64)>> {
     let (completions, truths) = (texts(&completions), texts(&truths));
     boundary::enter(py, || {
+        let completions = endings(&completions);
         check_len("truths", truths.len(), completions.len())?;
         Ok(completions.iter().zip(&truths).map(|(c, t)| rewards::math(c, t)).collect())
     })
@@ -136,6 +152,7 @@ fn paper_countdown_reward(
 ) -> PyResult<Vec<f64>> {
     let completions = texts(&completions);
     boundary::enter(py, || {
+        let completions = endings(&completions);
         check_len("numbers", numbers.len(), completions.len())?;
         check_len("targets", targets.len(), completions.len())?;
         let problems = numbers.iter().zip(&targets);
@@ -153,6 +170,7 @@ fn paper_sudoku_reward(
 ) -> PyResult<Vec<f64>> {
     let (completions, puzzles, solutions) = (texts(&completions), texts(&puzzles), texts(&solutions));
     boundary::enter(py, || {
+        let completions = endings(&completions);
         check_len("puzzles", puzzles.len(), completions.len())?;
         check_len("solutions", solutions.len(), completions.len())?;
         let truths = puzzles.iter().zip(&solutions);
@@ -164,7 +182,10 @@ fn paper_sudoku_reward(
 #[pyfunction]
 fn espo_numbers(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<String>> {
     let completions = texts(&completions);
-    boundary::enter(py, || Ok(completions.iter().map(|c| rewards::espo_number(c).to_string()).collect()))
+    boundary::enter(py, || {
+        let completions = endings(&completions);
+        Ok(completions.iter().map(|c| rewards::espo_number(c).to_string()).collect())
+    })
 }
 
 /// Adds this file's functions to the module.
