@@ -82,8 +82,8 @@ def band(runs: Sequence[Record], axis: str, grid: Floats, score: str = "solved_f
 def paired(runs: Sequence[Record], base: Sequence[Record], read: Any) -> dict[str, Any] | None:
     """Return the mean difference `runs` - `base` over the seeds that both have, with two 95 % intervals.
 
-    `bootstrap` resamples the seeds' differences (percentiles): with few seeds it is too narrow, at five it covers about
-    83 %. `t` is Student's, right for normal differences at any number of seeds.
+    `bootstrap` resamples the seeds' differences (percentiles): with few seeds it is too narrow: it covers
+    76 % at three, 85 % at five, 93 % at twenty. `t` is Student's, right for normal differences at any number of seeds.
 
     Args:
         runs: runs of a variant.
@@ -169,6 +169,6 @@ def _at_end(runs: Sequence[Record], base: Sequence[Record], axis: str, x: float)
 
 
 def _cost_of(runs: Sequence[Record], axis: str, target: float) -> float | None:
-    """Return the x at which the mean curve of a variant, as far as all its runs go, first reaches `target`."""
-    grid = np.linspace(0.0, shared_end(runs, axis), 10 * GRID)
+    """Return the x at which the mean curve of a variant first reaches `target`; a run that ended keeps its score."""
+    grid = np.linspace(0.0, max(shared_end([run], axis) for run in runs), 10 * GRID)
     return first_reach(grid, np.mean([at(run, axis, grid) for run in runs], axis=0), target)

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from stp_rs.analysis.plot import require_matplotlib
-from stp_rs.compare.curves import Record, band, by_variant, clock_of, shared_end
+from stp_rs.compare.curves import Record, band, by_variant, clock_of, column, shared_end
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 """Okabe and Ito's, told apart without colour vision; yellow is left out, which is none on white."""
+BAND_SEEDS = 4
+"""From here on a variant's interval is drawn; below, where Student's is as wide as the panel, its runs are."""
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _FAINT = "#7b848d"
 AXIS_TITLES = {
@@ -70,10 +72,13 @@ def _panel(panel: Any, runs: Sequence[Record], axis: str, names: Sequence[str]) 
         curve = band(own, axis, grid)
         panel.plot(grid, curve["mean"], color=colour, linestyle=style, linewidth=1.8, label=name)
         panel.plot(grid[-1:], curve["mean"][-1:], "o", color=colour, markersize=3.5)
-        if curve["low"][0] is not None:
+        if len(own) >= BAND_SEEDS:
             panel.fill_between(
                 grid, curve["low"], curve["high"], color=colour, alpha=_alpha(len(variants)), linewidth=0
             )
+        elif len(own) > 1:
+            for run in own:
+                panel.plot(column(run, axis), column(run, "solved_free"), color=colour, linewidth=0.7, alpha=0.4)
     end = shared_end(runs, axis)
     if end < max(shared_end(own, axis) for own in variants.values()):
         panel.axvline(end, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
