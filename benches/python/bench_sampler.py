@@ -230,7 +230,7 @@ def record() -> Row:
         for step in range(count):
             rebuilt[(canvases[step] == MASK) & (canvases[step + 1] != MASK)] = step
 
-    times = best({"ours": lambda: lambda: scheduler.results(*out), "canvases": lambda: rebuild}, 10)
+    times = best({"ours": lambda: lambda: scheduler.results(*out), "canvases": lambda: rebuild}, 100)
     if not np.array_equal(rebuilt, order):
         raise AssertionError("the baseline rebuilds another map")
     return line("trajectory record", f"B={rows} L={length} {count} steps", times["ours"], "canvases",

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::schedule::{Plan, Quota, pruned_steps};
-use crate::select::{Confidence, Selection};
+use crate::select::{Confidence, Reads, Selection};
 use crate::temporal::{RowState, Temporal};
 
 /// What the end-of-text token does to a row.
@@ -70,6 +70,13 @@ impl Sampler {
             ));
         }
         self.selection.check(self.confidence)
+    }
+
+    /// What the sampler reads of its candidates: the selection reads what its confidence does.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        let shown = self.eos == Eos::Last && self.confidence.exact();
+        self.confidence.reads() | self.temporal.reads() | Reads { argmax: shown, ..Reads::default() }
     }
 
     /// Steps for `n` free positions of a block of `block` tokens: the block's share of `diffusion_steps`, pruned.

@@ -37,6 +37,29 @@ impl Score {
     }
 }
 
+/// Which numbers of its candidates a step reads besides those that every step does: the token, its two log-probs and
+/// `top1`. The others need not be computed: what they hold is never looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reads {
+    /// `top2`.
+    pub top2: bool,
+    /// `entropy`.
+    pub entropy: bool,
+    /// `argmax`.
+    pub argmax: bool,
+}
+
+impl std::ops::BitOr for Reads {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self {
+            top2: self.top2 | other.top2,
+            entropy: self.entropy | other.entropy,
+            argmax: self.argmax | other.argmax,
+        }
+    }
+}
+
 /// What ranks the candidates of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Confidence {
@@ -73,6 +96,12 @@ impl Confidence {
     #[must_use]
     pub fn is_random(self) -> bool {
         matches!(self, Self::Random | Self::Gumbel)
+    }
+
+    /// What [`Confidence::rank`] reads.
+    #[must_use]
+    pub fn reads(self) -> Reads {
+        Reads { top2: self == Self::Margin, entropy: self == Self::Entropy, argmax: false }
     }
 
     /// The number to rank by; higher is revealed first. `random` is a uniform in (0, 1).

@@ -95,7 +95,14 @@ pub fn drive_with(
             let (case, position) = (&cases[place as usize / longest], place as usize % longest);
             assert_eq!(case.prompt.len() + position, at, "a place is the candidate's completion position");
             assert_eq!(canvas[..case.prompt.len()], case.prompt, "of the row that owns it");
-            packed.extend(model(canvas, at, u));
+            let mut numbers = model(canvas, at, u);
+            // what no row of the call reads may hold anything
+            for (column, read) in [(3, step.reads.top2), (4, step.reads.entropy), (6, step.reads.argmax)] {
+                if !read {
+                    numbers[column] = (flat * 7 % 5) as f32 - 2.0;
+                }
+            }
+            packed.extend(numbers);
         }
         s.commit(&packed).unwrap();
     }
