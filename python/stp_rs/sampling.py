@@ -214,6 +214,19 @@ def _filtered(logits_NV: Tensor, law: Sampling) -> Tensor:
     return logits_NV
 
 
+def law_logprobs(logits_NV: Tensor, law: Sampling, mask_token_id: int, allowed: Tensor | None) -> Tensor:
+    """Return the log-probs f32 [N, V] of every token under the law that draws: -inf where it never does.
+
+    `allowed` is that of `reduce_logits`. Temperature 0 counts as 1, as where a greedy token is recorded.
+    """
+    logits_NV = candidate_logits(logits_NV, mask_token_id)
+    if allowed is not None:
+        logits_NV = logits_NV.masked_fill(~allowed, -math.inf)
+    if law.temperature != 0.0:
+        logits_NV = _filtered((logits_NV - logits_NV.amax(-1, keepdim=True)) / law.temperature, law)
+    return torch.log_softmax(logits_NV, -1)
+
+
 def check_allowed(law: Sampling, mask_token_id: int, device: torch.device) -> Sampling:
     """Return the law with its allowed tokens on a device and the mask token taken out of them.
 

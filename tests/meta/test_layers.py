@@ -14,7 +14,7 @@ from tests.meta.tree import sources, text
 ORDER = [
     *["_core", "errors", "config", "checkpoint", "metrics", "tasks"],
     *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "advantages"],
-    *["buffer", "likelihood", "bounds", "analysis", "loss", "sft", "trainer"],
+    *["buffer", "likelihood", "replay", "bounds", "analysis", "loss", "sft", "trainer"],
     *["evaluation", "report", "integrations", "run", "console", "variance_cli", "cli"],
 ]
 
