@@ -69,6 +69,23 @@ def test_mixed_samplers_are_the_samplers_alone():
         )
 
 
+@pytest.mark.parametrize("law", [stp_rs.Sampling(0.5), stp_rs.Sampling(1.4, top_k=3)])
+def test_the_confidence_of_the_sampled_token_is_untempered_or_that_of_the_law_that_drew_it(law: stp_rs.Sampling):
+    """A row's draws at its first forward are the same whatever is revealed: those of the one-step rollout."""
+    drawn = decode(stp_rs.Sampler(1), Model(0, sharpness=0.3), sampling=law)
+    model = Model(0, sharpness=0.3)
+    canvas = np.concatenate([drawn.prompt_ids, np.full_like(drawn.token_ids, MASK)], axis=1)
+    with torch.no_grad():
+        plain = torch.log_softmax(model.logits(torch.from_numpy(canvas))[:, 3:], -1)
+    untempered = plain.gather(-1, torch.from_numpy(drawn.token_ids)[..., None]).squeeze(-1).numpy()
+    firsts = {"sampled_prob": untempered.argmax(1), "drawn_prob": drawn.logprob.argmax(1)}
+    assert (firsts["sampled_prob"] != firsts["drawn_prob"]).any(), "the two differ here"
+    for kind, first in firsts.items():
+        rollout = decode(stp_rs.Sampler(LENGTH, confidence=kind), Model(0, sharpness=0.3), sampling=law)
+        assert not rollout.exact
+        assert (rollout.unmask_step == 0).argmax(1).tolist() == first.tolist()
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_allowed_tokens_bind_the_draw_and_its_log_prob(overlap: bool):
     draw = torch.Generator().manual_seed(1)

@@ -17,8 +17,8 @@ pub enum Eos {
     /// Once everything up to the first one is revealed, the row ends and what is masked becomes end-of-text. This
     /// changes the context of no sampled token, but a tail that the policy would have filled otherwise is not sampled.
     Truncate,
-    /// Candidates that show it are revealed last. It is read from the most likely token, or from the sampled one under
-    /// [`Confidence::SampledProb`] (LLaDA `confidence_eos_eot_inf`).
+    /// Candidates that show it are revealed last. It is read from the most likely token, or from the sampled one where
+    /// the confidence reads that (LLaDA `confidence_eos_eot_inf`).
     Last,
 }
 
