@@ -113,6 +113,7 @@ def confidence(kind: str, score: Scores, position: int, random: float) -> float:
             "margin": np.exp(top1) - np.exp(top2),
             "entropy": -entropy,
             "random": random,
+            "gumbel": top1 - np.log(-np.log(np.float32(random))),
             "leftmost": -position,
         }[kind]
     )

@@ -95,7 +95,10 @@ def drive(jobs: Sequence[Job], options: Options, *, slots: int, seed: int, share
 
 READ_A_PROBABILITY = ("prob", "sampled_prob", "drawn_prob")
 SELECTIONS = [
-    *[("top_k", kind) for kind in ("prob", "sampled_prob", "drawn_prob", "margin", "entropy", "random", "leftmost")],
+    *[
+        ("top_k", kind)
+        for kind in ("prob", "sampled_prob", "drawn_prob", "margin", "entropy", "random", "leftmost", "gumbel")
+    ],
     *[(rule, kind) for rule in ("threshold:0.7", "threshold:0.4:2", "factor:0.6") for kind in READ_A_PROBABILITY],
     ("entropy_bound:0.315", "entropy"),
 ]
