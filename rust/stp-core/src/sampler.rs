@@ -58,8 +58,9 @@ pub struct Sampler {
 impl Sampler {
     /// Refuses options that contradict each other.
     pub fn check(&self) -> Result<()> {
-        if self.diffusion_steps == 0 {
-            return Err(Error::value("diffusion_steps", 0, "at least 1"));
+        if self.diffusion_steps == 0 || self.diffusion_steps > Plan::LONGEST {
+            let need = format!("1 to {}", Plan::LONGEST);
+            return Err(Error::value("diffusion_steps", self.diffusion_steps, need));
         }
         if self.temporal.batch_share().is_some() && !self.selection.by_quota() {
             let need = "selection top_k: the batch-wide exit is decided before the forward";
