@@ -1,5 +1,6 @@
 """What the benches share: the clock, the lines of the table, prompts, and a model that costs nothing."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,8 @@ class NearFree:
     def __init__(self, rows: int, width: int, vocab: int) -> None:
         draw = torch.Generator().manual_seed(0)
         # one block of noise, repeated: large vocabularies are slow to draw
-        noise = torch.randn((1, min(width, 32), vocab), generator=draw) * 3
-        self.logits_BSV = noise.repeat(rows, -(-width // noise.shape[1]), 1)[:, :width]
+        block = math.gcd(width, 32)
+        self.logits_BSV = (torch.randn((1, block, vocab), generator=draw) * 3).repeat(rows, width // block, 1)
         self.logits_BSV[..., MASK] = -100.0
         self.module = torch.nn.Linear(1, 1)
         self._hidden = torch.zeros(rows, width, 1)
