@@ -35,7 +35,7 @@ test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the published loops (ARGS=--test: each kernel once, untimed)
 	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))
 	$(if $(filter --test,$(ARGS)),$(PY) -c "import benches.python.bench_sampler",\
-		OMP_NUM_THREADS=1 $(PY) -m benches.python.bench_sampler --large && $(PY) -m benches.python.plot)
+		OMP_NUM_THREADS=1 $(PY) -m benches.python.bench_sampler --large --policy-100m && $(PY) -m benches.python.plot)
 
 compare: $(INSTALLED) ## Run the comparisons of examples/compare (PLANS="a.yaml b.yaml": only these); what is done is not done again
 	@set -e; for plan in $(PLANS); do echo "== $$plan"; $(VENV)/bin/stp-rs compare --plan "$$plan" $(ARGS); done

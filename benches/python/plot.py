@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-BAR, LEFT, WIDE = 22, 430, 360
+BAR, LEFT, WIDE = 22, 520, 360
 
 
 def svg(rows: list[dict[str, object]]) -> str:

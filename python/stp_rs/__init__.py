@@ -34,6 +34,8 @@ from stp_rs.priors import allowed_tokens as allowed_tokens
 from stp_rs.priors import compose_priors as compose_priors
 from stp_rs.prompts import PromptBatch as PromptBatch
 from stp_rs.prompts import encode_prompts as encode_prompts
+from stp_rs.replay import replay_logprobs as replay_logprobs
+from stp_rs.replay import state_at as state_at
 from stp_rs.rewards import decode_completions as decode_completions
 from stp_rs.rewards import score_rewards as score_rewards
 from stp_rs.rollout import Rollout as Rollout

@@ -40,6 +40,7 @@ __all__ = [
     "philox4x32",
     "plan_counts",
     "prompt_mask",
+    "provoke_panic",
     "row_uid",
     "scored_counts",
     "sudoku4_grade",
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 __version__: Final[str]
+
+def provoke_panic(message: str) -> None: ...
 
 # --- rng ---
 def philox4x32(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]: ...
@@ -71,6 +74,7 @@ class Sampler:
         max_nfe: int = 0,
         eos: str = "none",
     ) -> Sampler: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, object]]: ...
     @property
     def exact(self) -> bool: ...
     @property
@@ -145,7 +149,7 @@ class RolloutScheduler:
         lengths: NDArray[np.int32],
         candidates: NDArray[np.int32],
         uniforms: NDArray[np.float32],
-    ) -> tuple[int, int, int]: ...
+    ) -> tuple[int, int, int, tuple[bool, bool, bool]]: ...
     def places(self, length: int, out: NDArray[np.int32]) -> None: ...
     def commit(self, packed: NDArray[np.float32]) -> None: ...
     def results(
@@ -185,6 +189,7 @@ class Design:
         block_length: int = 0,
         truncate: tuple[float, float] | None = None,
     ) -> Design: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[str, int], dict[str, object]]: ...
     @property
     def name(self) -> str: ...
     @property

@@ -40,7 +40,7 @@ class RolloutConfig:
     generation_batch_size: int = 64
     """Most rows in flight; finished rows leave and queued ones take their place."""
     stp_confidence: str = "prob"
-    """What ranks candidates: prob, sampled_prob (LLaDA low_confidence), margin, entropy, random, leftmost,
+    """What ranks candidates: prob, sampled_prob (LLaDA low_confidence), drawn_prob, margin, entropy, random, leftmost,
     gumbel."""
     stp_selection: str = "top_k"
     """How many candidates a step takes: top_k (the plan's quota), threshold:P[:CAP], factor:F, entropy_bound:G."""

@@ -16,7 +16,7 @@ import torch
 from stp_rs import _core
 from stp_rs.errors import DivergenceError
 from stp_rs.model import DiffusionModel, device_of, encode
-from stp_rs.sampling import COLUMNS, Reducer, Sampling, allowed_rows
+from stp_rs.sampling import COLUMNS, Reads, Reducer, Sampling, allowed_rows
 
 HEAD_ELEMENTS = 1 << 24
 """Logits of one head chunk: bounds memory at large vocabularies."""
@@ -70,11 +70,12 @@ class Cohort:
         self._done = torch.cuda.Event() if cuda else None
         self._views = (self._ids.numpy(), self._lengths.numpy(), self._at.numpy(), self._uniforms.numpy())
         self._places_view, self._packed_view = self._places.numpy(), self._packed.numpy()
-        self._count = 0
+        self._count, self._reads = 0, Reads()
 
     def launch(self) -> bool:
         """Start the next step; return False when every row is finished. Does not wait for a CUDA device."""
-        rows, width, self._count = self.scheduler.next_step(*self._views)
+        rows, width, self._count, reads = self.scheduler.next_step(*self._views)
+        self._reads = Reads(*reads)
         if rows == 0:
             return False
         model, device = self._model, self._device
@@ -103,7 +104,8 @@ class Cohort:
             part = slice(start, min(start + size, count))
             if places_N is not None:
                 allowed = allowed_rows(self._law, places_N[part], self._length)
-            self._reducer(model.head(hidden_NH[part]), uniforms_N[part], self._reduced[part], allowed)
+            logits_NV = model.head(hidden_NH[part])
+            self._reducer(logits_NV, uniforms_N[part], self._reduced[part], allowed, self._reads)
 
     def finish(self) -> None:
         """Wait for the step and commit its numbers.

@@ -6,6 +6,7 @@ top2, entropy, sampled, argmax.
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +87,14 @@ def reduce_logits(
     return out
 
 
+class Reads(NamedTuple):
+    """Which of a candidate's numbers are read besides token, logprob, top1 and sampled; the others are NaN."""
+
+    top2: bool = True
+    entropy: bool = True
+    argmax: bool = True
+
+
 class Reducer:
     """`reduce_logits` with working memory that is kept between calls: fresh memory costs more than the arithmetic."""
 
@@ -93,8 +102,15 @@ class Reducer:
         self._law, self._mask_token_id = law, mask_token_id
         self._memory: Tensor | None = None
 
-    def __call__(self, logits_NV: Tensor, uniforms_N: Tensor, out_NC: Tensor, allowed: Tensor | None = None) -> None:
-        """Write the packed numbers of candidates; see `reduce_logits`."""
+    def __call__(
+        self,
+        logits_NV: Tensor,
+        uniforms_N: Tensor,
+        out_NC: Tensor,
+        allowed: Tensor | None = None,
+        reads: Reads = Reads(),  # noqa: B008 - a constant
+    ) -> None:
+        """Write the packed numbers of candidates; see `reduce_logits`. A number is the same whichever are read."""
         count, vocab = logits_NV.shape
         size = max(1, min(count, _CACHE_ELEMENTS // vocab)) if logits_NV.device.type == "cpu" else max(1, count)
         if self._memory is None or self._memory.shape[1] < size * vocab or self._memory.device != logits_NV.device:
@@ -113,42 +129,61 @@ class Reducer:
                 values_NV[:, self._mask_token_id] = _NEVER
             if allowed is not None:
                 values_NV.masked_fill_(~(allowed if allowed.dim() == 1 else allowed[part]), _NEVER)
-            _reduce(memory, uniforms_N[part], self._law, out_NC[part])
+            columns = _reduce(memory, uniforms_N[part], self._law, reads)
+            torch.stack([column.float() for column in columns], dim=1, out=out_NC[part])
 
 
-def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: Sampling, out_NC: Tensor) -> None:
-    """Write the numbers of candidates whose logits are memory[0]; the memory is used up."""
+def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: Sampling, reads: Reads) -> tuple[Tensor, ...]:
+    """Return the numbers of candidates, [N] each, whose logits are memory[0]; the memory is used up.
+
+    torch's softmax is faster than the exponentials alone, but on the CPU it adds them up one after the other, so that a
+    tail of many small ones is lost: what it gives are weights, and their sum is taken again, pairwise.
+    """
     values_NV, weight_NV, spare_NV = memory_3NV.unbind(0)
-    max_N1, argmax_N1 = _max(values_NV)
-    values_NV.sub_(max_N1)
-    values_NV.scatter_(-1, argmax_N1, _NEVER)
-    second_N = values_NV.amax(-1)
-    second_N.masked_fill_(second_N < _NEVER / 2, -math.inf)
-    values_NV.scatter_(-1, argmax_N1, 0.0)
-    torch.exp(values_NV, out=weight_NV)
-    total_N = weight_NV.sum(-1)
-    log_total_N = total_N.log()
-    expected_N = torch.mul(weight_NV, values_NV, out=spare_NV).sum(-1) / total_N
-    not_finite_N = (max_N1 - max_N1).squeeze(-1)  # 0, or NaN where the model overflowed
-    top1_N = not_finite_N - log_total_N
-    if law.temperature == 0.0:
-        token_N1, logprob_N, sampled_N = argmax_N1, top1_N, top1_N
+    greedy = law.temperature == 0.0
+    if greedy or reads.argmax or reads.top2:
+        max_N1, argmax_N1 = _max(values_NV)
     else:
-        if law.temperature != 1.0 or law.top_k > 0 or law.top_p < 1.0:
-            weight_NV = _filtered(torch.div(values_NV, law.temperature, out=weight_NV), law).exp_()
-            total_N = weight_NV.sum(-1)
-        if weight_NV.is_cuda:  # its kernel accumulates in the type that it is given
-            cdf_NV = weight_NV.cumsum(-1, dtype=torch.float64)
-        else:  # the CPU's accumulates in double: a tail of many small probabilities keeps its mass
-            cdf_NV = torch.cumsum(weight_NV, -1, out=spare_NV)
-        token_N1 = torch.searchsorted(cdf_NV, uniforms_N[:, None] * cdf_NV[:, -1:])
-        token_N1.clamp_(max=cdf_NV.shape[-1] - 1)
-        value_N = values_NV.gather(-1, token_N1).squeeze(-1)
-        logprob_N = value_N / law.temperature - total_N.log()
-        sampled_N = value_N - log_total_N
-    columns = (token_N1.squeeze(-1), logprob_N, top1_N, second_N - log_total_N, log_total_N - expected_N, sampled_N)
-    for i, column in enumerate((*columns, argmax_N1.squeeze(-1))):
-        out_NC[:, i] = column
+        max_N1 = values_NV.amax(-1, keepdim=True)
+        argmax_N1 = torch.full_like(max_N1, math.nan)
+    torch.softmax(values_NV, -1, out=weight_NV)
+    total_N = weight_NV.sum(-1)
+    # by the law and never by what is read: a number does not depend on the other rows of the batch
+    largest_N = weight_NV.gather(-1, argmax_N1).squeeze(-1) if greedy else weight_NV.amax(-1)
+    top1_N = (largest_N / total_N).log_()
+    top2_N = entropy_N = torch.full_like(top1_N, math.nan)
+    if reads.top2:
+        values_NV.scatter_(-1, argmax_N1, _NEVER)
+        second_N1 = values_NV.amax(-1, keepdim=True)
+        second_N1.masked_fill_(second_N1 < _NEVER / 2, -math.inf)
+        values_NV.scatter_(-1, argmax_N1, max_N1)
+        top2_N = (second_N1 - max_N1).squeeze(-1) + top1_N
+    if reads.entropy:
+        values_NV.sub_(max_N1)
+        max_N1 = torch.zeros_like(max_N1)
+        entropy_N = -(torch.mul(weight_NV, values_NV, out=spare_NV).sum(-1) / total_N + top1_N)
+    if greedy:
+        return argmax_N1.squeeze(-1), top1_N, top1_N, top2_N, entropy_N, top1_N, argmax_N1.squeeze(-1)
+    scale_N = top1_N
+    if law.temperature != 1.0 or law.top_k > 0 or law.top_p < 1.0:
+        values_NV.sub_(max_N1)
+        max_N1 = torch.zeros_like(max_N1)
+        torch.softmax(_filtered(torch.div(values_NV, law.temperature, out=spare_NV), law), -1, out=weight_NV)
+        scale_N = (weight_NV.amax(-1) / weight_NV.sum(-1)).log_()
+    token_N1 = _draw(weight_NV, uniforms_N, spare_NV)
+    below_N = (values_NV.gather(-1, token_N1) - max_N1).squeeze(-1)
+    logprob_N, sampled_N = below_N / law.temperature + scale_N, below_N + top1_N
+    return token_N1.squeeze(-1), logprob_N, top1_N, top2_N, entropy_N, sampled_N, argmax_N1.squeeze(-1)
+
+
+def _draw(weight_NV: Tensor, uniforms_N: Tensor, spare_NV: Tensor) -> Tensor:
+    """Return the tokens [N, 1] at which the cumulative weight reaches the uniforms' share of the total."""
+    if weight_NV.is_cuda:  # its kernel accumulates in the type that it is given
+        cdf_NV = weight_NV.cumsum(-1, dtype=torch.float64)
+    else:  # the CPU's accumulates in double: a tail of many small probabilities keeps its mass
+        cdf_NV = torch.cumsum(weight_NV, -1, out=spare_NV)
+    token_N1 = torch.searchsorted(cdf_NV, uniforms_N[:, None] * cdf_NV[:, -1:])
+    return token_N1.clamp_(max=cdf_NV.shape[-1] - 1)
 
 
 def _max(values_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +217,19 @@ def _filtered(logits_NV: Tensor, law: Sampling) -> Tensor:
         drop_NV = torch.zeros_like(before_NV, dtype=torch.bool).scatter(-1, order_NV, before_NV >= law.top_p)
         logits_NV = logits_NV.masked_fill(drop_NV, -math.inf)
     return logits_NV
+
+
+def law_logprobs(logits_NV: Tensor, law: Sampling, mask_token_id: int, allowed: Tensor | None) -> Tensor:
+    """Return the log-probs f32 [N, V] of every token under the law that draws: -inf where it never does.
+
+    `allowed` is that of `reduce_logits`. Temperature 0 counts as 1, as where a greedy token is recorded.
+    """
+    logits_NV = candidate_logits(logits_NV, mask_token_id)
+    if allowed is not None:
+        logits_NV = logits_NV.masked_fill(~allowed, -math.inf)
+    if law.temperature != 0.0:
+        logits_NV = _filtered((logits_NV - logits_NV.amax(-1, keepdim=True)) / law.temperature, law)
+    return torch.log_softmax(logits_NV, -1)
 
 
 def check_allowed(law: Sampling, mask_token_id: int, device: torch.device) -> Sampling:

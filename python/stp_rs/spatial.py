@@ -30,7 +30,9 @@ from stp_rs.trainer import make_sampler
 NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "reference", "frequency")
 """Sources that `stp_spatial` may name."""
 _WHOLE = ("sudoku", "countdown")
-"""Tasks whose completion is an answer between brackets and nothing else."""
+"""Tasks whose completion is an answer and nothing else."""
+_BRACKETED = (*_WHOLE, "sums")
+"""Tasks whose answer stands between brackets."""
 
 
 def spatial_names(config: STPConfig) -> list[str]:
@@ -118,7 +120,7 @@ def training_priors(
 
 def answer_span(task: Task) -> AnswerSpan:
     """Return the finder of a task's answer: between brackets, in the answer tag, or else in the box."""
-    if task.name in _WHOLE:
+    if task.name in _BRACKETED:
         return tag_span("[", "]")
     tag, box = tag_span(), tag_span("\\boxed{", "}")
     return lambda text: tag(text) or box(text)

@@ -156,6 +156,63 @@ def test_entropy_bound(gamma: float):
     same(Model(8, 1.0), step, stp_rs.Sampler(LENGTH, block_length=BLOCK, **options))
 
 
+class Ending(Model):
+    """A model that likes the end of text."""
+
+    def head(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        logits = super().head(hidden_NH)
+        logits[..., EOS] += 1.2
+        return logits
+
+
+def ranked_step(quota: int, eos: str, share: float = 2.0) -> Step:
+    """Reveal a quota of each row's most certain masks; hold back or end at the end of text; commit all when full.
+
+    As LLaDA's `confidence_eos_eot_inf`, as samplers that stop at the end of text, and as the paper's exit: it looks at
+    the whole batch, whose rows are equally full here.
+    """
+
+    def step(logits: torch.Tensor, canvas: torch.Tensor, end: int, _index: int) -> None:
+        drawn = logits.argmax(-1)
+        confidence = torch.softmax(logits.double(), -1).amax(-1)
+        if eos == "last":
+            confidence = torch.where(drawn == EOS, -1.0, confidence)
+        for row in range(ROWS):
+            masks = [p for p in range(PROMPT, end) if canvas[row, p] == MASK]
+            for p in sorted(masks, key=lambda p: (-float(confidence[row, p]), p))[:quota]:
+                canvas[row, p] = drawn[row, p]
+            shown = canvas[row, PROMPT:].tolist()
+            if eos == "truncate" and EOS in shown and MASK not in shown[: shown.index(EOS)]:
+                canvas[row, canvas[row] == MASK] = EOS
+        if float((canvas[:, PROMPT:] != MASK).double().mean()) >= share:
+            canvas[canvas == MASK] = drawn[canvas == MASK]
+
+    return step
+
+
+@pytest.mark.parametrize("block", [BLOCK, LENGTH])
+@pytest.mark.parametrize("quota", [1, 2])
+@pytest.mark.parametrize("eos", ["last", "truncate"])
+def test_end_of_text(eos: str, quota: int, block: int):
+    sampler = stp_rs.Sampler(LENGTH // quota, block_length=block, eos=eos)
+    forwards = same(Ending(5), ranked_step(quota, eos), sampler, block)
+    tokens, steps, _ = reference(Ending(5), ranked_step(quota, eos), block)
+    plain, order, most = reference(Ending(5), ranked_step(quota, "none"), block)
+    if eos == "last":
+        assert (steps != order).any(), "it holds something back"
+    else:
+        assert (tokens != plain).any(), "it cuts something off"
+        assert forwards <= most
+
+
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.95])
+@pytest.mark.parametrize("rule", ["fill_ratio", "fill_ratio_batch"])
+def test_the_papers_exit(rule: str, share: float):
+    sampler = stp_rs.Sampler(LENGTH, temporal=f"{rule}:{share}")
+    forwards = same(Model(5), ranked_step(1, "none", share), sampler, LENGTH)
+    assert forwards == int(np.ceil(share * LENGTH - 1e-6)), "the tokens that are left need no forward of their own"
+
+
 def test_the_published_quotas_are_those_of_the_table():
     assert published.llada_quotas(10, 4) == [3, 3, 2, 2]
     assert published.llada_quotas(5, 8) == [1] * 5 + [0] * 3

@@ -218,3 +218,32 @@ def test_a_row_that_leads_nowhere_is_seen():
     assert len(rows_without_an_end(f"{head}| x | - | {test} |\n")) == 1
     assert len(rows_without_an_end(f"{head}| x | `rust/none.rs` | {test} |\n")) == 1
     assert len(rows_without_an_end(f"{head}| x | {core} | `tests/meta/test_docs.py::no_such_test` |\n")) == 1
+
+
+DEFECTS = Path("docs/defects.md")
+
+
+def defects_without_a_test(markdown: str) -> list[str]:
+    """Return what is wrong with the table of defects: all numbers, and tests that exist for each."""
+    rows = {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)\|$", markdown, re.MULTILINE)}
+    wrong = [f"no row {number}" for number in range(1, 18) if number not in rows]
+    for number, row in rows.items():
+        pointers = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        wrong += [] if pointers else [f"{number} names no test"]
+        for path, name in pointers:
+            if Path(path) not in files() or f"def {name}(" not in text(Path(path)):
+                wrong.append(f"{number}: no {path}::{name}")
+    return wrong
+
+
+def test_every_defect_has_a_test():
+    assert defects_without_a_test(text(DEFECTS)) == []
+
+
+def test_a_defect_without_a_test_is_seen():
+    rows = [f"| {i} | bad | `tests/meta/test_docs.py::test_every_defect_has_a_test` |" for i in range(1, 18)]
+    assert defects_without_a_test("\n".join(rows)) == []
+    assert defects_without_a_test("\n".join(rows[1:])) == ["no row 1"]
+    assert defects_without_a_test("\n".join([*rows[1:], "| 1 | bad | soon |"])) == ["1 names no test"]
+    gone = rows[0].replace("every_defect_has", "no_defect_has")
+    assert len(defects_without_a_test("\n".join([*rows[1:], gone]))) == 1

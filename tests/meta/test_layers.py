@@ -14,7 +14,8 @@ from tests.meta.tree import sources, text
 ORDER = [
     *["_core", "errors", "presets", "limits", "config", "flags", "checkpoint", "metrics", "tasks"],
     *["model", "models", "sampling", "prompts", "priors", "engine", "rollout", "rewards", "played", "rescue"],
-    *["advantages", "buffer", "likelihood", "bounds", "analysis", "loss", "reference", "update", "sft", "trainer"],
+    *["advantages", "buffer", "likelihood", "replay", "bounds", "analysis", "loss", "reference", "update"],
+    *["sft", "trainer"],
     *["spatial", "evaluation", "report", "integrations", "run", "console", "compare", "variance_cli", "cli"],
 ]
 

@@ -104,14 +104,16 @@ def decode(
 
 def confidence(kind: str, score: Scores, position: int, random: float) -> float:
     """Return what ranks a candidate, in f32 as the device sends it."""
-    _, _, top1, top2, entropy, sampled, _ = (np.float32(x) for x in score)
+    _, logprob, top1, top2, entropy, sampled, _ = (np.float32(x) for x in score)
     return float(
         {
             "prob": top1,
             "sampled_prob": sampled,
+            "drawn_prob": logprob,
             "margin": np.exp(top1) - np.exp(top2),
             "entropy": -entropy,
             "random": random,
+            "gumbel": top1 - np.log(-np.log(np.float32(random))),
             "leftmost": -position,
         }[kind]
     )
@@ -129,7 +131,8 @@ def select(options: Options, ranked: Sequence[Scores], count: int) -> int:
     """Return how many of the ranked candidates a step takes: at least one."""
     rule, *text = options.selection.split(":")
     numbers = [float(x) for x in text]
-    probability = [math.exp(s[2 if options.confidence == "prob" else 5]) for s in ranked]
+    column = {"prob": 2, "sampled_prob": 5, "drawn_prob": 1}.get(options.confidence, 2)
+    probability = [math.exp(s[column]) for s in ranked]
     if rule == "top_k":
         taken = count
     elif rule == "threshold":

@@ -9,7 +9,7 @@ from stp_rs.engine import Engine
 from stp_rs.errors import InvalidValueError, ShapeError
 from stp_rs.trainer import rollout_metrics
 from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, prompts
-from tests.unit.test_engine_defects import decode
+from tests.unit.test_engine_defects import Biased, decode
 
 ENGINES = [
     Engine(overlap=True),
@@ -67,6 +67,23 @@ def test_mixed_samplers_are_the_samplers_alone():
         stp_rs._core.RolloutScheduler(mask_token_id=1, pad_token_id=0, slots=1, seed=0).submit(
             batch.uid, batch.prompt_ids, batch.prompt_length, batch.prompt_length, ["top_k"] * 6
         )
+
+
+@pytest.mark.parametrize("law", [stp_rs.Sampling(0.5), stp_rs.Sampling(1.4, top_k=3)])
+def test_the_confidence_of_the_sampled_token_is_untempered_or_that_of_the_law_that_drew_it(law: stp_rs.Sampling):
+    """A row's draws at its first forward are the same whatever is revealed: those of the one-step rollout."""
+    drawn = decode(stp_rs.Sampler(1), Model(0, sharpness=0.3), sampling=law)
+    model = Model(0, sharpness=0.3)
+    canvas = np.concatenate([drawn.prompt_ids, np.full_like(drawn.token_ids, MASK)], axis=1)
+    with torch.no_grad():
+        plain = torch.log_softmax(model.logits(torch.from_numpy(canvas))[:, 3:], -1)
+    untempered = plain.gather(-1, torch.from_numpy(drawn.token_ids)[..., None]).squeeze(-1).numpy()
+    firsts = {"sampled_prob": untempered.argmax(1), "drawn_prob": drawn.logprob.argmax(1)}
+    assert (firsts["sampled_prob"] != firsts["drawn_prob"]).any(), "the two differ here"
+    for kind, first in firsts.items():
+        rollout = decode(stp_rs.Sampler(LENGTH, confidence=kind), Model(0, sharpness=0.3), sampling=law)
+        assert not rollout.exact
+        assert (rollout.unmask_step == 0).argmax(1).tolist() == first.tolist()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -142,36 +159,47 @@ def test_metrics_report_useful_rows_and_padding():
     assert metrics["diffusion/padding_share"] == rollout.stats["padding"] / rollout.stats["tokens"] > 0
 
 
-def test_a_stored_trajectory_has_the_log_likelihood_that_was_recorded():
-    """Replay: rebuild the canvas before every step, compute it, and score the tokens that the step revealed."""
-    model, temperature = Model(1), 0.8
+RARE = torch.rand((6, LENGTH, VOCAB), generator=torch.Generator().manual_seed(3)) < 0.4
+RARE[..., 8] = True
+LAWS = {
+    "tempered": stp_rs.Sampling(0.8),
+    "greedy": stp_rs.GREEDY,
+    "cut": stp_rs.Sampling(1.3, top_k=9, top_p=0.8),
+    "allowed": stp_rs.Sampling(allowed=RARE),
+}
+
+
+@pytest.mark.parametrize("eos", ["none", "truncate"])
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_a_stored_trajectory_has_the_log_likelihood_that_was_recorded(law: stp_rs.Sampling, eos: str):
+    """Replay from the buffer: prompts of several lengths, priors, blocks, a temporal rule, rows that end early."""
+    model, batch = Biased({EOS: 1.0}), prompts()
+    batch.prompt_length[:] = [1, 3, 2, 3, 1, 2]
     prior = np.full((6, LENGTH), -1, dtype=np.int64)
     prior[:, ::5] = 6
-    rollout = decode(
-        stp_rs.Sampler(10, block_length=8, temporal="fill_ratio:0.8"),
-        model,
-        sampling=stp_rs.Sampling(temperature),
-        prior=stp_rs.PriorSet.from_dense(prior),
-    )
-    zeros = np.zeros(6, dtype=np.float32)
-    buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
-    rows = np.arange(6, dtype=np.int32)
-    rebuilt = np.zeros((6, LENGTH), dtype=np.float32)
-    for step in range(int(rollout.nfe.max())):
-        completion = np.empty((6, LENGTH), dtype=np.int64)
-        buffer.replay(rows, np.full(6, step, dtype=np.int32), MASK, completion)
-        canvas = torch.from_numpy(np.concatenate([rollout.prompt_ids, completion], axis=1))
-        with torch.no_grad():
-            logits = model.head(model.hidden(canvas, None))[:, 3:]
-        logits[..., MASK] = -torch.inf
-        logp = torch.log_softmax(logits / temperature, -1).gather(-1, torch.from_numpy(rollout.token_ids)[..., None])
-        now = rollout.unmask_step == step
-        assert (completion[now] == MASK).all()
-        rebuilt[now] = logp.squeeze(-1).numpy()[now]
-    assert np.allclose(rebuilt, rollout.logprob, atol=5e-6)
+    sampler = stp_rs.Sampler(10, block_length=8, temporal="fill_ratio:0.8", eos=eos)
+    options = {"sampling": law, "prior": stp_rs.PriorSet.from_dense(prior), "completion_length": LENGTH}
+    rollout = stp_rs.generate(model, batch, sampler, **options)
     assert rollout.exact
-    design = stp_rs.Design("trajectory", 1000)
-    masks = stp_rs.draw_masks(design, rollout, seed=0)
+    zeros, rows = np.zeros(6, dtype=np.float32), np.arange(6, dtype=np.int32)
+    buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
+    stored = stp_rs.buffer.gather(buffer, rows)
+    for size in (1, 64):
+        again = stp_rs.replay_logprobs(model, stored, law, forward_batch_size=size)
+        assert np.allclose(again, rollout.logprob, atol=5e-6)
+    other = stp_rs.replay_logprobs(model, stored, stp_rs.Sampling(0.5))
+    assert not np.allclose(other, rollout.logprob, atol=0.1), "another law"
+    for step in range(int(rollout.nfe.max()) + 1):
+        state, out = stp_rs.state_at(stored, step, MASK), np.empty((6, LENGTH), dtype=np.int64)
+        buffer.replay(rows, np.full(6, step, dtype=np.int32), MASK, out)
+        assert np.array_equal(state, out)
+        assert ((state == MASK) == (rollout.unmask_step >= step)).all()
+        assert np.array_equal(state[state != MASK], rollout.token_ids[state != MASK])
+
+
+def test_the_trajectory_design_has_the_recorded_log_likelihood():
+    rollout = decode(stp_rs.Sampler(10, block_length=8), Model(1), sampling=stp_rs.Sampling(0.8))
+    masks = stp_rs.draw_masks(stp_rs.Design("trajectory", 1000), rollout, seed=0)
     with torch.no_grad():
-        estimate = stp_rs.token_elbo(model, rollout, masks, temperature=temperature).sum(1)
+        estimate = stp_rs.token_elbo(Model(1), rollout, masks, temperature=0.8).sum(1)
     assert np.allclose(estimate, rollout.logprob.sum(1), atol=1e-3)

@@ -1,4 +1,4 @@
-"""The defect families of public samplers, numbered as in docs/performance.md, each shown to be absent from ours."""
+"""The defect families of public samplers, numbered as in docs/defects.md, each shown to be absent from ours."""
 
 import copy
 import random

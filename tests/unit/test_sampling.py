@@ -1,5 +1,6 @@
 """From logits to packed numbers: what is drawn, how often, and under which law it is recorded."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from stp_rs import Sampler
 from stp_rs.errors import DivergenceError
 from stp_rs.prompts import PromptBatch
 from stp_rs.rollout import generate
-from stp_rs.sampling import GREEDY, Sampling, candidate_logits, reduce_logits
+from stp_rs.sampling import GREEDY, Reads, Reducer, Sampling, candidate_logits, reduce_logits
 from tests.fixtures import Tabular
 from tests.oracles import sampling as oracle
 
@@ -128,3 +129,21 @@ def test_nan_and_infinite_logits_are_counted_and_stop_the_rollout(mask: int, bad
         model.own[2, 3] = bad
     with pytest.raises(DivergenceError, match=r"NaN logits for [1-9]\d* of"):
         generate(model, prompts(3), Sampler(3), completion_length=3, sampling=sampling)
+
+
+@pytest.mark.parametrize("vocab", [9, 5000])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, top_p=0.9), Sampling(1.0, top_k=3), GREEDY])
+def test_a_number_is_the_same_to_the_bit_whichever_others_are_read(sampling: Sampling, vocab: int):
+    logits = torch.randn(70, vocab, generator=torch.Generator().manual_seed(2)) * 3
+    logits[5, 1:] = -math.inf
+    uniforms, whole, part = torch.linspace(0.01, 0.99, 70), torch.empty(70, 7), torch.empty(70, 7)
+    Reducer(sampling, 4)(logits, uniforms, whole)
+    assert whole.isfinite().sum() == whole.numel() - 1, "one candidate has no second token"
+    for top2, entropy, argmax in itertools.product([False, True], repeat=3):
+        Reducer(sampling, 4)(logits, uniforms, part, reads=Reads(top2, entropy, argmax))
+        known = argmax or top2 or sampling == GREEDY  # at no cost
+        expected = whole.clone()
+        for column, there in ((TOP2, top2), (ENTROPY, entropy), (ARGMAX, known)):
+            if not there:
+                expected[:, column] = math.nan
+        assert torch.equal(part.nan_to_num(7.5), expected.nan_to_num(7.5))

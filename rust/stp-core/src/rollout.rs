@@ -9,7 +9,7 @@ use crate::error::{Error, Result, check_len};
 use crate::prior::Anchor;
 use crate::rng::Lane;
 use crate::sampler::Sampler;
-use crate::select::Score;
+use crate::select::{Reads, Score};
 
 mod row;
 
@@ -20,7 +20,9 @@ pub const PRIOR: i32 = -1;
 /// `unmask_step` of a position outside the row's completion.
 pub const OUTSIDE: i32 = -2;
 
-const MASKED: i32 = -3;
+/// A row keeps two bytes per token for its step map: [`PRIOR`] and [`MASKED`] as they stand there.
+const FIXED: i16 = PRIOR as i16;
+const MASKED: i16 = -3;
 
 /// Why a row ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub struct Step {
     pub width: usize,
     /// Positions whose logits are read.
     pub candidates: usize,
+    /// Which of their numbers some row of the call reads.
+    pub reads: Reads,
 }
 
 /// Counters of a scheduler's life.
@@ -237,7 +241,7 @@ impl Scheduler {
         }
         self.exit_together();
         let width = self.width();
-        let mut step = Step { rows: 0, width, candidates: 0 };
+        let mut step = Step { width, ..Step::default() };
         let mut previous: Option<usize> = None;
         for turn in &mut self.turns {
             let row = &self.rows[turn.row];
@@ -257,6 +261,7 @@ impl Scheduler {
                 uniforms[turn.start + i] = row.rng.uniform(Lane::Sample, row.nfe as u32, position);
             }
             step.candidates += turn.total;
+            step.reads = step.reads | row.sampler.reads();
         }
         if step.rows > 0 {
             self.stats.forwards += step.rows as u64;
@@ -393,14 +398,16 @@ impl Scheduler {
         if let Some(long) = self.rows.iter().map(|r| r.layout.completion).find(|&l| l > length) {
             return Err(Error::shape("token_ids", length, format!("at least {long} columns")));
         }
-        out.token_ids.fill(self.pad_token_id);
-        out.unmask_step.fill(OUTSIDE);
-        out.logprob.fill(0.0);
         for (i, row) in self.rows.iter().enumerate() {
-            let (a, b) = (i * length, i * length + row.layout.completion);
+            let (a, b, end) = (i * length, i * length + row.layout.completion, (i + 1) * length);
             out.token_ids[a..b].copy_from_slice(&row.canvas[row.layout.prompt..]);
-            out.unmask_step[a..b].copy_from_slice(&row.unmask_step);
+            out.token_ids[b..end].fill(self.pad_token_id);
+            for (step, &stored) in out.unmask_step[a..b].iter_mut().zip(&row.unmask_step) {
+                *step = i32::from(stored);
+            }
+            out.unmask_step[b..end].fill(OUTSIDE);
             out.logprob[a..b].copy_from_slice(&row.logprob);
+            out.logprob[b..end].fill(0.0);
             out.nfe[i] = row.nfe as i32;
             out.stop[i] = row.stop as u8;
         }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::schedule::{Plan, Quota, pruned_steps};
-use crate::select::{Confidence, Selection};
+use crate::select::{Confidence, Reads, Selection};
 use crate::temporal::{RowState, Temporal};
 
 /// What the end-of-text token does to a row.
@@ -17,8 +17,8 @@ pub enum Eos {
     /// Once everything up to the first one is revealed, the row ends and what is masked becomes end-of-text. This
     /// changes the context of no sampled token, but a tail that the policy would have filled otherwise is not sampled.
     Truncate,
-    /// Candidates that show it are revealed last. It is read from the most likely token, or from the sampled one under
-    /// [`Confidence::SampledProb`] (LLaDA `confidence_eos_eot_inf`).
+    /// Candidates that show it are revealed last. It is read from the most likely token, or from the sampled one where
+    /// the confidence reads that (LLaDA `confidence_eos_eot_inf`).
     Last,
 }
 
@@ -58,8 +58,9 @@ pub struct Sampler {
 impl Sampler {
     /// Refuses options that contradict each other.
     pub fn check(&self) -> Result<()> {
-        if self.diffusion_steps == 0 {
-            return Err(Error::value("diffusion_steps", 0, "at least 1"));
+        if self.diffusion_steps == 0 || self.diffusion_steps > Plan::LONGEST {
+            let need = format!("1 to {}", Plan::LONGEST);
+            return Err(Error::value("diffusion_steps", self.diffusion_steps, need));
         }
         if self.temporal.batch_share().is_some() && !self.selection.by_quota() {
             let need = "selection top_k: the batch-wide exit is decided before the forward";
@@ -70,6 +71,13 @@ impl Sampler {
             ));
         }
         self.selection.check(self.confidence)
+    }
+
+    /// What the sampler reads of its candidates: the selection reads what its confidence does.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        let shown = self.eos == Eos::Last && self.confidence.exact();
+        self.confidence.reads() | self.temporal.reads() | Reads { argmax: shown, ..Reads::default() }
     }
 
     /// Steps for `n` free positions of a block of `block` tokens: the block's share of `diffusion_steps`, pruned.

@@ -101,6 +101,9 @@ impl Plan {
         Self { counts }
     }
 
+    /// Most tokens and most steps of a plan: what a loop over them takes a moment for.
+    pub const LONGEST: usize = 1 << 20;
+
     /// The even plan of `n` tokens in at most `steps` steps.
     #[must_use]
     pub fn even(n: usize, steps: usize, quota: Quota) -> Self {

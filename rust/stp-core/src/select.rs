@@ -37,6 +37,29 @@ impl Score {
     }
 }
 
+/// Which numbers of its candidates a step reads besides those that every step does: the token, its two log-probs and
+/// `top1`. The others need not be computed: what they hold is never looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reads {
+    /// `top2`.
+    pub top2: bool,
+    /// `entropy`.
+    pub entropy: bool,
+    /// `argmax`.
+    pub argmax: bool,
+}
+
+impl std::ops::BitOr for Reads {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self {
+            top2: self.top2 | other.top2,
+            entropy: self.entropy | other.entropy,
+            argmax: self.argmax | other.argmax,
+        }
+    }
+}
+
 /// What ranks the candidates of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Confidence {
@@ -46,6 +69,8 @@ pub enum Confidence {
     /// Untempered probability of the *sampled* token (LLaDA `low_confidence`): the unrevealed samples leak into the
     /// choice, so the trajectory likelihood is biased.
     SampledProb,
+    /// The same under the law that drew it, tempered and cut to top-k and top-p (Dream, SDAR).
+    DrawnProb,
     /// Difference of the two largest probabilities.
     Margin,
     /// Negative entropy.
@@ -60,13 +85,13 @@ pub enum Confidence {
 
 impl Confidence {
     /// Every name that `from_str` accepts.
-    pub const NAMES: [&'static str; 7] =
-        ["prob", "sampled_prob", "margin", "entropy", "random", "leftmost", "gumbel"];
+    pub const NAMES: [&'static str; 8] =
+        ["prob", "sampled_prob", "drawn_prob", "margin", "entropy", "random", "leftmost", "gumbel"];
 
     /// Whether the choice reads the state only: the trajectory log-likelihood is then the plain sum of log-probs.
     #[must_use]
     pub fn exact(self) -> bool {
-        self != Self::SampledProb
+        !matches!(self, Self::SampledProb | Self::DrawnProb)
     }
 
     /// Whether [`Confidence::rank`] reads its random number.
@@ -75,12 +100,19 @@ impl Confidence {
         matches!(self, Self::Random | Self::Gumbel)
     }
 
+    /// What [`Confidence::rank`] reads.
+    #[must_use]
+    pub fn reads(self) -> Reads {
+        Reads { top2: self == Self::Margin, entropy: self == Self::Entropy, argmax: false }
+    }
+
     /// The number to rank by; higher is revealed first. `random` is a uniform in (0, 1).
     #[must_use]
     pub fn rank(self, score: &Score, position: u32, random: f32) -> f32 {
         match self {
             Self::Prob => score.top1,
             Self::SampledProb => score.sampled,
+            Self::DrawnProb => score.logprob,
             Self::Margin => score.top1.exp() - score.top2.exp(),
             Self::Entropy => -score.entropy,
             Self::Random => random,
@@ -96,6 +128,7 @@ impl FromStr for Confidence {
         match name {
             "prob" => Ok(Self::Prob),
             "sampled_prob" => Ok(Self::SampledProb),
+            "drawn_prob" => Ok(Self::DrawnProb),
             "margin" => Ok(Self::Margin),
             "entropy" => Ok(Self::Entropy),
             "random" => Ok(Self::Random),
@@ -242,15 +275,17 @@ impl Selection {
 
     /// Refuses a confidence kind that this rule cannot read: thresholds read a probability, the bound an entropy.
     pub fn check(self, confidence: Confidence) -> Result<()> {
-        let need = match self {
+        use Confidence::{DrawnProb, Entropy, Prob, SampledProb};
+        let (fits, names) = match self {
             Self::TopK => return Ok(()),
-            Self::Threshold { .. } | Self::Factor { .. } => [Confidence::Prob, Confidence::SampledProb],
-            Self::EntropyBound { .. } => [Confidence::Entropy, Confidence::Entropy],
+            Self::Threshold { .. } | Self::Factor { .. } => {
+                (matches!(confidence, Prob | SampledProb | DrawnProb), "prob, sampled_prob or drawn_prob")
+            }
+            Self::EntropyBound { .. } => (confidence == Entropy, "entropy"),
         };
-        if need.contains(&confidence) {
+        if fits {
             return Ok(());
         }
-        let names = if need[0] == Confidence::Entropy { "entropy" } else { "prob or sampled_prob" };
         Err(Error::value(
             "confidence",
             format!("{confidence:?} with {self:?}"),

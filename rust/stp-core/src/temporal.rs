@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::select::{Score, Spec};
+use crate::select::{Reads, Score, Spec};
 
 /// When a row's remaining tokens are committed in one go.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -65,6 +65,16 @@ impl Temporal {
     #[must_use]
     pub fn reads_scores(self) -> bool {
         matches!(self, Self::Confidence(_) | Self::Margin { .. } | Self::Entropy(_) | Self::Stable(_))
+    }
+
+    /// What [`Temporal::fires`] and the count of `stable` forwards read.
+    #[must_use]
+    pub fn reads(self) -> Reads {
+        Reads {
+            top2: matches!(self, Self::Margin { .. }),
+            entropy: matches!(self, Self::Entropy(_)),
+            argmax: self.tracks_argmax(),
+        }
     }
 
     /// The share of the completion that every row in flight has to reach, for the rule that reads the batch.

@@ -91,6 +91,8 @@ fn wrong_calls_are_refused_and_change_nothing() {
         s.submit(&[request(&[5], &[]), request(&[5], &prior)]).unwrap_err().to_string().contains("below 4")
     );
     assert!(s.submit(&[request(&[MASK], &[])]).is_err() && s.is_empty());
+    let long = Request { completion_length: 1 << 15, ..request(&[5], &[]) };
+    assert!(s.submit(&[long]).unwrap_err().to_string().contains("at most 32767"));
     s.submit(&[request(&[5], &[])]).unwrap();
     let (mut ids, mut lengths, mut at, mut u) = ([0; 5], [0; 1], [0; 4], [0.0; 4]);
     assert!(

@@ -25,6 +25,13 @@ pub(crate) fn enter<T: Send>(
     }
 }
 
+/// Panics inside the core: what a caller sees of a defect there. For the tests of this boundary.
+#[pyfunction]
+pub(crate) fn provoke_panic(py: Python<'_>, message: String) -> PyResult<()> {
+    #[expect(clippy::panic, reason = "that is what it is for")]
+    enter(py, || panic!("{message}"))
+}
+
 /// Locks state shared between Python threads; a state poisoned by an earlier panic is used as it is.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

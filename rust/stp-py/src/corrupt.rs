@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use stp_core::corrupt::{self, Batch, Keys, Options, Out, Scratch};
 
 use crate::arrays::{dim, read, slice, slice_mut, write};
@@ -31,6 +32,18 @@ impl Design {
         let options = Options { num_mc, num_iterations, block_length, truncate };
         let design = corrupt::Design::new(name, options).map_err(|error| to_python(py, &error))?;
         Ok(Self { design, scratch: Mutex::default() })
+    }
+
+    /// The arguments that make an equal design: for pickle and copy.
+    fn __getnewargs_ex__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<((&'static str, usize), Bound<'py, PyDict>)> {
+        let (given, options) = (self.design.options(), PyDict::new(py));
+        options.set_item("num_iterations", given.num_iterations)?;
+        options.set_item("block_length", given.block_length)?;
+        options.set_item("truncate", given.truncate)?;
+        Ok(((self.name(), given.num_mc), options))
     }
 
     #[getter]

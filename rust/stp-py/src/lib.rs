@@ -21,6 +21,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add_function(wrap_pyfunction!(boundary::provoke_panic, m)?)?;
     rng::register(m)?;
     buffer::register(m)?;
     corrupt::register(m)?;

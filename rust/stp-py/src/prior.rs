@@ -7,6 +7,9 @@ use stp_core::rng::RowRng;
 use crate::arrays::{dim, read, slice, slice_mut, write};
 use crate::boundary::{enter, raise, to_python};
 
+/// Most rows of a set: more is a mistake, and memory for it would end the process.
+const MOST_ROWS: usize = 1 << 24;
+
 /// A ragged batch of fixed completion tokens, immutable.
 #[pyclass(name = "PriorSet", module = "stp_rs._core", frozen, eq)]
 #[derive(PartialEq)]
@@ -18,8 +21,12 @@ pub(crate) struct PyPriorSet {
 impl PyPriorSet {
     /// No prior on any of `rows` rows.
     #[staticmethod]
-    fn empty(rows: usize) -> Self {
-        Self { inner: prior::PriorSet::empty(rows) }
+    fn empty(py: Python<'_>, rows: usize) -> PyResult<Self> {
+        if rows > MOST_ROWS {
+            let text = format!("rows: got {rows}, needs at most {MOST_ROWS}");
+            return Err(raise(py, "InvalidValueError", &text));
+        }
+        Ok(Self { inner: prior::PriorSet::empty(rows) })
     }
 
     /// From `ids` i64 `[R, L]` with negative values where nothing is fixed.
@@ -35,7 +42,7 @@ impl PyPriorSet {
         let view = read::<i64>("ids", ids, &[-1, -1])?;
         let values = slice(&view)?;
         if length == 0 {
-            return Ok(Self::empty(rows));
+            return Ok(Self { inner: prior::PriorSet::empty(rows) });
         }
         enter(py, || prior::PriorSet::from_dense(values, length, source as u8)).map(|inner| Self { inner })
     }
@@ -68,8 +75,12 @@ impl PyPriorSet {
     }
 
     /// The anchors of a row as (position, id, source name).
-    fn row(&self, row: usize) -> Vec<(u32, i64, &'static str)> {
-        self.inner.row(row).iter().map(|a| (a.position, a.id, SOURCES[usize::from(a.source)])).collect()
+    fn row(&self, py: Python<'_>, row: usize) -> PyResult<Vec<(u32, i64, &'static str)>> {
+        if row >= self.inner.rows() {
+            let text = format!("row: got {row}, needs one below {}", self.inner.rows());
+            return Err(raise(py, "InvalidValueError", &text));
+        }
+        Ok(self.inner.row(row).iter().map(|a| (a.position, a.id, SOURCES[usize::from(a.source)])).collect())
     }
 
     /// Fixed tokens in all rows.

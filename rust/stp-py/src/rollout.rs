@@ -14,6 +14,9 @@ use crate::boundary::{enter, lock, raise, to_python};
 use crate::prior::PyPriorSet;
 use crate::schedule::PySampler;
 
+/// Rows, width and candidates of a model call; whether top2, entropy and argmax are read.
+type NextCall = (usize, usize, usize, (bool, bool, bool));
+
 /// Decodes a queue of rows through model calls that the caller makes.
 #[pyclass(name = "RolloutScheduler", module = "stp_rs._core", frozen)]
 struct PyScheduler {
@@ -95,14 +98,15 @@ impl PyScheduler {
         lock(&self.inner).capacity()
     }
 
-    /// Fills the next model call and returns (rows, width, candidates); rows is 0 when all rows are finished.
+    /// Fills the next model call and returns (rows, width, candidates, reads); rows is 0 when all rows are finished.
+    /// `reads` says whether top2, entropy and argmax of the candidates are read: `commit` does not look at the others.
     fn next_step(
         &self,
         ids: &Bound<'_, PyAny>,
         lengths: &Bound<'_, PyAny>,
         candidates: &Bound<'_, PyAny>,
         uniforms: &Bound<'_, PyAny>,
-    ) -> PyResult<(usize, usize, usize)> {
+    ) -> PyResult<NextCall> {
         let py = ids.py();
         let mut ids = write::<i64>("ids", ids, &[-1])?;
         let mut lengths = write::<i32>("lengths", lengths, &[-1])?;
@@ -111,7 +115,8 @@ impl PyScheduler {
         let (ids, lengths) = (slice_mut(&mut ids)?, slice_mut(&mut lengths)?);
         let (candidates, uniforms) = (slice_mut(&mut candidates)?, slice_mut(&mut uniforms)?);
         let step = enter(py, || lock(&self.inner).next_step(ids, lengths, candidates, uniforms))?;
-        Ok((step.rows, step.width, step.candidates))
+        let reads = (step.reads.top2, step.reads.entropy, step.reads.argmax);
+        Ok((step.rows, step.width, step.candidates, reads))
     }
 
     /// Writes the place of every candidate of the pending step: row times `length` plus completion position.

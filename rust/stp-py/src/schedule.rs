@@ -1,6 +1,8 @@
 //! Plans and samplers for Python.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use stp_core::error::Error;
 use stp_core::layout::Layout;
 use stp_core::sampler::Sampler;
 use stp_core::schedule::{Plan, Quota};
@@ -73,6 +75,19 @@ impl PySampler {
         })
     }
 
+    /// The arguments that make an equal sampler: for pickle and copy.
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((usize,), Bound<'py, PyDict>)> {
+        let options = PyDict::new(py);
+        for (name, text) in
+            ["quota", "selection", "confidence", "temporal", "eos"].into_iter().zip(&self.text)
+        {
+            options.set_item(name, text)?;
+        }
+        options.set_item("block_length", self.inner.block_length)?;
+        options.set_item("max_nfe", self.inner.max_nfe)?;
+        Ok(((self.inner.diffusion_steps,), options))
+    }
+
     fn __repr__(&self) -> String {
         let [quota, selection, confidence, temporal, eos] = &self.text;
         let s = &self.inner;
@@ -89,7 +104,13 @@ impl PySampler {
 #[pyo3(signature = (n, steps, quota="ceil_remaining"))]
 fn plan_counts(py: Python<'_>, n: usize, steps: usize, quota: &str) -> PyResult<Vec<u32>> {
     let quota: Quota = quota.parse().map_err(|e| to_python(py, &e))?;
-    enter(py, || Ok(Plan::even(n, steps, quota).counts().to_vec()))
+    enter(py, || {
+        if n.max(steps) > Plan::LONGEST {
+            let need = format!("at most {} of either", Plan::LONGEST);
+            return Err(Error::value("n, steps", format!("{n}, {steps}"), need));
+        }
+        Ok(Plan::even(n, steps, quota).counts().to_vec())
+    })
 }
 
 /// Writes into `out` `[R, L]` the mask counts of the plan that each row's likelihood is computed for, zero-padded.

@@ -1,6 +1,6 @@
 //! One row of a rollout: its canvas, its place in the plan, and what a forward commits.
 
-use super::{MASKED, PRIOR, Request, Stop};
+use super::{FIXED, MASKED, Request, Stop};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::rng::{Lane, RowRng, unit_f32};
@@ -16,7 +16,7 @@ pub(super) struct Row {
     pub(super) rng: RowRng,
     pub(super) canvas: Vec<i64>,
     pub(super) masked: Vec<u32>,
-    pub(super) unmask_step: Vec<i32>,
+    pub(super) unmask_step: Vec<i16>,
     pub(super) logprob: Vec<f32>,
     pub(super) argmax: Vec<f32>,
     pub(super) stable: u32,
@@ -58,18 +58,10 @@ impl Row {
         eos_token_id: Option<i64>,
         seed: u64,
     ) -> Result<Self> {
+        check(request, mask_token_id, eos_token_id)?;
         let sampler = request.sampler;
-        sampler.check()?;
-        if sampler.eos != Eos::None && eos_token_id.is_none() {
-            let need = "the scheduler's eos_token_id for a sampler that reads it";
-            return Err(Error::value("eos_token_id", "none", need));
-        }
         let layout = Layout::new(request.prompt.len(), request.completion_length, sampler.block_length);
         let length = layout.completion;
-        if request.prompt.contains(&mask_token_id) {
-            let need = "ids without it: it marks what is to be decoded";
-            return Err(Error::value("prompt", "the mask token", need));
-        }
         let mut canvas = Vec::with_capacity(layout.width());
         canvas.extend_from_slice(request.prompt);
         canvas.resize(layout.width(), mask_token_id);
@@ -85,7 +77,7 @@ impl Row {
                 return Err(Error::value("prior id", "the mask token", need));
             }
             canvas[layout.prompt + position] = anchor.id;
-            unmask_step[position] = PRIOR;
+            unmask_step[position] = FIXED;
         }
         let masked: Vec<u32> = (0..length as u32).filter(|&p| unmask_step[p as usize] == MASKED).collect();
         let mut row = Self {
@@ -245,7 +237,7 @@ impl Row {
         }
         for &position in &self.masked {
             self.canvas[self.layout.prompt + position as usize] = self.eos;
-            self.unmask_step[position as usize] = self.nfe as i32 - 1;
+            self.unmask_step[position as usize] = self.nfe as i16 - 1;
         }
         self.masked.clear();
         self.stop = Stop::Eos;
@@ -269,7 +261,25 @@ impl Row {
     fn reveal(&mut self, i: usize, score: &[f32; Score::COLUMNS]) {
         let position = self.masked[i] as usize;
         self.canvas[self.layout.prompt + position] = score[0] as i64;
-        self.unmask_step[position] = self.nfe as i32;
+        self.unmask_step[position] = self.nfe as i16;
         self.logprob[position] = score[1];
     }
+}
+
+/// Refuses a request that cannot be decoded, whatever its prior.
+fn check(request: &Request<'_>, mask_token_id: i64, eos_token_id: Option<i64>) -> Result<()> {
+    request.sampler.check()?;
+    if request.sampler.eos != Eos::None && eos_token_id.is_none() {
+        let need = "the scheduler's eos_token_id for a sampler that reads it";
+        return Err(Error::value("eos_token_id", "none", need));
+    }
+    if request.completion_length > i16::MAX as usize {
+        let need = format!("at most {}: a step map has two bytes per token", i16::MAX);
+        return Err(Error::value("completion_length", request.completion_length, need));
+    }
+    if request.prompt.contains(&mask_token_id) {
+        let need = "ids without it: it marks what is to be decoded";
+        return Err(Error::value("prompt", "the mask token", need));
+    }
+    Ok(())
 }

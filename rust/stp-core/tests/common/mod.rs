@@ -95,7 +95,14 @@ pub fn drive_with(
             let (case, position) = (&cases[place as usize / longest], place as usize % longest);
             assert_eq!(case.prompt.len() + position, at, "a place is the candidate's completion position");
             assert_eq!(canvas[..case.prompt.len()], case.prompt, "of the row that owns it");
-            packed.extend(model(canvas, at, u));
+            let mut numbers = model(canvas, at, u);
+            // what no row of the call reads may hold anything
+            for (column, read) in [(3, step.reads.top2), (4, step.reads.entropy), (6, step.reads.argmax)] {
+                if !read {
+                    numbers[column] = (flat * 7 % 5) as f32 - 2.0;
+                }
+            }
+            packed.extend(numbers);
         }
         s.commit(&packed).unwrap();
     }
@@ -130,16 +137,16 @@ pub fn sampler() -> impl Strategy<Value = Sampler> {
         "stable:1",
     ];
     let quotas = ["ceil_remaining", "llada", "dllm", "dream", "powers_of_two", "bernoulli"];
-    let kinds = ["prob", "sampled_prob", "margin", "entropy", "random", "leftmost", "gumbel"];
+    let kinds = ["prob", "sampled_prob", "drawn_prob", "margin", "entropy", "random", "leftmost", "gumbel"];
     let max_nfe = prop_oneof![Just(0usize), 1usize..6];
     let eos = prop_oneof![3 => Just("none"), 2 => Just("truncate"), 1 => Just("last")];
-    (1usize..20, 0usize..9, 0usize..4, 0usize..7, 0usize..6, 0usize..7, max_nfe, eos).prop_map(
+    (1usize..20, 0usize..9, 0usize..4, 0usize..7, 0usize..6, 0usize..8, max_nfe, eos).prop_map(
         move |(diffusion_steps, block_length, sel, t, q, kind, max_nfe, eos)| Sampler {
             diffusion_steps,
             block_length,
             quota: quotas[q].parse().unwrap(),
             selection: selections[sel].parse().unwrap(),
-            confidence: if sel == 0 { kinds[kind] } else { kinds[kind % 2] }.parse().unwrap(),
+            confidence: if sel == 0 { kinds[kind] } else { kinds[kind % 3] }.parse().unwrap(),
             temporal: temporals[t].parse().unwrap(),
             max_nfe,
             eos: eos.parse().unwrap(),

@@ -1,0 +1,110 @@
+"""On a CUDA device: the same numbers as on the CPU, through pinned buffers, with cohorts in turn."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stp_rs
+from stp_rs.engine import Cohort, Engine
+from stp_rs.model import MaskedLMAdapter
+from stp_rs.sampling import check_allowed, reduce_logits
+from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
+
+pytestmark = pytest.mark.cuda
+DEVICE = torch.device("cuda")
+SAMPLER = stp_rs.Sampler(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3)
+LAWS = [stp_rs.GREEDY, stp_rs.Sampling(), stp_rs.Sampling(0.7, top_k=5, top_p=0.9)]
+
+
+def both() -> tuple[MaskedLMAdapter, MaskedLMAdapter]:
+    """Return one policy on the CPU and on the device."""
+    here = tiny(layers=2)
+    return here, MaskedLMAdapter(copy.deepcopy(here.module).to(DEVICE), tokenizer())
+
+
+def roll(model: MaskedLMAdapter, law: stp_rs.Sampling, **options) -> stp_rs.Rollout:
+    batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS))).repeat(4, step=0)
+    return stp_rs.generate(model, batch, SAMPLER, completion_length=LENGTH, sampling=law, seed=3, **options)
+
+
+def same(left: stp_rs.Rollout, right: stp_rs.Rollout) -> None:
+    for name in ("token_ids", "unmask_step", "nfe", "stop_reason"):
+        assert np.array_equal(getattr(left, name), getattr(right, name)), name
+    assert np.allclose(left.logprob, right.logprob, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocab", [30, 5000])
+@pytest.mark.parametrize("law", LAWS)
+def test_the_reduction_is_the_cpus(law: stp_rs.Sampling, vocab: int):
+    draw = torch.Generator().manual_seed(0)
+    logits, uniforms = torch.randn(300, vocab, generator=draw) * 3, torch.rand(300, generator=draw)
+    here = reduce_logits(logits, uniforms, law, mask_token_id=3)
+    there = reduce_logits(logits.to(DEVICE), uniforms.to(DEVICE), law, mask_token_id=3)
+    assert there.device.type == DEVICE.type
+    drawn_alike = here[:, 0] == there.cpu()[:, 0]
+    assert drawn_alike.float().mean() > 0.99, "but where a uniform meets the edge of a token"
+    assert torch.allclose(here[drawn_alike], there.cpu()[drawn_alike], atol=1e-4)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_rollout_is_the_cpus_and_is_replayed(law: stp_rs.Sampling):
+    here, there = both()
+    rollout = roll(there, law)
+    same(rollout, roll(here, law))
+    assert np.allclose(stp_rs.replay_logprobs(there, rollout, law), rollout.logprob, atol=1e-4)
+
+
+@pytest.mark.parametrize("slots", [5, 64])
+def test_two_cohorts_in_turn_change_nothing(slots: int):
+    _, there = both()
+    alone = roll(there, stp_rs.Sampling(), engine=Engine(overlap=False), slots=slots)
+    same(roll(there, stp_rs.Sampling(), engine=Engine(overlap=True), slots=slots), alone)
+    same(roll(there, stp_rs.Sampling(), slots=slots), alone)
+
+
+def test_the_buffers_of_a_call_are_pinned():
+    _, there = both()
+    batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
+    scheduler = stp_rs._core.RolloutScheduler(mask_token_id=there.mask_token_id, pad_token_id=0, slots=4, seed=0)
+    lengths = np.full(len(ROWS), LENGTH, dtype=np.int32)
+    scheduler.submit(batch.uid, batch.prompt_ids, batch.prompt_length, lengths, SAMPLER)
+    allowed = torch.ones((LENGTH, len(tokenizer())), dtype=torch.bool)
+    law = check_allowed(stp_rs.Sampling(allowed=allowed), there.mask_token_id, DEVICE)
+    cohort = Cohort(there, scheduler, law, 4, LENGTH)
+    for buffer in (cohort._ids, cohort._lengths, cohort._at, cohort._uniforms, cohort._places, cohort._packed):
+        assert buffer.is_pinned()
+    assert cohort._reduced.device.type == DEVICE.type
+
+
+@pytest.mark.parametrize("design", ["cover", "systematic", "trajectory"])
+def test_estimates_and_their_gradients_are_the_cpus(design: str):
+    here, there = both()
+    rollout = roll(here, stp_rs.Sampling())
+    masks = stp_rs.draw_masks(stp_rs.Design(design, 2), rollout, seed=0)
+    estimates, norms = [], []
+    for model in (here, there):
+        model.module.eval()
+        estimate = stp_rs.token_elbo(model, rollout, masks)
+        estimate.sum().backward()
+        estimates.append(estimate.detach().cpu())
+        norms.append(torch.cat([p.grad.flatten().cpu() for p in model.module.parameters() if p.grad is not None]))
+    assert torch.allclose(*estimates, atol=1e-3)
+    assert torch.allclose(*norms, atol=1e-2, rtol=1e-2)
+
+
+def test_a_training_step_is_the_cpus(tmp_path: Path):
+    here, there = both()
+    generators = torch.get_rng_state().clone(), torch.cuda.get_rng_state(DEVICE)
+    steps = [
+        trainer(tmp_path / name, model, pruning="stp", beta=0.1, num_iterations=2).train_step().metrics
+        for name, model in (("here", here), ("there", there))
+    ]
+    for name in ("loss", "reward", "diffusion/nfe"):
+        assert steps[0][name] == pytest.approx(steps[1][name], abs=1e-3), name
+    pairs = zip(here.module.parameters(), there.module.parameters(), strict=True)
+    assert all(q.device.type == DEVICE.type and torch.allclose(p, q.cpu(), atol=1e-3) for p, q in pairs)
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert torch.equal(torch.cuda.get_rng_state(DEVICE), generators[1])
