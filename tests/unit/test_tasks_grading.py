@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import math
 import os
+import random
 from pathlib import Path
 
 import pytest
 
+from stp_rs import _core
 from stp_rs.errors import ConfigError
 from stp_rs.tasks import grading
 from stp_rs.tasks.modes import MODES, RULES
+from tests.oracles import paper as oracle
 
 REAL = Path(os.environ.get("STP_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "llada_generations"
 needs_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"no test data at {REAL}")
@@ -42,6 +46,62 @@ def test_corrected_accuracies_and_why_they_differ(task: str, accuracy: float, ru
     assert len(found["differences"]) == sum(rules.values())
 
 
+SPLICES = [
+    "\\boxed{",
+    "}",
+    "<answer>",
+    "</answer>",
+    "\\boxed ",
+    "$",
+    "\\frac12",
+    "\\dfrac{3}{4}",
+    "\\sqrt3",
+    "0.5",
+    "x=",
+]
+SPLICES += [
+    "\\text{ cm}",
+    "\\left(",
+    "1,200",
+    "-3",
+    "\\%",
+    "```",
+    "1234341221434321",
+    "<|eot_id|>",
+    "\\fbox{3}",
+    "\\times",
+]
+TRUTHS = ["\\frac{1}{2}", "3/4", "\\sqrt{3}", "12", "x = 5", "10\\%", "90^\\circ", "(2,5]", "\\text{even}"]
+
+
+@needs_data
+@pytest.mark.parametrize("tokens", [128, 256, 512])
+def test_completions_of_any_length_are_read_as_published(tokens: int):
+    stored = [json.loads((REAL / name).read_text())["generations"] for name in FILES.values()]
+    real = [row["generations"] for rows in stored for row in rows]
+    draw = random.Random(tokens)
+    texts = []
+    for _ in range(1500):
+        parts = [text[draw.randrange(len(text) + 1) :] for text in draw.choices(real, k=2)]
+        parts += draw.choices(SPLICES, k=4) + [f"\\boxed{{{draw.choice(TRUTHS)}}}"] * draw.randint(0, 1)
+        draw.shuffle(parts)
+        texts.append("".join(parts)[: 4 * tokens])
+    for text, found in zip(texts, _core.paper_gsm8k(texts), strict=True):
+        value = oracle.gsm8k(text)
+        assert (found is None) == (value is None)
+        assert found is None or value is None or found[0] == value or math.isnan(value)
+    answers = _core.paper_math(texts)
+    assert answers == [oracle.math_answer(text) for text in texts]
+    given = [answer or "" for answer in answers]
+    for truth in TRUTHS:
+        equal = _core.paper_math_equal(given, [truth] * len(given))
+        assert equal == [oracle.math_equal(answer, truth) for answer in given]
+    expressions = _core.paper_countdown(texts, [[1]] * len(texts), [1.0] * len(texts))
+    assert [found for _, found in expressions] == [oracle.countdown_expression(text) for text in texts]
+    grids = _core.paper_sudoku(texts, ["0" * 16] * len(texts), ["1" * 16] * len(texts))
+    assert [answer for _, _, answer in grids] == [oracle.sudoku_answer(text) for text in texts]
+
+
 CASES = [
     ("gsm8k", "\\boxed{1,200}", "1200", "thousands"),
     ("gsm8k", "\\boxed{385\\,000}", "385000", "thousands"),
@@ -60,6 +120,7 @@ CASES = [
     ("math", "<answer>\\boxed{7</answer>", "7", "unclosed"),
     ("math", "", "", "strict"),
     ("math", "\\boxed 5 or $\\boxed{7}", "7", "last-box"),
+    ("gsm8k", "so $\\boxed 18$", "18", "unclosed"),
     ("countdown", "<answer>2*3+4</answer>", [[2, 3, 4], 10], "no-box"),
     ("countdown", "\\boxed{2 \u00d7 3 + 4}", [[2, 3, 4], 10], "notation"),
     ("countdown", "\\boxed{2*3+4=11}", [[2, 3, 4], 10], "statement"),

@@ -265,7 +265,7 @@ def verified_math(items: Sequence[Item]) -> list[Grade]:
 
 RULES: dict[str, str] = {
     "no-truth": "the item has no ground truth: published code counts it as wrong, we leave it out",
-    "unclosed": "a box or answer tag is not closed properly: published patterns see nothing there",
+    "unclosed": "a box or answer tag is not closed, or a box has no braces: published patterns see nothing there",
     "line-break": "the box spans several lines: the published pattern does not match a line break",
     "marker": "the answer follows '####' or 'answer is': published code looks into boxes and tags only",
     "unmarked": "published code takes a number from text that states no final answer",

@@ -40,7 +40,7 @@ pub fn last_answer(text: &str) -> Option<&str> {
     text.rfind(OPEN).map(|i| &text[i + OPEN.len()..])
 }
 
-/// The content of the last `\boxed{...}` or `\fbox{...}` whose braces balance and that holds more than dots.
+/// The content of the last `\boxed{...}`, `\fbox{...}` or `\boxed 5` that is closed and holds more than dots.
 #[must_use]
 pub fn last_boxed(text: &str) -> Option<&str> {
     let last = |tag: &str| {
@@ -48,11 +48,27 @@ pub fn last_boxed(text: &str) -> Option<&str> {
         text.rmatch_indices(tag).take(8).find_map(|(at, _)| {
             let start = at + tag.len();
             let inner = &text[start..start + balanced(&text[start..])?];
-            inner.contains(|c: char| c != '.' && !c.is_whitespace()).then_some((start, inner))
+            holds_something(inner).then_some((start, inner))
         })
     };
     let found = ["\\boxed{", "\\fbox{", "\\boxed {"].into_iter().filter_map(last);
-    found.max_by_key(|&(start, _)| start).map(|(_, inner)| inner)
+    found.chain(last_unbraced(text)).max_by_key(|&(start, _)| start).map(|(_, inner)| inner)
+}
+
+fn holds_something(inner: &str) -> bool {
+    inner.contains(|c: char| c != '.' && !c.is_whitespace())
+}
+
+/// The last `\boxed 5`, to the end of its formula or line, and where it starts.
+fn last_unbraced(text: &str) -> Option<(usize, &str)> {
+    const TAG: &str = "\\boxed ";
+    text.rmatch_indices(TAG).take(8).find_map(|(at, _)| {
+        let start = at + TAG.len();
+        let rest = &text[start..];
+        let end = ["$", "\\)", "\\]", "\n", "<"].iter().filter_map(|stop| rest.find(stop)).min();
+        let inner = &rest[..end.unwrap_or(rest.len())];
+        (!inner.trim_start().starts_with('{') && holds_something(inner)).then_some((start, inner))
+    })
 }
 
 /// Length of the text before the brace that closes an already open one.
@@ -99,6 +115,9 @@ mod tests {
         assert_eq!(answer_span("<answer>a</answer> b</answer>"), "a");
         assert_eq!(answer_span("\\boxed{3} then \\boxed{4"), "3");
         assert_eq!(answer_span("\\fbox{3} then \\boxed {4}"), "4");
+        assert_eq!(answer_span("$\\boxed{3}$, or $\\boxed \\frac{1}{2}$."), "\\frac{1}{2}");
+        assert_eq!(answer_span("\\(\\boxed 5\\) <answer>$\\boxed 7$</answer>"), "7");
+        assert_eq!(answer_span("$\\boxed 5$ then \\boxed {4} and \\boxed $"), "4");
         assert_eq!(answer_span("\\boxed{3} then \\boxed{} and \\boxed{...}"), "3");
         assert_eq!(answer_span("  12</s>13"), "12");
         assert_eq!(answer_span("<answer>\\boxed{7</answer>"), "7");
