@@ -52,7 +52,18 @@ def test_levels_and_plan_elbo_are_the_slow_means(plan, seed):
     assert plan_elbo(levels, plan) == pytest.approx(oracle.plan_elbo(plan[0], plan, policy), abs=1e-9)
 
 
-UNBIASED = ["bernoulli", "uniform_count", "systematic", "coupled", "cover", "pairs", "sink", "balanced", "ordered"]
+UNBIASED = [
+    "bernoulli",
+    "uniform_count",
+    "systematic",
+    "coupled",
+    "cover",
+    "spread",
+    "pairs",
+    "sink",
+    "balanced",
+    "ordered",
+]
 
 
 @pytest.mark.parametrize("name", UNBIASED)
@@ -61,7 +72,7 @@ UNBIASED = ["bernoulli", "uniform_count", "systematic", "coupled", "cover", "pai
 def test_an_unbiased_design_has_the_exact_target(name, plan, num_mc, seed):
     n = plan[0]
     num_mc = {"coupled": 2, "pairs": 2, "balanced": n}.get(name, min(num_mc, 2) if n > 3 else num_mc)
-    num_mc = 1 if name in ("bernoulli", "uniform_count", "systematic") and n > 3 else num_mc
+    num_mc = 1 if n > {"bernoulli": 1, "uniform_count": 3, "systematic": 3}.get(name, n) else num_mc
     design, table = Design(name, num_mc), adversarial(n, seed)
     assert design.unbiased
     moments = design_moments(design, table, plan)
@@ -118,11 +129,21 @@ def test_closed_forms_of_coverage_are_the_enumerated_ones(name, plan):
         assert closed == pytest.approx(enumerated, abs=1e-12)
 
 
-def test_sampled_coverage_is_the_enumerated_one():
-    for name in ("cover", "pairs", "sink", "uniform_count", "stp_paper"):
-        design, plan = Design(name, 2), [5, 4, 3, 2]
-        exact = design_moments(design, adversarial(5, 0), plan).coverage * (25 if design.per_token else 1)
-        assert sampled_coverage(design, plan, draws=20_000) == pytest.approx(exact, rel=0.05, abs=1e-6)
+@pytest.mark.parametrize("name", [name for name, _ in Design.names()])
+def test_the_coverage_of_every_design_is_the_enumerated_one(name):
+    """What the variance table reports: the closed form where there is one, else keyed draws."""
+    plan = [4, 3, 2]
+    truncate = (0.2, 0.8) if name == "bernoulli" else None  # without bounds it diverges
+    for num_mc in (2, 4) if name in ("trajectory", "balanced", "spread") else (2,):
+        design = Design(name, num_mc, block_length=2, truncate=truncate)
+        exact = design_moments(design, adversarial(4, 0), plan).coverage * (16 if design.per_token else 1)
+        closed = coverage_variance(design, plan)
+        if closed is not None:
+            assert closed == pytest.approx(exact, abs=1e-12)
+        assert sampled_coverage(design, plan, draws=20_000) == pytest.approx(exact, rel=0.06, abs=1e-6)
+
+
+def test_where_coverage_has_no_closed_form():
     assert coverage_variance(Design("coupled", 2, truncate=(0.2, 0.8)), [4, 2]) is None
     assert coverage_variance(Design("bernoulli", 1), [4, 2]) is None
 
