@@ -65,7 +65,7 @@ def _designs(panel: Any, by_key: dict[tuple[str, int, str], Cell]) -> None:
     bars = [
         (cell.design.name, *ratio(cell.trace_R, base.trace_R), cell.pruning)
         for cell in by_key.values()
-        if cell.design.num_mc == 2
+        if cell.forwards_R.max() == 2
         and cell.pruning in ("none", "both")
         and cell.design.target in ("plan_elbo", "full_elbo", "published")
     ]
@@ -80,7 +80,7 @@ def _designs(panel: Any, by_key: dict[tuple[str, int, str], Cell]) -> None:
     panel.axvline(1.0, color=LIGHT, lw=0.8, ls=":")
     for colour, label in ((LIGHT, "not pruned"), (DARK, "pruned in space and time")):
         panel.scatter([], [], color=colour, s=16, label=label)
-    panel.legend(fontsize=8, loc="lower left")
+    panel.legend(fontsize=8, loc="upper right")
     panel.set_xlabel("trace of the gradient's covariance (uniform_count, not pruned = 1)", fontsize=8)
     panel.set_title("Gradient noise of a design at two passes, 95 % over rows", fontsize=9)
 
