@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stp_rs.analysis.table import (
     summarise,
     to_json,
 )
+from stp_rs.analysis.variance import independent_variance
 from stp_rs.checkpoint import policy_folder, write_json
 from stp_rs.errors import ConfigError
 from stp_rs.model import as_diffusion_model
@@ -46,8 +48,15 @@ COMPARED = (
     (("cover", 2, "both"), ("uniform_count", 2, "none")),
     (("cover", 4, "both"), ("pairs", 4, "both")),
     (("cover", 4, "both"), ("uniform_count", 4, "both")),
+    (("spread", 4, "both"), ("pairs", 4, "both")),
+    (("spread", 4, "both"), ("uniform_count", 4, "both")),
 )
 """Cells (design, K, pruning) whose gradient traces are compared, with intervals."""
+EXACT = (*COMPARED[3:], (("spread", 8, "both"), ("cover", 8, "both")), (("cover", 4, "both"), ("cover", 4, "spatial")))
+"""Cells that are also compared through all masks' gradients."""
+EXACT_ROWS = 64
+PICTURE_DRAWS = 64
+"""Draws of the masks for the pictures: no gradient is needed, and variances are heavy-tailed."""
 
 
 def add_parser(commands: Any) -> None:
@@ -62,6 +71,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--rows", type=int, default=48, help="completions, each of its own training prompt")
     parser.add_argument("--resamples", type=int, default=4, help="draws of the masks per completion, at least 2")
     parser.add_argument("--designs", default="", help=f"only these, joined by commas, of {', '.join(names)}")
+    parser.add_argument("--passes", default="1,2,4,8", help="only these K, joined by commas; 2 is always among them")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=run)
 
@@ -75,20 +85,20 @@ def run(args: argparse.Namespace) -> int:
     source = Source(args)
     setting = source.setting
     readings = make_readings(setting, source.rollout)
-    pairs, refused = list_cells(setting, readings, chosen_designs(args.designs))
+    pairs, refused = list_cells(setting, readings, chosen_designs(args.designs), chosen_passes(args.passes))
     bar = tqdm(pairs, unit="cell", file=sys.stderr, dynamic_ncols=True)
     cells = [measure(setting, design, reading) for design, reading in bar]
     lines = [summarise(cell, args.seed) for cell in cells]
-    print("\n".join([*table_lines(lines), "", *comparison_lines(cells), "", *reduction_lines(cells), ""]))
+    print("\n".join([*table_lines(lines), "", *comparison_lines(cells), "", *reduction_lines(readings), ""]))
     print("\n".join([*exact_lines(setting, readings[1], readings[3]), ""]))
     print("\n".join([*check_lines(check_statements(setting, readings[1], readings[3])), ""]))
     print("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
     if args.json:
         write_json(Path(args.json), to_json(lines))
     if args.plot:
-        counts = source.estimator("uniform_count")
-        anchors = variance_by_anchors(setting.model, readings[0].rows, counts, args.resamples)
-        draw(cells, Pictures(training=variance_over_training(args), anchors=anchors), Path(args.plot))
+        anchors = variance_by_anchors(setting.model, readings[0].rows, source.estimator("uniform_count"), PICTURE_DRAWS)
+        rows = (source.variance("uniform_count", "none"), source.variance("cover", "both"))
+        draw(cells, Pictures(training=variance_over_training(args), rows=rows, anchors=anchors), Path(args.plot))
     return 0
 
 
@@ -105,7 +115,6 @@ class Source:
         prompts = encode_prompts(task.rows("train", args.rows, args.seed), tokenizer, uids=range(args.rows))
         # the vocabulary is left out: rollouts and estimates are both of the law without it
         fixed = [p for p in static_priors(config, task, tokenizer) if not isinstance(p, Vocabulary)]
-        self.draws = args.resamples
         self.rollout: Rollout = generate(
             loaded,
             prompts,
@@ -129,10 +138,10 @@ class Source:
         """Return a design with two passes."""
         return Estimator(_core.Design(design, 2), self.setting.seed, temperature=self.setting.temperature)
 
-    def variance(self, design: str, pruning: str) -> float:
-        """Return the mean over rows of the variance of a two-pass estimate."""
+    def variance(self, design: str, pruning: str) -> Floats:
+        """Return the variance of a two-pass estimate of every row."""
         rows = read_as(self.rollout, pruning, self.setting.diffusion_steps)
-        return float(sampled_variance(self.setting.model, rows, self.estimator(design), self.draws).mean())
+        return sampled_variance(self.setting.model, rows, self.estimator(design), PICTURE_DRAWS)
 
 
 def chosen_designs(names: str) -> list[str]:
@@ -148,7 +157,19 @@ def chosen_designs(names: str) -> list[str]:
     return [name for name in known if name in asked | {"uniform_count", "cover"}]
 
 
-def variance_over_training(args: argparse.Namespace) -> list[tuple[int, float, float]]:
+def chosen_passes(passes: str) -> list[int]:
+    """Return the numbers of passes to measure; 2 is always among them.
+
+    Raises:
+        ConfigError: not numbers.
+    """
+    try:
+        return sorted({2, *(int(number) for number in passes.split(",") if number.strip())})
+    except ValueError as error:
+        raise ConfigError(f"--passes: got {passes!r}, needs numbers joined by commas, such as 2,4") from error
+
+
+def variance_over_training(args: argparse.Namespace) -> list[tuple[int, Floats, Floats]]:
     """Return (step, variance unpruned, variance pruned) of the warm-up and every checkpoint, on their own rollouts."""
     run_folder = policy_folder(args.model).parent
     paths = [*run_folder.glob("warmup/checkpoint-*"), *run_folder.glob("checkpoint-*")]
@@ -159,11 +180,6 @@ def variance_over_training(args: argparse.Namespace) -> list[tuple[int, float, f
     return found
 
 
-EXACT = (("pairs", 4, "both"), ("uniform_count", 4, "both"), ("uniform_count", 4, "spatial"))
-"""Cells that `cover` with the same K on the pruned plan is compared with through all masks' gradients."""
-EXACT_ROWS = 64
-
-
 def exact_lines(setting: Setting, unmerged: Reading, merged: Reading) -> list[str]:
     """Return ratios of gradient traces from all masks' gradients; of rows with at most 8 free tokens."""
     rows = [row for row, plan in enumerate(merged.plans) if plan and plan[0] <= gram.MAX_TOKENS][:EXACT_ROWS]
@@ -172,14 +188,14 @@ def exact_lines(setting: Setting, unmerged: Reading, merged: Reading) -> list[st
         return []
     grams = [gram.mask_gram(setting.model, merged.rows, row, temperature=setting.temperature) for row in rows]
 
-    def traces(name: str, num_mc: int, reading: Reading) -> Floats:
-        design = _core.Design(name, num_mc)
-        return np.array([gram.gram_trace(g, design, reading.plans[row]) for g, row in zip(grams, rows, strict=True)])
+    @cache
+    def traces(name: str, num_mc: int, pruning: str) -> Floats:
+        design, plans = _core.Design(name, num_mc), (merged if pruning == "both" else unmerged).plans
+        return np.array([gram.gram_trace(g, design, plans[row]) for g, row in zip(grams, rows, strict=True)])
 
-    for name, num_mc, pruning in EXACT:
-        base = traces(name, num_mc, merged if pruning == "both" else unmerged)
-        middle, low, high = ratio(traces("cover", num_mc, merged), base)
-        shown.append(f"  cover K={num_mc} both / {name} K={num_mc} {pruning}: {middle:.3f} [{low:.3f}, {high:.3f}]")
+    for top, base in EXACT:
+        middle, low, high = ratio(traces(*top), traces(*base))
+        shown.append(f"  {_name(top)} / {_name(base)}: {middle:.3f} [{low:.3f}, {high:.3f}]")
     return shown
 
 
@@ -209,16 +225,32 @@ def comparison_lines(cells: Sequence[Cell]) -> list[str]:
     return shown
 
 
-def reduction_lines(cells: Sequence[Cell]) -> list[str]:
-    """Return which part of the drop in variance is fewer tokens and which is less variance per token."""
-    by_key = {cell.key: cell for cell in cells}
-    base = by_key["uniform_count", 2, "none"]
-    shown = ["Variance of uniform_count, K = 2, relative to no pruning = (scored tokens) x (variance per token):"]
-    for pruning in ("spatial", "temporal", "both"):
-        cell = by_key["uniform_count", 2, pruning]
-        middle, low, high = ratio(cell.variance_R, base.variance_R)
-        tokens = float(cell.tokens_R.sum() / base.tokens_R.sum())
-        shown.append(f"  {pruning:<9}{middle:.3f} [{low:.3f}, {high:.3f}] = {tokens:.2f} x {middle / tokens:.3f}")
+def reduction_lines(readings: Sequence[Reading]) -> list[str]:
+    """Return which part of the drop in variance is fewer tokens and which is less variance per token.
+
+    From a(l) and v(l) of every row by the law of total variance, not from draws.
+    """
+    parts = {
+        reading.pruning: np.array(
+            [
+                (levels.n, *independent_variance(levels, plan, 2)) if plan else (0.0, 0.0, 0.0)
+                for levels, plan in zip(reading.levels, reading.plans, strict=True)
+            ]
+        ).T
+        for reading in readings
+    }
+    base_tokens_R, *base = parts["none"]
+    shown = [
+        "Variance of uniform_count, K = 2 (of the counts + of the masks), relative to no pruning = (scored tokens) x "
+        "(variance per token):"
+    ]
+    for pruning, (tokens_R, *both) in parts.items():
+        middle, low, high = ratio(both[0] + both[1], base[0] + base[1])
+        tokens = float(tokens_R.sum() / base_tokens_R.sum())
+        shown.append(
+            f"  {pruning:<9}{both[0].mean():7.3f} +{both[1].mean():7.3f}   {middle:.3f} [{low:.3f}, {high:.3f}] "
+            f"= {tokens:.2f} x {middle / tokens:.3f}"
+        )
     return shown
 
 

@@ -7,6 +7,7 @@ code draws.
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -104,6 +105,50 @@ def cover(n: int, plan: list[int], num_mc: int) -> Law:
                 for mask in masks:
                     heavier = [w + (add if i in mask else 0) for i, w in enumerate(weight)]
                     grown.append((p / len(masks), heavier, (*passes, flat(mask, add))))
+            states = grown
+        law += [(p, passes) for p, _, passes in states]
+    return law
+
+
+def parted(tied: list[int], take: int, earlier: tuple[Pass, ...]) -> list[tuple[float, frozenset[int]]]:
+    """Return the law of `take` of the tied positions, dealt evenly over the sets of earlier passes that mask them.
+
+    The sets stand in a random order along (0, m], m positions in all, and `take` evenly spaced points with one offset
+    say how many of each set are taken; which ones is uniform.
+    """
+    sets: dict[tuple[bool, ...], list[int]] = defaultdict(list)
+    for i in tied:
+        sets[tuple(i in mask for mask, _ in earlier)].append(i)
+    law = []
+    for order in itertools.permutations(sets.values()):
+        owner = [which for which, items in enumerate(order) for _ in items]
+        for probability, points in offsets(equal_strata(len(tied), take)):
+            shares = [0] * len(order)
+            for point in points:
+                shares[owner[int(np.ceil(point)) - 1]] += 1
+            ways = list(itertools.product(*(subsets(items, share) for items, share in zip(order, shares, strict=True))))
+            each = float(probability) / math.factorial(len(order)) / len(ways)
+            law += [(each, frozenset().union(*way)) for way in ways]
+    return law
+
+
+def spread(n: int, plan: list[int], num_mc: int) -> Law:
+    """Return the law of cover with ties dealt evenly over the sets of earlier passes."""
+    law: Law = []
+    for probability, coordinates in offsets(equal_strata(n, num_mc)):
+        states: list[tuple[float, list[Fraction], tuple[Pass, ...]]] = [(float(probability), [Fraction(0)] * n, ())]
+        for x in coordinates:
+            count = level(plan, x)
+            add = Fraction(n, num_mc * count)
+            grown = []
+            for p, weight, passes in states:
+                edge = sorted(weight)[count - 1]
+                below = frozenset(i for i, w in enumerate(weight) if w < edge)
+                tied = [i for i, w in enumerate(weight) if w == edge]
+                for q, more in parted(tied, count - len(below), passes):
+                    mask = below | more
+                    heavier = [w + (add if i in mask else 0) for i, w in enumerate(weight)]
+                    grown.append((p * q, heavier, (*passes, flat(mask, add))))
             states = grown
         law += [(p, passes) for p, _, passes in states]
     return law

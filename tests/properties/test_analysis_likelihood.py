@@ -22,7 +22,18 @@ from tests.fixtures import tiny, tokenizer
 from tests.oracles.designs_rust import plans
 
 SEEDS = st.integers(0, 2**32 - 1)
-DESIGNS = ["uniform_count", "systematic", "coupled", "cover", "pairs", "sink", "balanced", "ordered", "bernoulli"]
+DESIGNS = [
+    "uniform_count",
+    "systematic",
+    "coupled",
+    "cover",
+    "spread",
+    "pairs",
+    "sink",
+    "balanced",
+    "ordered",
+    "bernoulli",
+]
 
 
 def table_policy(length: int, seed: int, *, consistent: bool, spread: float = 2.0) -> TabularPolicy:
@@ -259,8 +270,12 @@ def test_sampled_levels_estimate_the_exact_ones(monkeypatch):
     assert enumerated
     monkeypatch.setattr("stp_rs.analysis.readings.MAX_TOKENS", 4)
     monkeypatch.setattr("stp_rs.analysis.readings.ORDERS", 5000)
+    monkeypatch.setattr("stp_rs.analysis.readings.EVERY", 5)
     sampled, enumerated = row_levels(policy, rows, 0, temperature=1.0, seed=0)
     assert not enumerated
+    few = [1, 4, 5]  # at most five masks: all of them
+    assert sampled.a[few] == pytest.approx(exact.a[few], abs=1e-6)
+    assert sampled.v[few] == pytest.approx(exact.v[few], abs=1e-6)
     assert sampled.a == pytest.approx(exact.a, abs=0.1)
     assert sampled.v == pytest.approx(exact.v, rel=0.15, abs=1e-6)
 

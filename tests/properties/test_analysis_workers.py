@@ -19,7 +19,18 @@ from stp_rs.bounds import Rows
 from stp_rs.likelihood import Masks
 from tests.fixtures import tiny, tokenizer
 
-NAMES = ["bernoulli", "uniform_count", "coupled", "cover", "sink", "ordered", "trajectory", "block_random", "unigrpo"]
+NAMES = [
+    "bernoulli",
+    "uniform_count",
+    "coupled",
+    "cover",
+    "spread",
+    "sink",
+    "ordered",
+    "trajectory",
+    "block_random",
+    "unigrpo",
+]
 ROWS, LENGTH = 12, 8
 
 

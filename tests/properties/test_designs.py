@@ -17,6 +17,7 @@ PLAN_DESIGNS = {
     "uniform_count": oracle.uniform_count,
     "systematic": oracle.systematic,
     "cover": oracle.cover,
+    "spread": oracle.spread,
     "pairs": oracle.pairs,
     "sink": oracle.sink,
     "balanced": oracle.balanced,
@@ -30,6 +31,8 @@ def passes_that_enumerate(name: str, n: int, num_mc: int) -> int:
         return 4 if num_mc > 2 and n <= 2 else 2
     if name in ("uniform_count", "systematic"):
         return min(num_mc, {1: 3, 2: 3, 3: 2, 4: 2}.get(n, 1))
+    if name == "spread":
+        return min(num_mc, {5: 3, 6: 2}.get(n, 4))
     return min(num_mc, 2) if n == 6 and name != "balanced" else num_mc
 
 
@@ -81,11 +84,12 @@ def test_keyed_draws_follow_the_law(name, plan, num_mc):
     assert fits(counts, law, draws)
 
 
+@pytest.mark.parametrize("name", ["cover", "spread"])
 @settings(max_examples=30)
-@given(plan=plans(6), num_mc=st.integers(1, 3))
-def test_every_mask_of_cover_is_uniform_given_its_count(plan, num_mc):
+@given(plan=plans(6), num_mc=st.integers(1, 4))
+def test_every_mask_is_uniform_given_its_count(name, plan, num_mc):
     n = plan[0]
-    law = rust_law(Design("cover", min(num_mc, 2) if n == 6 else num_mc), plan)
+    law = rust_law(Design(name, min(num_mc, {5: 3, 6: 2}.get(n, 4))), plan)
     for k in range(len(law[0][1])):
         share: dict[int, Counter] = {}
         for p, passes in law:
@@ -108,6 +112,32 @@ def test_cover_with_two_passes_has_complementary_masks(plan):
 @given(plan=plans(6))
 def test_cover_with_one_pass_is_uniform_count(plan):
     assert_same_law(rust_law(Design("cover", 1), plan), rust_law(Design("uniform_count", 1), plan))
+
+
+@settings(max_examples=30)
+@given(plan=plans(12), num_mc=st.integers(1, 2), seed=st.integers(0, 99))
+def test_spread_draws_what_cover_draws_up_to_two_passes(plan, num_mc, seed):
+    first, second = (draw(Design(name, num_mc), plan, range(4), seed=seed) for name in ("cover", "spread"))
+    assert first == second
+
+
+def shared_masks(name: str, plan: list[int], num_mc: int) -> float:
+    """Return the variance, over draws and pairs of tokens, of the number of masks that a pair shares."""
+    counts = []
+    for passes in draw(Design(name, num_mc), plan, range(400)):
+        masks = np.array([[i in mask for i in range(plan[0])] for mask, _ in passes], dtype=float)
+        counts.append((masks.T @ masks)[np.triu_indices(plan[0], 1)])
+    return float(np.var(counts))
+
+
+def test_spread_parts_tokens_that_were_masked_together():
+    # the first four of eight masks have half of the tokens: the third takes two tokens of each of the first two
+    for (first, _), (second, _), (third, _), (fourth, _), *_ in draw(Design("spread", 8), [8, 4], range(200)):
+        assert not first & second
+        assert not third & fourth
+        assert len(first & third) == len(second & third) == 2
+    for plan in ([8, 7, 6, 5, 4], [12, 11, 10, 9, 8, 7, 6]):
+        assert shared_masks("spread", plan, 8) < 0.9 * shared_masks("cover", plan, 8)
 
 
 @settings(max_examples=30)

@@ -137,9 +137,10 @@ def test_anchors_are_nested_and_shorten_the_estimate():
 
     estimator = Estimator(Design("uniform_count", 2))
     curve = variance_by_anchors(given.model, everything, estimator, 60, shares=(0.0, 0.4, 1.0))
-    assert curve[0] == (1.0, 1.0)
+    assert curve[0] == (1.0, 1.0, 1.0, 1.0)
     assert curve[1][0] == pytest.approx(0.6)
-    assert curve[2] == (0.0, 0.0)
+    assert 0 < curve[1][2] <= curve[1][1] <= curve[1][3]
+    assert curve[2] == (0.0, 0.0, 0.0, 0.0)
     exact = [sum(independent_variance(levels, range(5, 0, -1), 2)) for levels in make_readings(given, rows)[0].levels]
     assert sampled_variance(given.model, everything, estimator, 300) == pytest.approx(exact, rel=0.5)
 
@@ -181,6 +182,7 @@ def test_the_command_writes_the_table(run: Path, tmp_path: Path, capsys: pytest.
     assert "3 rows of at most 8 free tokens" in shown
     assert f"2 to {MAX_TOKENS} free tokens" in shown
     assert "= 0.40 x" in shown, "what is length and what is not"
+    assert "spread K=4 both / pairs K=4 both" in shown
     again = tmp_path / "again.json"
     assert main(["variance", f"--model={run}", f"--json={again}", *arguments]) == 0
     assert again.read_bytes() == out.read_bytes(), "keyed: the same command gives the same table"
@@ -194,10 +196,12 @@ def test_training_logs_the_noise(run: Path):
 def test_bad_arguments_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["variance", f"--model={run}", "--resamples=1"]) == 2
     assert main(["variance", f"--model={run}", "--designs=covr"]) == 2
+    assert main(["variance", f"--model={run}", "--passes=two"]) == 2
     assert main(["variance", f"--model={run / 'nowhere'}"]) == 2
     errors_shown = capsys.readouterr().err
     assert "2 resamples" in errors_shown
     assert "--designs: got covr, needs some of mean_field" in errors_shown
+    assert "--passes: got 'two'" in errors_shown
     assert "nowhere" in errors_shown
 
 
@@ -220,7 +224,12 @@ def test_the_figure_is_small(tmp_path: Path):
     readings = make_readings(given, completions())
     pairs, _ = list_cells(given, readings, ["uniform_count", "cover", "mean_field"], passes=(2,))
     cells = [measure(given, design, reading) for design, reading in pairs]
-    pictures = Pictures(training=[(0, 4.0, 1.0), (50, 2.0, 0.5)], anchors=[(1 - s / 7, 1 - s / 8) for s in range(7)])
+    variance = np.linspace(0.1, 9, 4)
+    pictures = Pictures(
+        training=[(0, variance, variance / 4), (50, variance / 2, variance / 8)],
+        rows=(variance, variance / 4),
+        anchors=[(1 - s / 7, 1 - s / 8, 0.9 - s / 8, 1.1 - s / 8) for s in range(7)],
+    )
     draw(cells, pictures, tmp_path / "deep" / "figure.png")
     written = (tmp_path / "deep" / "figure.png").read_bytes()
     assert written.startswith(b"\x89PNG")

@@ -71,6 +71,7 @@ WHAT_THEY_ARE = {
     "autoregressive": ("autoregressive", True, True, False, False),
     "block_random": ("published", False, True, True, False),
     "cover": ("plan_elbo", True, False, False, True),
+    "spread": ("plan_elbo", True, False, False, True),
     "pairs": ("plan_elbo", True, False, False, True),
     "sink": ("plan_elbo", True, False, False, True),
     "balanced": ("plan_elbo", True, False, False, True),

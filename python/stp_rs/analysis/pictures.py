@@ -12,6 +12,7 @@ import torch
 from stp_rs import _core
 from stp_rs.analysis.exact import Floats
 from stp_rs.analysis.gradients import Estimator
+from stp_rs.analysis.table import ratio
 from stp_rs.bounds import Rows
 from stp_rs.likelihood import Completions, token_elbo
 from stp_rs.model import DiffusionModel, passes_without_dropout
@@ -22,7 +23,7 @@ SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 
 @torch.no_grad()
 def sampled_variance(model: DiffusionModel, completions: Completions, estimator: Estimator, draws: int) -> Floats:
-    """Return the variance over masks of every row's estimate, [R] in nats squared, without gradients."""
+    """Return the variance over masks of every row's estimate, f64 [R] in nats squared, without gradients."""
     with passes_without_dropout(model.module):
         values = [
             token_elbo(
@@ -55,12 +56,11 @@ def with_random_anchors(rows: Rows, share: float, seed: int) -> Rows:
 
 def variance_by_anchors(
     model: DiffusionModel, rows: Rows, estimator: Estimator, draws: int, shares: Sequence[float] = SHARES
-) -> list[tuple[float, float]]:
-    """Return (scored tokens, variance) over the first share's, means over rows, for each share of anchors."""
-    means = []
+) -> list[tuple[float, float, float, float]]:
+    """Return (scored tokens, variance, its 95 % interval) over the first share's, for each share of anchors."""
+    measured = []
     for share in shares:
         anchored = with_random_anchors(rows, share, estimator.seed)
-        variance = float(sampled_variance(model, anchored, estimator, draws).mean())
-        means.append((float((anchored.unmask_step >= 0).sum(1).mean()), variance))
-    tokens, variance = means[0]
-    return [(n / tokens, v / variance) for n, v in means]
+        measured.append(((anchored.unmask_step >= 0).sum(1), sampled_variance(model, anchored, estimator, draws)))
+    tokens_R, variance_R = measured[0]
+    return [(float(n.sum() / tokens_R.sum()), *ratio(v, variance_R)) for n, v in measured]

@@ -7,21 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from stp_rs.analysis.exact import Floats
 from stp_rs.analysis.pictures import SHARES
-from stp_rs.analysis.table import Cell, ratio
+from stp_rs.analysis.table import Cell, mean_interval, ratio
 from stp_rs.errors import ConfigError
 
 LIGHT, DARK = "#9aa5b1", "#1f6f8b"
+COMPARED = ((LIGHT, "uniform_count, not pruned"), (DARK, "cover, pruned"))
+"""What the pictures of the variance compare."""
 
 
 @dataclass(frozen=True)
 class Pictures:
     """What the figure shows beside the table's cells."""
 
-    training: Sequence[tuple[int, float, float]]
-    """(step, variance unpruned, variance pruned) of the checkpoints."""
-    anchors: Sequence[tuple[float, float]]
-    """(scored tokens, variance) relative to no anchors, for each of `SHARES`."""
+    training: Sequence[tuple[int, Floats, Floats]]
+    """(step, variance unpruned of every row, variance pruned) of the checkpoints."""
+    rows: tuple[Floats, Floats]
+    """(unpruned, pruned) of every row of the table's own rollouts."""
+    anchors: Sequence[tuple[float, float, float, float]]
+    """(scored tokens, variance, its interval) relative to no anchors, for each of `SHARES`."""
 
 
 def require_matplotlib() -> Any:
@@ -39,62 +44,80 @@ def require_matplotlib() -> Any:
 
 def draw(cells: Sequence[Cell], pictures: Pictures, path: Path) -> None:
     """Write the figure: designs at K = 2, variance over training, over rows, and against the share of anchors."""
-    figure = require_matplotlib()(figsize=(10, 7), layout="constrained")
+    figure = require_matplotlib()(figsize=(11, 7.5), layout="constrained")
     (designs, training), (rows, anchors) = figure.subplots(2, 2)
     by_key = {cell.key: cell for cell in cells}
     _designs(designs, by_key)
     _training(training, pictures)
-    _rows(rows, by_key)
+    _rows(rows, pictures)
     _anchors(anchors, pictures)
     for panel in (designs, training, rows, anchors):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 
 
 def _designs(panel: Any, by_key: dict[tuple[str, int, str], Cell]) -> None:
-    base = by_key[("uniform_count", 2, "none")]
+    """Draw the designs that estimate an ELBO or a mean per token: `trajectory` scores what no mask design does."""
+    base = by_key["uniform_count", 2, "none"]
     bars = [
-        (f"{cell.design.name}, {cell.pruning}", *ratio(cell.trace_R, base.trace_R), cell.pruning)
+        (cell.design.name, *ratio(cell.trace_R, base.trace_R), cell.pruning)
         for cell in by_key.values()
-        if cell.design.num_mc == 2 and cell.pruning in ("none", "both") and cell.trace_R.sum() > 0
+        if cell.forwards_R.max() == 2
+        and cell.pruning in ("none", "both")
+        and cell.design.target in ("plan_elbo", "full_elbo", "published")
     ]
     bars.sort(key=lambda bar: -bar[1])
     at = np.arange(len(bars))
     middle, low, high = (np.array([bar[i] for bar in bars]) for i in (1, 2, 3))
     colours = [DARK if bar[4] == "both" else LIGHT for bar in bars]
-    panel.barh(at, middle, xerr=[middle - low, high - middle], color=colours, error_kw={"lw": 0.8})
-    panel.set_yticks(at, [bar[0] for bar in bars], fontsize=6)
+    panel.hlines(at, low, high, color=colours, lw=1.2)
+    panel.scatter(middle, at, color=colours, s=16, zorder=3)
+    panel.set_yticks(at, [bar[0] for bar in bars], fontsize=6.5)
     panel.set_xscale("log")
-    panel.set_title("Gradient noise at two passes (trace; unpruned counts = 1)", fontsize=9)
+    panel.axvline(1.0, color=LIGHT, lw=0.8, ls=":")
+    for colour, label in ((LIGHT, "not pruned"), (DARK, "pruned in space and time")):
+        panel.scatter([], [], color=colour, s=16, label=label)
+    panel.legend(fontsize=8, loc="upper right")
+    panel.set_xlabel("trace of the gradient's covariance (uniform_count, not pruned = 1)", fontsize=8)
+    panel.set_title("Gradient noise of a design at two passes, 95 % over rows", fontsize=9)
 
 
 def _training(panel: Any, pictures: Pictures) -> None:
-    step, unpruned, pruned = np.array(pictures.training).T
-    panel.plot(step, unpruned, "o-", color=LIGHT, label="uniform_count, unpruned")
-    panel.plot(step, pruned, "o-", color=DARK, label="cover, pruned")
+    steps = [step for step, _, _ in pictures.training]
+    for which, (colour, label) in enumerate(COMPARED, start=1):
+        by_step = [np.asarray(entry[which]) for entry in pictures.training]
+        low, high = np.array([mean_interval(v) for v in by_step]).T
+        panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+        panel.plot(steps, [v.mean() for v in by_step], "o-", color=colour, label=label)
     panel.set_yscale("log")
-    panel.set_xlabel("training step")
-    panel.set_title("Variance of the log-likelihood estimate (nats², K = 2)", fontsize=9)
+    panel.set_xlabel("training step", fontsize=8)
+    panel.set_ylabel("nats\u00b2", fontsize=8)
+    panel.set_title("Variance of the log-likelihood estimate over training, K = 2", fontsize=9)
     panel.legend(fontsize=8)
 
 
-def _rows(panel: Any, by_key: dict[tuple[str, int, str], Cell]) -> None:
-    for key, colour in ((("uniform_count", 2, "none"), LIGHT), (("cover", 2, "both"), DARK)):
-        variance = np.sort(by_key[key].variance_R)
+def _rows(panel: Any, pictures: Pictures) -> None:
+    for variance_R, (colour, label) in zip(pictures.rows, COMPARED, strict=True):
+        variance = np.sort(variance_R)
         share = (np.arange(len(variance)) + 1) / len(variance)
-        panel.step(variance, share, where="post", color=colour, label=f"{key[0]}, {key[2]}")
+        panel.step(variance, share, where="post", color=colour, label=label)
     panel.set_xscale("log")
-    panel.set_xlabel("variance of a row (nats²)")
-    panel.set_title("Distribution over rows", fontsize=9)
+    panel.set_xlabel("variance of a completion's estimate (nats\u00b2)", fontsize=8)
+    panel.set_ylabel("share of completions", fontsize=8)
+    panel.set_title("Its distribution over rows, K = 2", fontsize=9)
     panel.legend(fontsize=8)
 
 
 def _anchors(panel: Any, pictures: Pictures) -> None:
-    tokens, variance = np.array(pictures.anchors).T
-    panel.plot(SHARES, variance, "o-", color=DARK, label="variance")
+    tokens, variance, low, high = np.array(pictures.anchors).T
+    panel.fill_between(SHARES, low, high, color=DARK, alpha=0.2, lw=0)
+    panel.plot(SHARES, variance, "o-", color=DARK, label="variance, 95 % over rows")
     panel.plot(SHARES, tokens, "--", color=LIGHT, label="scored tokens: the length effect")
-    panel.set_xlabel("share of anchors")
-    panel.set_title("Variance over that without anchors (uniform_count, K = 2)", fontsize=9)
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel("share of random anchors", fontsize=8)
+    panel.set_ylabel("ratio to no anchors", fontsize=8)
+    panel.set_title("Its ratio against the share of anchors (uniform_count, K = 2)", fontsize=9)
     panel.legend(fontsize=8)

@@ -6,6 +6,7 @@ row. A reading is an `unmask_step`: which tokens are scored (>= 0), and on which
 Shapes: R rows, L completion length, N scored positions.
 """
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -24,7 +25,9 @@ READINGS = {"none": (False, False), "spatial": (True, False), "temporal": (False
 """Pruning -> (anchors are context only, the row's temporal merge is kept)."""
 
 ORDERS = 32
-"""Random orders per row for a(l) and v(l) where masks cannot be enumerated."""
+"""Random masks per count for a(l) and v(l) where there are more than `EVERY`."""
+EVERY = 256
+"""Counts with at most so many masks have them all: the smallest counts, whose weights n/l are the largest."""
 
 
 def with_pruning(config: STPConfig) -> STPConfig:
@@ -73,17 +76,24 @@ def plans_of(rows: Rows) -> list[list[int]]:
 def row_levels(model: DiffusionModel, rows: Rows, row: int, *, temperature: float, seed: int) -> tuple[Levels, bool]:
     """Return (a(l) and v(l) of a row, whether they are exact).
 
-    Up to 12 scored tokens all masks are enumerated; beyond, each count has 32 keyed random masks (prefixes of orders).
+    Up to 12 scored tokens all masks are enumerated; beyond, the counts with at most 256 masks have them all and each
+    other count has 32 keyed random ones (prefixes of orders).
     """
     scored_N = np.flatnonzero(rows.unmask_step[row] >= 0)
     if len(scored_N) <= MAX_TOKENS:
         return exact_levels(score_table(model, rows, row, temperature=temperature)), True
-    n, length = len(scored_N), rows.unmask_step.shape[1]
-    mask_PL = np.zeros((ORDERS * n, length), dtype=np.uint8)
-    for order in range(ORDERS):
-        ranked_N = scored_N[_core.permutation(seed, _core.row_uid(int(rows.uid[row]), order), n)]
-        for count in range(1, n + 1):
-            mask_PL[order * n + count - 1, ranked_N[:count]] = 1
+    n, uid = len(scored_N), int(rows.uid[row])
+    orders = [scored_N[_core.permutation(seed, _core.row_uid(uid, order), n)] for order in range(ORDERS)]
+    every = [math.comb(n, count) <= EVERY for count in range(n + 1)]
+    chosen = [
+        (count, positions)
+        for count in range(1, n + 1)
+        for positions in (itertools.combinations(scored_N, count) if every[count] else [o[:count] for o in orders])
+    ]
+    count_P = np.array([count for count, _ in chosen])
+    mask_PL = np.zeros((len(chosen), rows.unmask_step.shape[1]), dtype=np.uint8)
+    for mask_L, (_, positions) in zip(mask_PL, chosen, strict=True):
+        mask_L[list(positions)] = 1
     one = Rows.of(rows, [row])
     masks = Masks(
         mask_PL=mask_PL,
@@ -94,7 +104,9 @@ def row_levels(model: DiffusionModel, rows: Rows, row: int, *, temperature: floa
     )
     with torch.no_grad(), passes_without_dropout(model.module):
         logprob_PL = pass_logprobs(model, one, masks, temperature=temperature, forward_batch_size=512)
-    mean_On = logprob_PL.sum(1).double().cpu().numpy().reshape(ORDERS, n) / np.arange(1, n + 1)
+    mean_P = logprob_PL.sum(1).double().cpu().numpy() / count_P
     a, v = np.zeros(n + 1), np.zeros(n + 1)
-    a[1:], v[1:] = mean_On.mean(0), mean_On.var(0, ddof=1)
+    for count in range(1, n + 1):
+        of_count = mean_P[count_P == count]
+        a[count], v[count] = of_count.mean(), of_count.var(ddof=0 if every[count] else 1)
     return Levels(a, v), False

@@ -200,6 +200,11 @@ def bootstrap(statistic: Callable[[Any], Floats], rows: int, seed: int) -> tuple
     return float(low), float(high)
 
 
+def mean_interval(value_R: Floats, seed: int = 0) -> tuple[float, float]:
+    """Return the interval of the mean over rows."""
+    return bootstrap(lambda i: value_R[i].mean(1), len(value_R), seed)
+
+
 def ratio(top_R: Floats, base_R: Floats, seed: int = 0) -> tuple[float, float, float]:
     """Return the ratio of two sums over the same rows with its interval; rows are resampled in pairs."""
     low, high = bootstrap(lambda i: top_R[i].sum(1) / base_R[i].sum(1), len(top_R), seed)
@@ -208,7 +213,7 @@ def ratio(top_R: Floats, base_R: Floats, seed: int = 0) -> tuple[float, float, f
 
 def summarise(cell: Cell, seed: int = 0) -> VarianceRow:
     """Return a cell's line of the table, with bootstrap intervals over rows."""
-    rows, trace = len(cell.trace_R), float(cell.trace_R.mean())
+    trace = float(cell.trace_R.mean())
     forwards = float(cell.forwards_R.mean())
     signal = max(0.0, float(cell.signal_R.mean()))
     return VarianceRow(
@@ -220,12 +225,12 @@ def summarise(cell: Cell, seed: int = 0) -> VarianceRow:
         forwards=forwards,
         tokens=float(cell.tokens_R.mean()),
         bias=float(cell.bias_R.mean()),
-        bias_ci=bootstrap(lambda i: cell.bias_R[i].mean(1), rows, seed),
+        bias_ci=mean_interval(cell.bias_R, seed),
         variance=float(cell.variance_R.mean()),
         per_token_sd=float(np.sqrt((cell.variance_R / np.maximum(cell.tokens_R, 1) ** 2).mean())),
         coverage_variance=cell.coverage,
         gradient_trace=trace,
-        gradient_trace_ci=bootstrap(lambda i: cell.trace_R[i].mean(1), rows, seed),
+        gradient_trace_ci=mean_interval(cell.trace_R, seed),
         gradient_snr=float(np.sqrt(signal / trace)) if trace > 0 else None,
     )
 

@@ -1,4 +1,4 @@
-//! `cover`, `pairs` and `sink`: masks that go where little weight has gone.
+//! `cover`, `spread`, `pairs` and `sink`: masks that go where little weight has gone.
 
 use super::Job;
 use super::chance::{Chance, Scope};
@@ -17,6 +17,8 @@ pub(super) struct ByWeight {
     spare: Vec<u32>,
     runs: Vec<Run>,
     spare_runs: Vec<Run>,
+    ties: Ties,
+    met: Met,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -25,16 +27,98 @@ struct Run {
     weight: f64,
 }
 
+/// How ties are broken.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Ties {
+    /// At random.
+    #[default]
+    Random,
+    /// Evenly over the sets of earlier passes that mask a position, inside a set at random.
+    Even,
+}
+
+/// Which earlier passes mask each position, and how [`Ties::Even`] reads it.
+#[derive(Debug, Default)]
+struct Met {
+    passes: u32,
+    /// One bit per pass, by position.
+    sets: Vec<u64>,
+    /// Where the stretches of equal sets of the run that is cut start, and its end.
+    starts: Vec<u32>,
+    order: Vec<u32>,
+    front: Vec<u32>,
+    back: Vec<u32>,
+}
+
+impl Met {
+    /// No pass yet, for the positions `free`.
+    fn reset(&mut self, free: &[u32]) {
+        self.passes = 0;
+        self.sets.clear();
+        self.sets.resize(free.last().map_or(0, |&i| i as usize + 1), 0);
+    }
+
+    /// Notes the positions of the next pass.
+    fn note(&mut self, taken: &[u32]) {
+        for &i in taken {
+            self.sets[i as usize] |= 1 << self.passes;
+        }
+        self.passes += 1;
+    }
+
+    /// Moves `take` of `run` to its front: of every set its share, rounded by one systematic sample.
+    ///
+    /// Sets come in a random order; item j owns `j take .. (j + 1) take`, and the points `i len + offset` choose, so
+    /// that an item is taken with probability `take / len` and a set gives its share to within one item.
+    fn choose(&mut self, run: &mut [u32], take: usize, chance: &mut impl Chance) {
+        let set = |i: u32| self.sets[i as usize];
+        if take == 0 || run.windows(2).all(|pair| set(pair[0]) == set(pair[1])) {
+            return chance.choose(run, take); // one set: up to two passes always, which therefore are `cover`'s
+        }
+        run.sort_unstable_by_key(|&i| (set(i), i));
+        self.starts.clear();
+        self.starts.push(0);
+        self.starts
+            .extend((1..run.len() as u32).filter(|&j| set(run[j as usize - 1]) != set(run[j as usize])));
+        self.order.clear();
+        self.order.extend(0..self.starts.len() as u32);
+        self.starts.push(run.len() as u32);
+        chance.shuffle(&mut self.order);
+        let len = run.len();
+        let offset = chance.below(len as u32) as usize;
+        let points_before = |item: usize| (item * take).saturating_sub(offset).div_ceil(len);
+        self.front.clear();
+        self.back.clear();
+        let mut before = 0;
+        for &cell in &self.order {
+            let (start, end) = (self.starts[cell as usize] as usize, self.starts[cell as usize + 1] as usize);
+            let after = before + end - start;
+            let share = points_before(after) - points_before(before);
+            let items = &mut run[start..end];
+            chance.choose(items, share);
+            self.front.extend_from_slice(&items[..share]);
+            self.back.extend_from_slice(&items[share..]);
+            before = after;
+        }
+        run[..take].copy_from_slice(&self.front);
+        run[take..].copy_from_slice(&self.back);
+    }
+}
+
 impl ByWeight {
     /// All positions with weight 0.
-    fn reset(&mut self, free: &[u32]) {
+    fn reset(&mut self, free: &[u32], ties: Ties) {
         self.order.clear();
         self.order.extend_from_slice(free);
         self.runs.clear();
         self.runs.push(Run { len: free.len(), weight: 0.0 });
+        self.ties = ties;
+        if ties == Ties::Even {
+            self.met.reset(free);
+        }
     }
 
-    /// Takes the `count` lightest positions, ties at random, and adds `weight` to each.
+    /// Takes the `count` lightest positions, ties as they were asked for, and adds `weight` to each.
     ///
     /// They are `self.order[..count]` until the next call only as a set: the order is by weight again afterwards.
     fn take(&mut self, count: usize, weight: f64, chance: &mut impl Chance, mut each: impl FnMut(&[u32])) {
@@ -43,12 +127,19 @@ impl ByWeight {
         for run in &self.runs {
             let end = start + run.len;
             if end > count {
-                chance.choose(&mut self.order[start..end], count - start);
+                let (tied, take) = (&mut self.order[start..end], count - start);
+                match self.ties {
+                    Ties::Random => chance.choose(tied, take),
+                    Ties::Even => self.met.choose(tied, take, chance),
+                }
                 break;
             }
             start = end;
         }
         each(&self.order[..count]);
+        if self.ties == Ties::Even {
+            self.met.note(&self.order[..count]);
+        }
         self.merge(count, weight);
     }
 
@@ -112,14 +203,23 @@ pub(super) fn stratum(n: usize, k: usize, of: usize, cell: u32) -> usize {
 /// `cover`: counts from `num_mc` equal strata with one offset, each mask on the lightest positions so far.
 pub(super) fn cover<C: Chance, W: Real>(job: &mut Job<'_, C, W>) {
     job.chance.turn(Scope::Row);
-    spread(job, job.num_mc(), 1.0);
+    lightest(job, job.num_mc(), 1.0, Ties::Random);
+}
+
+/// `spread`: `cover` with ties broken evenly over the sets of earlier passes that mask a position.
+///
+/// So tokens that were masked together are parted next, and a token meets more contexts in K passes. The law does not
+/// change when positions are renamed, so given its count each mask is uniform, as `cover`'s is.
+pub(super) fn spread<C: Chance, W: Real>(job: &mut Job<'_, C, W>) {
+    job.chance.turn(Scope::Row);
+    lightest(job, job.num_mc(), 1.0, Ties::Even);
 }
 
 /// One draw of `cover` with `passes` passes, every weight scaled.
-fn spread<C: Chance, W: Real>(job: &mut Job<'_, C, W>, passes: usize, scale: f64) {
+fn lightest<C: Chance, W: Real>(job: &mut Job<'_, C, W>, passes: usize, scale: f64, ties: Ties) {
     let n = job.row.n();
     let cell = job.chance.below(n as u32);
-    job.work.lightest.reset(job.row.free);
+    job.work.lightest.reset(job.row.free, ties);
     for k in 0..passes {
         let count = job.row.count_at(stratum(n, k, passes, cell));
         let weight = n as f64 / (passes * count) as f64;
@@ -133,7 +233,7 @@ pub(super) fn pairs<C: Chance, W: Real>(job: &mut Job<'_, C, W>) {
     let pairs = job.num_mc() / 2;
     for pair in 0..pairs {
         job.chance.turn(Scope::Pass(pair));
-        spread(job, 2, 1.0 / pairs as f64);
+        lightest(job, 2, 1.0 / pairs as f64, Ties::Random);
     }
 }
 

@@ -253,6 +253,7 @@ impl Design {
             Kind::Autoregressive => states::autoregressive(job),
             Kind::BlockRandom => states::block_random(job),
             Kind::Cover => cover::cover(job),
+            Kind::Spread => cover::spread(job),
             Kind::Pairs => cover::pairs(job),
             Kind::Sink => cover::sink(job),
             Kind::Balanced => partition::balanced(job),

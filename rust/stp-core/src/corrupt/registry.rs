@@ -19,6 +19,7 @@ pub(super) enum Kind {
     Autoregressive,
     BlockRandom,
     Cover,
+    Spread,
     Pairs,
     Sink,
     Balanced,
@@ -104,7 +105,7 @@ impl Info {
     }
 }
 
-static DESIGNS: [Info; 16] = [
+static DESIGNS: [Info; 17] = [
     Info::new("mean_field", Kind::MeanField, "all masked, each token once, one pass (Diffu-GRPO)")
         .target(Target::OneStep)
         .biased(),
@@ -168,6 +169,12 @@ static DESIGNS: [Info; 16] = [
         "systematic counts, each mask on the positions with the least weight so far; the default",
     )
     .ours(),
+    Info::new(
+        "spread",
+        Kind::Spread,
+        "cover with ties dealt evenly over the masks so far: cover itself up to K = 2, less noise beyond",
+    )
+    .ours(),
     Info::new("pairs", Kind::Pairs, "K/2 independent complementary pairs: cover with K = 2, averaged").ours(),
     Info::new("sink", Kind::Sink, "masks of cover, weights fitted to token totals of 1").ours(),
     Info::new(
@@ -201,7 +208,7 @@ impl Info {
             Kind::Trajectory => (0, MAX_NUM_MC),
             Kind::Coupled | Kind::Pairs => (2, MAX_NUM_MC),
             // the set of passes that mask a position is one u64
-            Kind::Sink => (1, 64),
+            Kind::Sink | Kind::Spread => (1, 64),
             Kind::Quadrature => (1, 256),
             _ => (1, MAX_NUM_MC),
         };

@@ -58,13 +58,14 @@ fn any_design(which: usize, num_mc: usize) -> (Design, Option<bool>) {
         13 => (with("stp_paper", num_mc), None),
         14 => (with("bernoulli", num_mc), None),
         15 => (with("coupled", even), None),
-        16 => (truncated("coupled", num_mc + 1, (0.2, 0.8)), None),
+        16 => (with("spread", num_mc), Some(true)),
+        17 => (truncated("coupled", num_mc + 1, (0.2, 0.8)), None),
         _ => (truncated("bernoulli", num_mc, (1e-3, 1.0)), None),
     }
 }
 
 /// How many designs `any_design` knows.
-const ANY: usize = 18;
+const ANY: usize = 19;
 
 proptest! {
     #[test]
@@ -100,7 +101,7 @@ proptest! {
     }
 
     #[test]
-    fn counts_come_from_the_plan(case in case(), which in 0usize..10, num_mc in 1usize..6, seed: u64) {
+    fn counts_come_from_the_plan(case in case(), which in 0..ANY, num_mc in 1usize..6, seed: u64) {
         let (design, _) = any_design(which, num_mc);
         prop_assume!(design.info().target == Target::PlanElbo);
         let uids: Vec<u64> = (0..case.rows as u64).collect();

@@ -21,7 +21,7 @@ fn left_to_right(table: u64, n: usize, plan: &[i32]) -> f64 {
 }
 
 /// (name, passes, largest n to enumerate) of the designs whose expectation must be their target.
-const UNBIASED: [(&str, &[usize], usize); 15] = [
+const UNBIASED: [(&str, &[usize], usize); 18] = [
     ("bernoulli", &[1], 5),
     ("uniform_count", &[1, 2], 3),
     ("systematic", &[1, 2, 3], 3),
@@ -31,6 +31,9 @@ const UNBIASED: [(&str, &[usize], usize); 15] = [
     ("cover", &[1, 2], 6),
     ("cover", &[3], 5),
     ("cover", &[5, 8], 4),
+    ("spread", &[1, 2], 6),
+    ("spread", &[3], 5),
+    ("spread", &[4, 5], 4),
     ("pairs", &[2], 5),
     ("pairs", &[4], 3),
     ("sink", &[1, 2, 3], 5),
@@ -142,8 +145,8 @@ fn cover_with_one_pass_is_uniform_count() {
 #[test]
 fn every_mask_of_cover_is_uniform_given_its_count() {
     for (n, plan) in [(4, vec![4, 3, 2, 1]), (5, vec![5, 3, 1]), (5, vec![5, 2])] {
-        for num_mc in [2, 3, 4] {
-            let law = design("cover", num_mc).law(&Case::row(n, &plan).batch(), 0, 2_000_000).unwrap();
+        for (name, num_mc) in [("cover", 2), ("cover", 3), ("cover", 4), ("spread", 3), ("spread", 4)] {
+            let law = design(name, num_mc).law(&Case::row(n, &plan).batch(), 0, 4_000_000).unwrap();
             for k in 0..num_mc {
                 let mut share: BTreeMap<usize, BTreeMap<Vec<u8>, f64>> = BTreeMap::new();
                 for o in &law {
@@ -153,7 +156,7 @@ fn every_mask_of_cover_is_uniform_given_its_count() {
                 }
                 for (count, masks) in share {
                     let all = (0u32..1 << n).filter(|b| b.count_ones() as usize == count).count();
-                    assert_eq!(masks.len(), all, "n {n} K {num_mc} pass {k} count {count}");
+                    assert_eq!(masks.len(), all, "{name} n {n} K {num_mc} pass {k} count {count}");
                     let (low, high) = masks.values().fold((1f64, 0f64), |(a, b), &p| (a.min(p), b.max(p)));
                     assert!(high - low < 1e-12);
                 }
