@@ -139,6 +139,30 @@ def mask_prompts(masks: Masks, completions: Completions, ratio: float, *, seed: 
     return replace(masks, prompt_PW=prompt_PW)
 
 
+def without_blame(masks: Masks, unmask_step_RL: NDArray[np.int32], advantage_R: NDArray[np.float32]) -> Masks:
+    """Return the masks without the scores of prior tokens in completions with a negative advantage.
+
+    What hides the tokens stays as it is, so the free tokens' part of the estimate is unchanged.
+    """
+    blamed_RL = (unmask_step_RL == -1) & (advantage_R < 0)[:, None]
+    return replace(
+        masks,
+        weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL),
+        scored_RL=np.where(blamed_RL, np.uint8(0), masks.scored_RL),
+    )
+
+
+def take_passes(masks: Masks, part: slice) -> Masks:
+    """Return some of the passes; rows stay as they are numbered."""
+    return replace(
+        masks,
+        mask_PL=masks.mask_PL[part],
+        weight_PL=masks.weight_PL[part],
+        row_P=masks.row_P[part],
+        prompt_PW=None if masks.prompt_PW is None else masks.prompt_PW[part],
+    )
+
+
 def token_elbo(
     model: DiffusionModel,
     completions: Completions,

@@ -19,7 +19,15 @@ from stp_rs.bounds import pass_logprobs, sandwich, token_bounds
 from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
 from stp_rs.config import STPConfig
 from stp_rs.errors import ConfigError, DivergenceError
-from stp_rs.likelihood import Masks, draw_masks, mask_prompts, scores_prior, token_elbo
+from stp_rs.likelihood import (
+    Masks,
+    draw_masks,
+    mask_prompts,
+    scores_prior,
+    take_passes,
+    token_elbo,
+    without_blame,
+)
 from stp_rs.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss
 from stp_rs.metrics import Cost, Ledger
 from stp_rs.model import DiffusionModel
@@ -135,6 +143,8 @@ class PolicyUpdate:
         )
         ratio = self.args.likelihood.stp_prompt_mask
         masks = mask_prompts(masks, batch, ratio, seed=self.args.run.seed, iteration=iteration)
+        if self.score_prior and not self.args.loss.stp_blame_prior:
+            masks = without_blame(masks, batch.unmask_step, batch.advantage)
         job = Job(batch, masks, None, None, allowed)
         if iteration > 0 and self._reads_old and self._recorded():
             recorded_PL = torch.from_numpy(batch.logprob[masks.row_P])
@@ -353,17 +363,6 @@ def micro_batches(buffer: TrajectoryBuffer, args: STPConfig, pad_token_id: int) 
     size = args.optim.per_device_train_batch_size
     for start in range(0, len(rows), size):
         yield gather(buffer, rows[start : start + size], pad_token_id=pad_token_id)
-
-
-def take_passes(masks: Masks, part: slice) -> Masks:
-    """Return some of the passes; rows stay as they are numbered."""
-    return replace(
-        masks,
-        mask_PL=masks.mask_PL[part],
-        weight_PL=masks.weight_PL[part],
-        row_P=masks.row_P[part],
-        prompt_PW=None if masks.prompt_PW is None else masks.prompt_PW[part],
-    )
 
 
 def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from stp_rs import Template
 from stp_rs import update as module
 from stp_rs.errors import ConfigError
 from stp_rs.reference import WithoutAdapters, reference_policy
-from tests.fixtures import LENGTH, ROWS, tiny, trainer
+from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_updates import close, gradients_of_step, ones, spied
 
 
@@ -222,3 +223,21 @@ def test_every_design_option_reaches_the_design(tmp_path: Path):
     hidden = np.concatenate([m.mask_PL.reshape(-1, 3, LENGTH).sum(2) for _, _, m in draws])
     assert (hidden.max(1) == LENGTH).all(), "the odd pass hides everything"
     assert (hidden.sum(1) == 2 * LENGTH).all(), "and the pair hides each token once"
+
+
+def test_prior_tokens_are_not_blamed(tmp_path: Path):
+    options = {"stp_score_prior": True, "num_iterations": 1, "max_grad_norm": 0.0}
+    template = Template({0: "[", LENGTH - 1: "]"}, tokenizer())
+    made = trainer(tmp_path / "a", priors=[template], stp_blame_prior=False, **options)
+    blaming = trainer(tmp_path / "b", priors=[template], **options)
+    for one in (made, blaming):
+        with spied("policy_loss") as losses:
+            one.train_step()
+        (inputs,) = [args[0] for args, _, _ in losses]
+        bad = inputs.advantages_R < 0
+        assert 0 < int(bad.sum()) < len(bad)
+        scored = inputs.scored_RL[:, [0, LENGTH - 1]]
+        assert (scored[~bad] == 1).all(), "the policy practises what it is given"
+        assert (scored[bad] == (1 if one is blaming else 0)).all()
+        assert (inputs.scored_RL[:, 1 : LENGTH - 1] == 1).all()
+        assert (inputs.new_RL[bad][:, [0, LENGTH - 1]] == 0).all() == (one is made)
