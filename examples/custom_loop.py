@@ -48,7 +48,7 @@ def train(steps: int, sft_steps: int) -> list[float]:
     # one token per step, the last two of the free ones together; the format is given, so it is not decoded
     sampler = stp_rs.Sampler(LENGTH, temporal="fill_ratio:0.9")
     priors = [stp_rs.Template({0: "=", 3: ";"}, tokenizer)]
-    design = stp_rs.Design("cover", 2)
+    design = stp_rs.Design("spread", 2)
     loss_config = LossConfig(epsilon=0.2, stp_negative_advantage_weight=0.2)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-3)
     history = []

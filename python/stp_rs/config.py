@@ -110,7 +110,7 @@ class AdvantageConfig:
 class LikelihoodConfig:
     """How the log-likelihood of a completion is estimated."""
 
-    stp_design: str = "cover"
+    stp_design: str = "spread"
     """Law of the corruption masks; see docs/designs.md."""
     num_mc: int = 2
     """K: corrupted canvases per completion; 0 takes every state of a rollout (trajectory)."""
