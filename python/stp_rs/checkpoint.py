@@ -131,6 +131,16 @@ def save_checkpoint(
     return final
 
 
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights that `save_pretrained` wrote into a model; of a peft model, its adapters'."""
+    if (folder / "adapter_config.json").is_file():
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        return
+    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+
+
 def newest_checkpoint(run: Path) -> Checkpoint | None:
     """Return the complete checkpoint of the highest step in a run folder, or None."""
     found = []

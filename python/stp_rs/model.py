@@ -166,6 +166,8 @@ _Call = Callable[..., Tensor]
 def _split(model: nn.Module) -> tuple[_Call, _Call]:
     """Return (canvas -> hidden states, gathered hidden states -> logits) of a masked LM."""
     m = cast(Any, model)
+    if callable(getattr(m, "get_base_model", None)):  # peft: the adapters live inside the model that it wraps
+        m = m.get_base_model()
     base = getattr(m, "base_model", m)
     if base is not m:
 

@@ -18,7 +18,7 @@ from stp_rs import _core
 from stp_rs.advantages import group_advantages
 from stp_rs.analysis.gradients import update_noise
 from stp_rs.buffer import fill_buffer
-from stp_rs.checkpoint import Checkpoint, clear_partial, newest_checkpoint, save_checkpoint
+from stp_rs.checkpoint import Checkpoint, clear_partial, load_weights, newest_checkpoint, save_checkpoint
 from stp_rs.config import STPConfig
 from stp_rs.engine import Engine
 from stp_rs.errors import CheckpointError, ConfigError
@@ -232,8 +232,7 @@ class STPTrainer:
         checkpoint = resumable(self.args)
         if checkpoint is None:
             return
-        loaded = type(self.model.module).from_pretrained(checkpoint.path)  # type: ignore[attr-defined]
-        self.model.module.load_state_dict(loaded.state_dict())
+        load_weights(self.model.module, checkpoint.path)
         self.optimizer.load_state_dict(checkpoint.optimizer_state())
         self.ledger.restore(checkpoint.state["ledger"])
         hooks.load_states(self.priors, checkpoint.prior_states())
