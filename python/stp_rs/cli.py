@@ -92,6 +92,7 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--config", default="", help="YAML file of options")
     train.add_argument("--preset", choices=list(PRESETS), default=None)
     train.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="none, or how to prune any preset")
+    train.add_argument("--report_to", choices=["none", "tensorboard"], default="none", help="also write metrics there")
     train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
     add_option_flags(train)
     train.set_defaults(run=_train)
@@ -107,7 +108,12 @@ def _train(args: argparse.Namespace) -> int:
     flags = {**{k: v for k, v in chosen.items() if v is not None}, **given_options(args)}
     config = STPConfig.from_yaml(args.config, **flags) if args.config else STPConfig.make(**flags)
     console = Console(config, quiet=args.quiet)
-    summary = run_training(config, console.events())
+    events = console.events()
+    if args.report_to == "tensorboard":
+        from stp_rs.integrations.tensorboard import TensorBoard
+
+        events = events.also(TensorBoard(Path(config.run.output_dir) / "tensorboard"))
+    summary = run_training(config, events)
     console.finish(summary)
     return 0
 

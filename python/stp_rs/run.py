@@ -35,6 +35,16 @@ class Events:
     on_sft: Callable[[int, float], None] = lambda _step, _loss: None
     on_step: Callable[[StepResult], None] = lambda _result: None
 
+    def also(self, on_step: Callable[[StepResult], None]) -> "Events":
+        """Return the same callbacks with another one for steps."""
+        first = self.on_step
+
+        def both(result: StepResult) -> None:
+            first(result)
+            on_step(result)
+
+        return replace(self, on_step=both)
+
 
 def run_training(config: STPConfig, events: Events | None = None) -> dict[str, Any]:
     """Train a task's policy as configured; write the run folder and return its summary.

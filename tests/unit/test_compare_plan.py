@@ -61,7 +61,7 @@ def make(text: str = "stp,k4=stp;num_mc=4", **fields: Any) -> Comparison:
 def test_every_variant_meets_every_seed_and_seeds_come_whole():
     jobs = make(options={"max_steps": 40, "num_mc": 1}, output_dir="out").jobs()
     assert [job.name for job in jobs] == ["stp seed 0", "k4 seed 0", "stp seed 1", "k4 seed 1"]
-    assert [job.config.loss.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
+    assert [job.config.likelihood.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
     assert [job.config.run.seed for job in jobs] == [0, 0, 1, 1]
     assert jobs[1].folder == Path("out/runs/k4/seed-0")
     run = jobs[0].config.run
@@ -75,7 +75,7 @@ def test_a_config_file_holds_for_all_variants_below_flags_and_presets(tmp_path: 
     jobs = make("stp,elbo", seeds=(0,), config=str(file), options={"max_steps": 7}).jobs()
     assert [job.config.optim.learning_rate for job in jobs] == [0.1, 0.1]
     assert [job.config.optim.max_steps for job in jobs] == [7, 7]
-    assert [job.config.loss.stp_design for job in jobs] == [PRESETS[name]["stp_design"] for name in ("stp", "elbo")]
+    assert [job.config.likelihood.stp_design for job in jobs] == [PRESETS[name]["stp_design"] for name in ("stp", "elbo")]
 
 
 def test_an_impossible_run_is_refused_before_any_run():

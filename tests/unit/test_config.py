@@ -34,7 +34,7 @@ CHANGES: dict[str, Any] = {
 
 def from_flags(*flags: str) -> STPConfig:
     args = cli.build_parser().parse_args(["train", *flags])
-    given = {k: v for k, v in vars(args).items() if k not in ("run", "config", "quiet") and v is not None}
+    given = {k: v for k, v in vars(args).items() if k not in ("run", "config", "quiet", "report_to") and v is not None}
     return STPConfig.from_yaml(args.config, **given) if args.config else STPConfig.make(**given)
 
 
@@ -98,7 +98,7 @@ def test_every_option_has_one_name_and_a_flag():
         ({"zzz": 1}, "unknown option 'zzz'; `stp-rs train --help` lists all"),
         ({"preset": "spt"}, "preset: got 'spt', needs one of stp, elbo, grpo, "),
         ({"pruning": "some"}, "pruning: got 'some', needs one of none, stp"),
-        ({"num_mc": 0}, "num_mc: got 0 (all states), needs at least 1 for the design cover"),
+        ({"num_mc": 0}, "num_mc: got 0 (all states), needs at least 1 for the design spread"),
         ({"num_mc": 2.0}, "num_mc: got 2.0 (float), needs an integer"),
         ({"num_mc": "two"}, "num_mc: got 'two', needs an integer"),
         ({"num_mc": True}, "num_mc: got True (bool), needs an integer"),
