@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Minibatch", "TrajectoryBuffer", "fill_buffer", "gather", "minibatches"]
 
+_EOS = 5
+"""`stop_reason` of a row that ended at its end-of-text token."""
 _HOST_ONLY = frozenset({"rows", "uid"})
 """Row numbers and random keys are arguments of Rust calls; no device computes with them."""
 
@@ -150,6 +152,13 @@ def gather(buffer: TrajectoryBuffer, rows: npt.NDArray[np.int32], *, pad_token_i
     }
     buffer.minibatch(rows, pad_token_id=pad_token_id, **out)
     return Minibatch(rows=rows, **out)
+
+
+def filled_tokens(batch: Minibatch) -> npt.NDArray[np.bool_]:
+    """Return [N, L], true at tokens that truncation filled in behind an end-of-text: nobody drew them."""
+    ended_N = batch.stop_reason == _EOS
+    filled: npt.NDArray[np.bool_] = ended_N[:, None] & (batch.logprob == 0) & (batch.unmask_step >= 0)
+    return filled
 
 
 def minibatches(

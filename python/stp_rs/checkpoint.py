@@ -145,10 +145,10 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     """Return the complete checkpoint of the highest step in a run folder, or None."""
     found = []
     for folder in run.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            found.append(Checkpoint(folder, state))
             int(state["step"])
+            found.append(Checkpoint(folder, state))
     return max(found, key=lambda c: (c.step, c.path.suffix != ".old"), default=None)
 
 

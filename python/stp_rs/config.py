@@ -37,8 +37,9 @@ class RolloutConfig:
     """Sample from the k most likely tokens; 0 means all."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability."""
-    generation_batch_size: int = 64
-    """Most rows in flight; finished rows leave and queued ones take their place."""
+    stp_slots: int = 64
+    """Most rows in flight; finished rows leave and queued ones take their place. (TRL's generation_batch_size counts
+    something else.)"""
     stp_confidence: str = "prob"
     """What ranks candidates: prob, sampled_prob (LLaDA low_confidence), drawn_prob, margin, entropy, random, leftmost,
     gumbel."""
@@ -49,7 +50,7 @@ class RolloutConfig:
     stp_eos: str = "none"
     """End-of-text: none, truncate (a row ends once all up to its first one is revealed), last (revealed last)."""
     stp_max_tokens: int = 0
-    """Most tokens of one rollout forward, padding included; 0 means no bound but generation_batch_size."""
+    """Most tokens of one rollout forward, padding included; 0 means no bound but stp_slots."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,8 @@ class STPConfig:
     def from_yaml(path: str | Path, **overrides: Any) -> "STPConfig":
         """Return the configuration of a YAML file of flat names; `overrides` win.
 
-        An overriding `preset` or `pruning` wins over every option of the file that presets or prunings decide.
+        An overriding `preset` wins over what it decides and over what the file's own preset decided; an overriding
+        `preset` or `pruning` over every option of pruning.
         """
         import yaml
 
@@ -277,8 +279,8 @@ class STPConfig:
             raise ConfigError(f"config file {path}: got {type(loaded).__name__}, needs lines of `name: value`")
         decided = {name for chosen in PRUNINGS.values() for name in chosen} if "pruning" in overrides else set()
         if "preset" in overrides:
-            every = (*PRESETS.values(), *PRUNINGS.values())
-            decided = {"pruning", *(name for chosen in every for name in chosen)}
+            presets = [PRESETS.get(str(name), {}) for name in (loaded.get("preset", "stp"), overrides["preset"])]
+            decided = {"pruning", *(name for chosen in (*presets, *PRUNINGS.values()) for name in chosen)}
         kept = {str(name): value for name, value in loaded.items() if name not in decided}
         return STPConfig.make(**{"preset": "stp", **kept, **overrides})
 
@@ -344,6 +346,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{name}: got {value!r}, needs one of {', '.join(map(str, allowed))}")
         return value
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
+    if name == "stp_length" and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # a bare number of tokens in YAML
     if isinstance(value, str) and hint in (int, float):
         try:
             value = hint(value)

@@ -85,7 +85,7 @@ def evaluate(
         sampling=Sampling(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
         prior=compose_priors(priors, prompts, decode.length),
         seed=decode.seed,
-        slots=max(config.rollout.generation_batch_size, 64),
+        slots=max(config.rollout.stp_slots, 64),
     )
     texts = decode_completions(rollout.token_ids, np.full(len(rollout), decode.length), tokenizer)
     texts = [decode.prefill + text for text in texts]

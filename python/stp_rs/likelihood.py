@@ -7,6 +7,7 @@ trajectory's.
 Shapes: R rows, P passes (canvases), L completion length, S canvas width, N scored positions, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stp_rs import _core
+from stp_rs.config import STPConfig
 from stp_rs.engine import HEAD_ELEMENTS
+from stp_rs.errors import ConfigError
 from stp_rs.metrics import Cost
 from stp_rs.model import DiffusionModel, device_of, encode
 from stp_rs.sampling import Sampling, allowed_rows, candidate_logits, placed
@@ -70,6 +73,31 @@ class Masks:
     """Completion tokens of each row; what lies beyond is padding."""
     prompt_PW: NDArray[np.uint8] | None = None
     """1 where a prompt token is masked too, [P, W] over the batch's prompt columns; None where none is."""
+
+
+def make_design(args: STPConfig) -> _core.Design:
+    """Return the configured design.
+
+    Raises:
+        ConfigError: `stp_truncate` is no range.
+        DesignError: the options do not fit the design.
+    """
+    likelihood, rollout = args.likelihood, args.rollout
+    truncate = None
+    if likelihood.stp_truncate:
+        try:
+            low, high = (float(part) for part in likelihood.stp_truncate.split(":"))
+        except ValueError:
+            raise ConfigError(f"stp_truncate: got {likelihood.stp_truncate!r}, needs LOW:HIGH, as 0.2:0.8") from None
+        truncate = (low, high)
+    eighth = max(1, math.ceil(rollout.max_completion_length / 8))
+    return _core.Design(
+        likelihood.stp_design,
+        likelihood.num_mc,
+        num_iterations=args.optim.num_iterations,
+        block_length=likelihood.stp_mask_block or rollout.block_length or eighth,
+        truncate=truncate,
+    )
 
 
 def scores_prior(design: _core.Design, score_prior: bool) -> bool:
@@ -140,15 +168,21 @@ def mask_prompts(masks: Masks, completions: Completions, ratio: float, *, seed: 
 
 
 def without_blame(masks: Masks, unmask_step_RL: NDArray[np.int32], advantage_R: NDArray[np.float32]) -> Masks:
-    """Return the masks without the scores of prior tokens in completions with a negative advantage.
+    """Return the masks with weight 0 on prior tokens of completions with a negative advantage.
 
-    What hides the tokens stays as it is, so the free tokens' part of the estimate is unchanged.
+    What hides the tokens and what a mean is over stay as they are: the free tokens keep their part of the estimate and
+    of the gradient; the prior tokens' estimate is 0 under every policy, their ratio 1.
     """
     blamed_RL = (unmask_step_RL == -1) & (advantage_R < 0)[:, None]
+    return replace(masks, weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL))
+
+
+def without_tokens(masks: Masks, left_out_RL: NDArray[np.bool_]) -> Masks:
+    """Return the masks without some tokens: not scored, and no part of a mean."""
     return replace(
         masks,
-        weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL),
-        scored_RL=np.where(blamed_RL, np.uint8(0), masks.scored_RL),
+        weight_PL=np.where(left_out_RL[masks.row_P], np.float32(0.0), masks.weight_PL),
+        scored_RL=np.where(left_out_RL, np.uint8(0), masks.scored_RL),
     )
 
 

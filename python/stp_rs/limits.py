@@ -13,7 +13,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
     {
         "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
-        "generation_batch_size": (1, 1 << 20), "stp_keep": (0.0, 1.0),
+        "stp_slots": (1, 1 << 20), "stp_keep": (0.0, 1.0),
         "stp_hint": (0.0, 1.0), "stp_frequency": (1e-6, 1.0), "stp_prior_refresh": (0, 1 << 31),
         "stp_rescue_share": (1e-6, 1.0), "stp_max_nfe": (0, 1 << 20),
         "stp_max_tokens": (0, 1 << 40),
@@ -22,7 +22,8 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "stp_dynamic_sampling": (0, 1000),
         "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
         "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
-        "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9), "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0),
+        "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9),
+        "adam_beta1": (0.0, 0.999999), "adam_beta2": (0.0, 0.999999),
         "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
         "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
         "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
@@ -40,6 +41,10 @@ def check(config: "STPConfig") -> None:
     for name, (low, high) in _RANGES.items():
         if not low <= flat[name] <= high:
             raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
+    if config.advantage.stp_dynamic_sampling and config.rollout.num_generations < 2:
+        raise ConfigError(
+            "stp_dynamic_sampling: got num_generations 1, needs groups of at least 2 (one reward has no other)"
+        )
     completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
     if completions % config.rollout.num_generations:
         raise ConfigError(

@@ -72,7 +72,8 @@ def policy_loss(
         num_completions: completions of the whole update, all micro-batches together: micro-batch losses add up to the
             full-batch loss (but for loss_type bnpo, whose mean is each micro-batch's own).
         num_tokens: scored tokens of the whole update; loss_type dapo needs it.
-        mean_ratio: mean clipped ratio of the whole update, for `stable`; None takes this micro-batch's.
+        mean_ratio: mean clipped ratio of the update's completions with an advantage, for `stable`; None takes this
+            micro-batch's.
     """
     share_RL = inputs.share_RL if inputs.share_RL is not None else _even_share(inputs.scored_RL)
     mean_R = _completion_weights(inputs.scored_RL, config, num_completions, num_tokens)
@@ -91,7 +92,9 @@ def policy_loss(
         value_R = inputs.advantages_R * _mean_tokens(_masked(inputs.new_RL, share_RL), share_RL)
         if config.stp_objective == "stable":
             clipped_R = ratio.detach().clamp(low, high).squeeze(-1)
-            value_R = value_R * clipped_R / (clipped_R.mean() if mean_ratio is None else mean_ratio)
+            used_R = inputs.advantages_R != 0
+            own = (clipped_R * used_R).sum() / used_R.sum().clamp(min=1)
+            value_R = value_R * clipped_R / (own if mean_ratio is None else mean_ratio)
     weight_R = torch.where(inputs.advantages_R < 0, config.stp_negative_advantage_weight, 1.0)
     weight_R = weight_R * mean_R * (inputs.scored_RL.sum(-1) > 0)
     loss = -(weight_R * value_R).sum()
@@ -104,11 +107,11 @@ def policy_loss(
 
 
 def clipped_ratio_sum(inputs: LossInputs, config: LossConfig) -> float:
-    """Return the sum over completions of the clipped sequence ratio, whose mean normalises the objective `stable`."""
+    """Return the sum of the clipped ratios of completions with an advantage: `stable` divides by their mean."""
     share_RL = inputs.share_RL if inputs.share_RL is not None else _even_share(inputs.scored_RL)
     log_ratio_R = (_masked(inputs.new_RL - inputs.old_RL, share_RL) * share_RL).sum(-1)
     high = 1.0 + (config.epsilon_high or config.epsilon)
-    return float(torch.exp(log_ratio_R).clamp(1.0 - config.epsilon, high).sum())
+    return float((torch.exp(log_ratio_R).clamp(1.0 - config.epsilon, high) * (inputs.advantages_R != 0)).sum())
 
 
 def kl_terms(log_ratio: Tensor, kind: str) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from stp_rs.checkpoint import newest_checkpoint, policy_folder, save_checkpoint, write_json
+from stp_rs.checkpoint import atomic_file, newest_checkpoint, policy_folder, save_checkpoint, write_json
 from stp_rs.config import STPConfig
 from stp_rs.errors import CheckpointError
 from stp_rs.evaluation import evaluate
+from stp_rs.likelihood import make_design
 from stp_rs.metrics import PHASES, Cost, read_metrics
 from stp_rs.model import DiffusionModel, as_diffusion_model
 from stp_rs.models import character_tokenizer, load_policy, load_tokenizer, tiny_policy
@@ -21,7 +22,7 @@ from stp_rs.sft import warm_up
 from stp_rs.spatial import check_spatial, static_priors, training_priors
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, resumable
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -59,6 +60,8 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     config = complete(config, task)
     run = Path(config.run.output_dir)
     check_spatial(config)
+    make_sampler(config)
+    make_design(config)
     resumable(config)  # before anything in the folder is touched
     write_config(config, run)
     sft_started = time.perf_counter()
@@ -249,7 +252,8 @@ def write_config(config: STPConfig, run: Path) -> None:
 
     run.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.to_flat(), sort_keys=False)
-    (run / "config.yaml").write_text(text, encoding="utf-8")
+    with atomic_file(run / "config.yaml") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:

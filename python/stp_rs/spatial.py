@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stp_rs.checkpoint import newest_checkpoint
 from stp_rs.config import STPConfig
 from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.model import DiffusionModel
@@ -193,7 +194,8 @@ def _offline(
     certain = [p for p in given if not is_soft(p)]
     sampler = make_sampler(config, prune=False)
     stored = Path(config.run.output_dir) / "offline_generation.safetensors"
-    if config.run.resume and stored.is_file():
+    started = newest_checkpoint(Path(config.run.output_dir)) is not None  # of these very settings: resumes check it
+    if config.run.resume and started and stored.is_file():
         prior.load(stored, tokenizer)
         prior.follow(model, tokenizer, sampler, certain)
     else:

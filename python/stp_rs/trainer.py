@@ -111,6 +111,7 @@ class STPTrainer:
             raise ConfigError(
                 'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
             )
+        hooks.take_forwards(self.priors)  # what was computed before training is not training's (docs/compare.md)
         self._resume()
         self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
 
@@ -197,7 +198,7 @@ class STPTrainer:
                 sampling=replace(sampling_law(self.args), allowed=allowed_tokens(priors, prompts, length)),
                 prior=compose_priors(priors, prompts, length),
                 seed=self.args.run.seed,
-                slots=rollout_config.generation_batch_size,
+                slots=rollout_config.stp_slots,
                 engine=Engine(max_tokens=rollout_config.stp_max_tokens),
             )
             stats = rollout.stats
@@ -212,7 +213,8 @@ class STPTrainer:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.args.run.bf16:
             return contextlib.nullcontext()
-        return torch.autocast(device_of(self.model).type, dtype=torch.bfloat16)
+        # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
+        return torch.autocast(device_of(self.model).type, dtype=torch.bfloat16, cache_enabled=False)
 
     def save(self) -> Path:
         """Write a checkpoint of this step and return its folder."""
@@ -287,5 +289,5 @@ def _mean(values: Any) -> float:
 def _identity(config: STPConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run; a resume with others would be another run."""
     free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
-    free |= {"num_completions_to_print", "generation_batch_size", "eval_size", "stp_variance_every"}
+    free |= {"num_completions_to_print", "stp_slots", "eval_size", "stp_variance_every"}
     return {k: v for k, v in config.to_flat().items() if k not in free}

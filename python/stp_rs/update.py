@@ -14,23 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stp_rs import _core
 from stp_rs.bounds import pass_logprobs, sandwich, token_bounds
-from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather
+from stp_rs.buffer import Minibatch, TrajectoryBuffer, filled_tokens, gather
 from stp_rs.config import STPConfig
-from stp_rs.errors import ConfigError, DivergenceError
+from stp_rs.errors import DivergenceError
 from stp_rs.likelihood import (
     Masks,
     draw_masks,
+    make_design,
     mask_prompts,
     scores_prior,
     take_passes,
     token_elbo,
     without_blame,
+    without_tokens,
 )
 from stp_rs.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss
 from stp_rs.metrics import Cost, Ledger
-from stp_rs.model import DiffusionModel
+from stp_rs.model import DiffusionModel, device_of
 from stp_rs.sampling import restricted
 
 Metrics = dict[str, float]
@@ -143,11 +144,14 @@ class PolicyUpdate:
         )
         ratio = self.args.likelihood.stp_prompt_mask
         masks = mask_prompts(masks, batch, ratio, seed=self.args.run.seed, iteration=iteration)
+        filled_RL = filled_tokens(batch)
+        if filled_RL.any():
+            masks = without_tokens(masks, filled_RL)
         if self.score_prior and not self.args.loss.stp_blame_prior:
             masks = without_blame(masks, batch.unmask_step, batch.advantage)
         job = Job(batch, masks, None, None, allowed)
         if iteration > 0 and self._reads_old and self._recorded():
-            recorded_PL = torch.from_numpy(batch.logprob[masks.row_P])
+            recorded_PL = torch.from_numpy(batch.logprob[masks.row_P]).to(device_of(self.model))
             job = replace(job, old=self._combine(recorded_PL, batch, masks))
         elif iteration > 0 and self._reads_old:
             job = replace(job, old=self._estimate(self.model, job))
@@ -157,7 +161,8 @@ class PolicyUpdate:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
         rollout = self.args.rollout
         same_law = rollout.top_k == 0 and rollout.top_p == 1.0 and rollout.temperature > 0.0
-        return self.design.target == "trajectory" and same_law and not self.args.run.bf16
+        same_states = self.design.target == "trajectory" and self.args.likelihood.stp_prompt_mask == 0.0
+        return same_law and same_states and not self.args.run.bf16
 
     def _estimate(self, model: DiffusionModel, job: Job) -> Estimate:
         batch, masks = job.batch, job.masks
@@ -169,21 +174,26 @@ class PolicyUpdate:
             batch,
             masks,
             temperature=self.args.rollout.temperature,
-            forward_batch_size=self.args.likelihood.stp_forward_batch_size,
+            forward_batch_size=self._canvases(job),
             allowed=job.allowed,
             cost=cost,
         )
         self._count(cost)
         return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, None)
 
-    def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks, size: int = 0) -> Tensor:
+    def _canvases(self, job: Job) -> int:
+        """Return the canvases of a likelihood forward; 0 means all."""
+        likelihood = self.args.likelihood
+        return likelihood.stp_forward_batch_size or (len(job.batch) if likelihood.stp_constant_memory else 0)
+
+    def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks) -> Tensor:
         cost = Cost()
         logprob_PL = pass_logprobs(
             model,
             job.batch,
             masks,
             temperature=self.args.rollout.temperature,
-            forward_batch_size=size or self.args.likelihood.stp_forward_batch_size,
+            forward_batch_size=self._canvases(job),
             allowed=job.allowed,
             cost=cost,
         )
@@ -249,9 +259,9 @@ class PolicyUpdate:
             loss, metrics = self._loss(job, new, totals)
             loss.backward()
         else:
-            size = self.args.likelihood.stp_forward_batch_size or len(batch)
+            size = self._canvases(job)
             with torch.no_grad():
-                leaf_PL = self._pass_logprobs(self.model, job, masks, size)
+                leaf_PL = self._pass_logprobs(self.model, job, masks)
             leaf_PL.requires_grad_()
             new = self._combine(leaf_PL, batch, masks)
             loss, metrics = self._loss(job, new, totals)
@@ -281,7 +291,7 @@ class PolicyUpdate:
         for job in jobs:
             inputs = self._inputs(job, self._estimate(self.model, job))
             total += clipped_ratio_sum(inputs, self.args.loss)
-        return total / sum(len(job.batch) for job in jobs)
+        return total / max(1, sum(int((job.batch.advantage != 0).sum()) for job in jobs))
 
     def _token_elbo(self, new_RL: Tensor, masks: Masks) -> float:
         """Return the mean estimate of a scored token, in nats."""
@@ -293,12 +303,11 @@ class PolicyUpdate:
     def _totals(self, buffer: TrajectoryBuffer) -> Totals:
         """Return the completions and scored tokens of the update that its mean is over."""
         rows = np.arange(len(buffer), dtype=np.int32)
-        unmask_step_RL = np.empty((len(buffer), buffer.completion_length), dtype=np.int32)
-        advantage_R = np.empty(len(buffer), dtype=np.float32)
-        buffer.minibatch(rows, unmask_step=unmask_step_RL, advantage=advantage_R)
-        tokens_R = (unmask_step_RL >= (-1 if self.score_prior else 0)).sum(1)
+        everything = gather(buffer, rows)
+        tokens_RL = (everything.unmask_step >= (-1 if self.score_prior else 0)) & ~filled_tokens(everything)
+        tokens_R = tokens_RL.sum(1)
         if self.args.advantage.stp_zero_std == "drop":
-            tokens_R = tokens_R[advantage_R != 0]
+            tokens_R = tokens_R[everything.advantage != 0]
         return Totals(max(1, len(tokens_R)), float(tokens_R.sum()))
 
     def _set_learning_rate(self, step: int, iteration: int) -> None:
@@ -322,35 +331,11 @@ class PolicyUpdate:
         return norm
 
 
-def make_design(args: STPConfig) -> _core.Design:
-    """Return the configured design.
-
-    Raises:
-        ConfigError: `stp_truncate` is no range.
-        DesignError: the options do not fit the design.
-    """
-    likelihood, rollout = args.likelihood, args.rollout
-    truncate = None
-    if likelihood.stp_truncate:
-        try:
-            low, high = (float(part) for part in likelihood.stp_truncate.split(":"))
-        except ValueError:
-            raise ConfigError(f"stp_truncate: got {likelihood.stp_truncate!r}, needs LOW:HIGH, as 0.2:0.8") from None
-        truncate = (low, high)
-    eighth = max(1, math.ceil(rollout.max_completion_length / 8))
-    return _core.Design(
-        likelihood.stp_design,
-        likelihood.num_mc,
-        num_iterations=args.optim.num_iterations,
-        block_length=likelihood.stp_mask_block or rollout.block_length or eighth,
-        truncate=truncate,
-    )
-
-
 def micro_batches(buffer: TrajectoryBuffer, args: STPConfig, pad_token_id: int) -> Iterator[Minibatch]:
     """Yield the rows that have a gradient, in the order of the buffer.
 
-    A row of advantage 0 (and, without a KL term, of weight 0) adds exactly nothing: it is not computed.
+    Without a KL term a row of advantage 0 or weight 0 adds nothing to the loss and is not computed. (The denominator of
+    loss_type bnpo is of the rows that are.)
     """
     advantage = np.empty(len(buffer), dtype=np.float32)
     rows = np.arange(len(buffer), dtype=np.int32)

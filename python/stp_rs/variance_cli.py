@@ -123,7 +123,7 @@ class Source:
             sampling=sampling_law(config),
             prior=compose_priors(fixed, prompts, length),
             seed=args.seed,
-            slots=config.rollout.generation_batch_size,
+            slots=config.rollout.stp_slots,
         )
         self.setting = Setting(
             model=loaded,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 
 from stp_rs import Template
 from stp_rs import update as module
+from stp_rs.buffer import filled_tokens
 from stp_rs.errors import ConfigError
+from stp_rs.likelihood import make_design
 from stp_rs.reference import WithoutAdapters, reference_policy
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_updates import close, gradients_of_step, ones, spied
@@ -217,7 +220,7 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str
 def test_every_design_option_reaches_the_design(tmp_path: Path):
     made = trainer(tmp_path, preset="coupled_grpo")
     assert made.update.design.name == "coupled"
-    assert module.make_design(made.args).num_mc == 3
+    assert make_design(made.args).num_mc == 3
     with spied("draw_masks") as draws:
         made.train_step()
     hidden = np.concatenate([m.mask_PL.reshape(-1, 3, LENGTH).sum(2) for _, _, m in draws])
@@ -225,19 +228,81 @@ def test_every_design_option_reaches_the_design(tmp_path: Path):
     assert (hidden.sum(1) == 2 * LENGTH).all(), "and the pair hides each token once"
 
 
-def test_prior_tokens_are_not_blamed(tmp_path: Path):
-    options = {"stp_score_prior": True, "num_iterations": 1, "max_grad_norm": 0.0}
+def test_prior_tokens_are_not_blamed_and_free_tokens_as_before(tmp_path: Path):
+    """One forward of all free tokens, and a model whose priors are shown in every mask: the designs' masks agree."""
     template = Template({0: "[", LENGTH - 1: "]"}, tokenizer())
-    made = trainer(tmp_path / "a", priors=[template], stp_blame_prior=False, **options)
-    blaming = trainer(tmp_path / "b", priors=[template], **options)
-    for one in (made, blaming):
-        with spied("policy_loss") as losses:
-            one.train_step()
-        (inputs,) = [args[0] for args, _, _ in losses]
-        bad = inputs.advantages_R < 0
-        assert 0 < int(bad.sum()) < len(bad)
-        scored = inputs.scored_RL[:, [0, LENGTH - 1]]
-        assert (scored[~bad] == 1).all(), "the policy practises what it is given"
-        assert (scored[bad] == (1 if one is blaming else 0)).all()
-        assert (inputs.scored_RL[:, 1 : LENGTH - 1] == 1).all()
-        assert (inputs.new_RL[bad][:, [0, LENGTH - 1]] == 0).all() == (one is made)
+    options = {"stp_score_prior": True, "num_iterations": 1, "stp_negative_advantage_weight": 1.0}
+    for preset in ("stp", "diffu_grpo", "unigrpo", "spg"):
+        seen = {}
+        for blame in (True, False):
+            folder = tmp_path / f"{preset}{blame}"
+            made = trainer(folder, preset=preset, priors=[template], stp_blame_prior=blame, beta=0.0, **options)
+            with spied("policy_loss") as losses:
+                made.train_step()
+            ((inputs, config), totals, (loss, _)) = losses[0]
+            bad = inputs.advantages_R < 0
+            assert 0 < int(bad.sum()) < len(bad)
+            new = inputs.new_RL.detach().requires_grad_()
+            again, _ = module.policy_loss(replace(inputs, new_RL=new), config, **totals)
+            (push,) = torch.autograd.grad(again, new)
+            seen[blame] = (bad, push, inputs.new_RL.detach())
+            assert float(again.detach()) == pytest.approx(float(loss.detach()), abs=1e-6)
+        bad, blamed, _ = seen[True]
+        _, spared, estimate = seen[False]
+        assert torch.allclose(blamed[~bad], spared[~bad])
+        assert torch.allclose(blamed[:, 1 : LENGTH - 1], spared[:, 1 : LENGTH - 1], atol=1e-6), preset
+        assert (estimate[bad][:, [0, LENGTH - 1]] == 0).all(), "constant: no gradient reaches the policy from here"
+
+
+@pytest.mark.parametrize("preset", ["grpo", "trace", "stp"])
+def test_tokens_that_truncation_filled_in_are_not_scored(preset: str, tmp_path: Path):
+    options = {"stp_eos": "truncate", "num_iterations": 3, "learning_rate": 0.0, "pruning": "none"}
+    made = trainer(tmp_path, preset=preset, **options)
+    with spied("policy_loss") as losses, spied("gather") as gathered:
+        rollout = made.train_step().rollout
+    filled = (rollout.stop_reason == 5)[:, None] & (rollout.logprob == 0)
+    assert filled.sum() > 0
+    batch = gathered[1][2]
+    rows = filled_tokens(batch)
+    assert rows.sum() > 0
+    for (inputs, *_), _, (_, metrics) in losses:
+        assert (inputs.scored_RL.numpy()[rows] == 0).all()
+        assert float((inputs.new_RL.detach() - inputs.old_RL).abs().max()) < 1e-5
+        assert abs(metrics["diffusion/ratio_max"] - 1) < 1e-5
+
+
+def test_masked_prompts_are_another_state_than_the_recorded_one(tmp_path: Path):
+    made = trainer(tmp_path, preset="grpo", stp_prompt_mask=0.5, num_iterations=2, learning_rate=0.0)
+    with spied("policy_loss") as losses:
+        made.train_step()
+    assert all(abs(metrics["diffusion/ratio_max"] - 1) < 1e-6 for _, _, (_, metrics) in losses)
+
+
+def test_bfloat16_sees_the_weights_of_every_update(tmp_path: Path):
+    """Autocast keeps casts of the weights for as long as its context lasts; an optimiser step must outdate them."""
+    model = tiny()
+    linear = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters()}
+    embedded = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    for parameter in model.module.parameters():
+        parameter.requires_grad_(id(parameter) in linear - embedded)
+    made = trainer(tmp_path, model, preset="grpo", num_iterations=2, learning_rate=5e-2, bf16=True)
+    with spied("policy_loss") as losses:
+        made.train_step()
+    first, second = (args[0].new_RL.detach() for args, _, _ in losses)
+    assert float((second - first).abs().max()) > 1e-2
+
+
+def test_constant_memory_bounds_passes_without_gradient_too(tmp_path: Path):
+    made = trainer(tmp_path, preset="bgpo", num_iterations=2, stp_constant_memory=True, beta=0.1)
+    sizes: list[int] = []
+    for model in (made.model, made.reference):
+        hidden = model.hidden
+
+        def counting(ids: torch.Tensor, lengths: Any, hidden: Any = hidden) -> torch.Tensor:
+            sizes.append(len(ids))
+            return hidden(ids, lengths)
+
+        model.hidden = counting
+    with spied("gather") as gathered:
+        made.train_step()
+    assert max(sizes) <= max(8, *(len(batch) for _, _, batch in gathered))

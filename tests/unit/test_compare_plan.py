@@ -75,7 +75,9 @@ def test_a_config_file_holds_for_all_variants_below_flags_and_presets(tmp_path: 
     jobs = make("stp,elbo", seeds=(0,), config=str(file), options={"max_steps": 7}).jobs()
     assert [job.config.optim.learning_rate for job in jobs] == [0.1, 0.1]
     assert [job.config.optim.max_steps for job in jobs] == [7, 7]
-    assert [job.config.likelihood.stp_design for job in jobs] == [PRESETS[name]["stp_design"] for name in ("stp", "elbo")]
+    assert [job.config.likelihood.stp_design for job in jobs] == [
+        PRESETS[name]["stp_design"] for name in ("stp", "elbo")
+    ]
 
 
 def test_an_impossible_run_is_refused_before_any_run():

@@ -181,7 +181,8 @@ def update_noise(
 
     `diffusion/logp_var` is the variance over masks of a completion's estimate, in nats squared, averaged over the rows;
     `diffusion/grad_snr` the signal-to-noise ratio of the gradient of sum_r advantage_r L_hat_r / n_r, left out where
-    masks add no noise. Four fresh draws of the masks; training's own are untouched.
+    masks add no noise. It is measured on the ELBO with the prompt shown and all scored tokens weighed: prompt masks,
+    upper bounds and `stp_blame_prior` are left out. Four fresh draws of the masks; training's own are untouched.
     """
     batch = next(iter(batches), None)
     if batch is None:

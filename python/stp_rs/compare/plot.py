@@ -61,6 +61,10 @@ def draw(records: Sequence[Record], path: Path, x: str = "") -> None:
     figure.savefig(path, dpi=150)
 
 
+BAND_VARIANTS = 8
+"""More bands, or single runs, than of this many variants hide each other; the table has the intervals."""
+
+
 def _panel(panel: Any, runs: Sequence[Record], axis: str, names: Sequence[str]) -> None:
     variants = by_variant(runs)
     for name, own in variants.items():
@@ -72,6 +76,8 @@ def _panel(panel: Any, runs: Sequence[Record], axis: str, names: Sequence[str]) 
         curve = band(own, axis, grid)
         panel.plot(grid, curve["mean"], color=colour, linestyle=style, linewidth=1.8, label=name)
         panel.plot(grid[-1:], curve["mean"][-1:], "o", color=colour, markersize=3.5)
+        if len(variants) > BAND_VARIANTS:
+            continue
         if len(own) >= BAND_SEEDS:
             panel.fill_between(
                 grid, curve["low"], curve["high"], color=colour, alpha=_alpha(len(variants)), linewidth=0
