@@ -118,6 +118,11 @@ def run_comparison(comparison: Comparison, at_once: int) -> dict[str, Any]:
 def show(report: dict[str, Any], outputs: Mapping[str, str], x: str = "") -> None:
     """Print the tables of a report's runs and write its files: json, markdown, plot."""
     runs, baseline, reference = report["runs"], report["baseline"], report["reference"]
+    if "json" in outputs:  # first: what follows only draws it
+        tasks = dict.fromkeys(record["task"] for record in runs)
+        sums = {task: aggregate([r for r in runs if r["task"] == task], baseline, reference) for task in tasks}
+        rows = {task: make_rows([r for r in runs if r["task"] == task], sums[task]) for task in tasks}
+        write_json(Path(outputs["json"]), {**report, "aggregates": sums, "table": rows})
     if runs:
         text = markdown(runs, baseline, reference)
         print(text)
@@ -126,11 +131,6 @@ def show(report: dict[str, Any], outputs: Mapping[str, str], x: str = "") -> Non
                 temporary.write_text(text + "\n", encoding="utf-8")
         if "plot" in outputs:
             draw(runs, Path(outputs["plot"]), x)
-    if "json" in outputs:
-        tasks = dict.fromkeys(record["task"] for record in runs)
-        sums = {task: aggregate([r for r in runs if r["task"] == task], baseline, reference) for task in tasks}
-        rows = {task: make_rows([r for r in runs if r["task"] == task], sums[task]) for task in tasks}
-        write_json(Path(outputs["json"]), {**report, "aggregates": sums, "table": rows})
     for failure in report["failures"]:
         print(f"FAILED: {failure['variant']} seed {failure['seed']}: {failure['error']}", file=sys.stderr)
 
@@ -147,9 +147,9 @@ def merge(paths: Sequence[str]) -> dict[str, Any]:
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
             found = [((run["task"], run["variant"], run["seed"]), run) for run in stored["runs"]]
+            merged = merged or {"baseline": stored["baseline"], "reference": stored["reference"], "failures": []}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--from {path}: needs the JSON of a comparison: {error!r}") from None
-        merged = merged or {"baseline": stored["baseline"], "reference": stored["reference"], "failures": []}
         for key, run in found:
             if key in runs and runs[key]["identity"] != run["identity"]:
                 raise ConfigError(f"--from {path}: {key[1]} seed {key[2]} is another run than in an earlier file")

@@ -47,7 +47,9 @@ def draw(records: Sequence[Record], path: Path, x: str = "") -> None:
         right.tick_params(labelleft=False)
     panels[0][0].set_title("Equal rollouts", loc="left", fontsize=11)
     panels[0][1].set_title("Equal compute", loc="left", fontsize=11)
-    handles, labels = panels[0][0].get_legend_handles_labels()
+    drawn = [panel.get_legend_handles_labels() for row in panels for panel in row[:1]]
+    unique = {label: handle for found, names in drawn for handle, label in zip(found, names, strict=True)}
+    labels, handles = list(unique), list(unique.values())
     order = np.argsort([-_final(records, label) for label in labels], kind="stable")
     figure.legend(
         [handles[i] for i in order],
