@@ -32,6 +32,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 LOOP = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test started in the background inherits that it is ignored
 buffer = TrajectoryBuffer(L, 50)
 try:
     print("ready", flush=True)
@@ -70,5 +72,8 @@ def test_ctrl_c_ends_a_loop_of_calls_and_leaves_a_whole_buffer() -> None:
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)  # well into the loop
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 5
