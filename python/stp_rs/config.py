@@ -156,7 +156,7 @@ class LossConfig:
     """KL against the policy before RL (adapters off, or a frozen copy), or against the one that made the rollouts."""
     stp_negative_advantage_weight: float = 0.2
     """Weight of completions with a negative advantage: an ELBO is a lower bound, pushing it down is unbounded."""
-    stp_blame_prior: bool = True
+    stp_blame_prior: bool = False
     """Whether a negative advantage pushes scored prior tokens down too, which the policy did not choose."""
 
 

@@ -24,7 +24,7 @@ _TOKEN = {"importance_sampling_level": "token", "stp_negative_advantage_weight":
 _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_weight": 1.0}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
+    "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2, "stp_blame_prior": True},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
     "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0},
     "diffu_grpo": {

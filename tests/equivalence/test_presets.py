@@ -29,6 +29,7 @@ OWN = {  # what these tests set for all: a step large enough for ratios to leave
     "per_device_train_batch_size": 8,
     "learning_rate": 6e-2,
     "max_grad_norm": 0.0,
+    "stp_blame_prior": True,
 }
 
 
