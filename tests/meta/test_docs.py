@@ -204,7 +204,6 @@ def rows_without_an_end(markdown: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.skipif(PAPER_MAP not in files(), reason="docs/paper_map.md is not written yet")
 def test_the_paper_map_leads_to_files_and_tests():
     assert rows_without_an_end(text(PAPER_MAP)) == []
 
