@@ -14,10 +14,10 @@ import torch
 
 from stp_rs.checkpoint import atomic_file
 
-PHASES = ("rollout", "likelihood", "backward")
-"""likelihood: every canvas of a likelihood pass; backward: those of them that have a gradient. Others, `eval` for one,
-come with their first entry."""
-TRAINING = ("rollout", "reward", "update")
+PHASES = ("prior", "rollout", "likelihood", "backward")
+"""prior: canvases of anchors that are made before training; likelihood: every canvas of a likelihood pass; backward:
+those of them that have a gradient. Others, `eval` for one, come with their first entry."""
+TRAINING = ("prior", "rollout", "reward", "update")
 """Timed blocks whose seconds are the training's; `scoring` (passes without gradient) is a part of `update`."""
 _CLOCKS = ("seconds", "cpu_seconds", "gpu_seconds")
 _MEASURED = tuple(f"diffusion/{name}" for name in (*_CLOCKS, "peak_bytes"))
@@ -78,10 +78,17 @@ class Ledger:
                 counts = getattr(self, name)
                 counts[phase] = counts.get(phase, 0) + getattr(cost, name)
 
+    def include(self, other: "Ledger") -> None:
+        """Add the seconds of another ledger."""
+        for clock in _CLOCKS:
+            for phase, seconds in other.to_dict()[clock].items():
+                getattr(self, clock)[phase] += seconds
+
     @property
     def forward_equivalents(self) -> int:
         """Training's canvases, one with a gradient counted as three forwards; evaluation is left out."""
-        return self.forwards["rollout"] + self.forwards["likelihood"] + 2 * self.forwards["backward"]
+        counted = self.forwards
+        return counted["prior"] + counted["rollout"] + counted["likelihood"] + 2 * counted["backward"]
 
     def counts(self) -> dict[str, float]:
         """Return what was computed so far, as metrics; the same for every run of a seed."""

@@ -113,6 +113,13 @@ def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[
     return picked
 
 
+def rows_of_batches(batches: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
+    """Return the dataset rows that steps 0 to `batches` - 1 read, each once, in the dataset's order."""
+    if batches * batch_size >= num_rows:
+        return list(range(num_rows))
+    return sorted(i for step in range(batches) for i in batch_indices(step, batch_size, num_rows, seed))
+
+
 _CACHE: dict[tuple[int, int, int], list[int]] = {}
 
 

@@ -13,8 +13,8 @@ from stp_rs.config import STPConfig
 from stp_rs.errors import CheckpointError
 from stp_rs.evaluation import evaluate
 from stp_rs.likelihood import make_design
-from stp_rs.metrics import PHASES, Cost, read_metrics
-from stp_rs.model import DiffusionModel, as_diffusion_model
+from stp_rs.metrics import PHASES, Cost, Ledger, read_metrics
+from stp_rs.model import DiffusionModel, as_diffusion_model, device_of
 from stp_rs.models import character_tokenizer, load_policy, load_tokenizer, tiny_policy
 from stp_rs.priors import Copy, Prior, Template
 from stp_rs.report import write_report
@@ -22,7 +22,7 @@ from stp_rs.sft import warm_up
 from stp_rs.spatial import check_spatial, static_priors, training_priors
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable
+from stp_rs.trainer import StepResult, STPTrainer, make_sampler, resumable, rows_read
 
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
@@ -91,15 +91,21 @@ def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer
     """Return the trainer of a task's policy, at the newest checkpoint of its run folder."""
     rows = task.rows("train", config.run.train_size, config.run.seed)
     static = static_priors(config, task, tokenizer, model)
-    return STPTrainer(
+    read = [rows[i] for i in rows_read(config, len(rows))]
+    before = Ledger(device_of(model))
+    with before.time("prior"):
+        priors = training_priors(config, task, model, tokenizer, rows=read, static=static)
+    trainer = STPTrainer(
         model,
         list(task.reward_funcs),
         config,
         rows,
         tokenizer,
-        priors=training_priors(config, task, model, tokenizer, rows=rows, static=static),
+        priors=priors,
         evaluate=lambda trainer: logged_validation(trainer, task, tokenizer),
     )
+    trainer.ledger.include(before)
+    return trainer
 
 
 def summarise(
@@ -122,7 +128,7 @@ def summarise(
         "head_rows": dict(ledger.head_rows),
         "peak_bytes": int(ledger.measured()["diffusion/peak_bytes"]),
         "seconds": {
-            "rl": seconds["rollout"] + seconds["reward"] + seconds["update"],
+            "rl": seconds["prior"] + seconds["rollout"] + seconds["reward"] + seconds["update"],
             "rollout": seconds["rollout"],
             "update": seconds["update"],
             "eval": seconds["eval"],

@@ -90,7 +90,7 @@ def training_priors(
 ) -> list[Prior]:
     """Return all configured priors of training: `static` and those that read answers or earlier rollouts.
 
-    OfflineGeneration is made once per run from the training rows and stored in the run folder.
+    OfflineGeneration is made once per run from `rows`, the training rows that the run reads, and stored in its folder.
     """
     names, pruning, seed = spatial_names(config), config.pruning, config.run.seed
     shared: dict[str, Any] = {

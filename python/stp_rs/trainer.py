@@ -26,7 +26,7 @@ from stp_rs.metrics import Cost, Ledger, MetricsFile
 from stp_rs.model import DiffusionModel, as_diffusion_model, device_of, passes_without_dropout
 from stp_rs.played import Played, informative_groups
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors, hooks
-from stp_rs.prompts import PromptBatch, batch_indices, encode_prompts
+from stp_rs.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
 from stp_rs.reference import reference_policy
 from stp_rs.rescue import rescue_groups
 from stp_rs.rewards import RewardFunc, decode_completions, score_rewards
@@ -111,8 +111,8 @@ class STPTrainer:
             raise ConfigError(
                 'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
             )
-        hooks.take_forwards(self.priors)  # what was computed before training is not training's (docs/compare.md)
         self._resume()
+        self.ledger.add(Cost(hooks.take_forwards(self.priors)), "prior")
         self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> None:
@@ -163,20 +163,13 @@ class STPTrainer:
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
         metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
         self.step += 1
-        metrics["epoch"] = self.step * self._groups / len(self.train_dataset)
+        metrics["epoch"] = self.step * groups_of(self.args) / len(self.train_dataset)
         metrics.update(self.ledger.counts())
         return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
 
-    @property
-    def _groups(self) -> int:
-        """Prompts of a rollout batch."""
-        optim = self.args.optim
-        completions = optim.per_device_train_batch_size * optim.gradient_accumulation_steps
-        return completions // self.args.rollout.num_generations
-
     def _prompts(self, number: int) -> PromptBatch:
         """Return the prompts of a rollout batch, each once per completion; numbers from `max_steps` on are extra."""
-        picked = batch_indices(number, self._groups, len(self.train_dataset), self.args.run.seed)
+        picked = batch_indices(number, groups_of(self.args), len(self.train_dataset), self.args.run.seed)
         prompts = encode_prompts([self.train_dataset[i] for i in picked], self.tokenizer, uids=picked)
         return prompts.repeat(self.args.rollout.num_generations, step=number)
 
@@ -239,6 +232,18 @@ class STPTrainer:
         self.ledger.restore(checkpoint.state["ledger"])
         hooks.load_states(self.priors, checkpoint.prior_states())
         self.step = checkpoint.step
+
+
+def groups_of(config: STPConfig) -> int:
+    """Return the prompts of a rollout batch."""
+    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
+    return completions // config.rollout.num_generations
+
+
+def rows_read(config: STPConfig, num_rows: int) -> list[int]:
+    """Return the rows of a dataset that a run's rollouts can read, extra batches of dynamic sampling included."""
+    batches = config.optim.max_steps * (1 + config.advantage.stp_dynamic_sampling)
+    return rows_of_batches(batches, groups_of(config), num_rows, config.run.seed)
 
 
 def resumable(config: STPConfig) -> Checkpoint | None:

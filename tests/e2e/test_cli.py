@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from stp_rs.checkpoint import read_stored
 from stp_rs.cli import main
 from stp_rs.metrics import read_metrics
 from stp_rs.models import load_policy
@@ -64,7 +65,7 @@ def test_a_run_folder_holds_everything_of_the_run(run: Path):
     summary = summary_of(run)
     required = "task preset seed solved_before solved_after solved_after_prior nfe_per_completion forwards seconds"
     assert summary.keys() >= set(required.split())
-    assert summary["forwards"].keys() == {"rollout", "likelihood", "backward"}
+    assert summary["forwards"].keys() == {"prior", "rollout", "likelihood", "backward"}
     assert summary["seconds"].keys() >= {"sft", "rl", "eval", "total", "cpu_rollout", "cpu_update", "cpu_eval"}
     assert summary["peak_bytes"] > 1 << 20
     assert summary["nfe_per_completion"]["free"] == 20
@@ -103,8 +104,15 @@ def test_anchors_of_the_initial_policy_are_made_once_and_stored(tmp_path: Path):
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     # 4 of 20 tokens are the template's; the anchors are a fifth of what lies outside the answer
     assert all(0.2 <= line["diffusion/anchor_share"] < 0.5 for line in lines)
+    # two steps of two groups read four prompts: a greedy completion of 16 free tokens each, and one forward to keep by
+    assert len(read_stored(stored)["offline_generation"].arrays["keys"]) == 4
+    spent = summary_of(tmp_path / "run")
+    assert spent["forwards"]["prior"] == 4 * (16 + 1)
+    assert spent["forward_equivalents"] == sum(spent["forwards"].values()) + spent["forwards"]["backward"]
+    assert spent["seconds"]["cpu_prior"] > 0
     assert main(flags(tmp_path / "run", **options)) == 0
     assert stored.read_bytes() == made
+    assert summary_of(tmp_path / "run")["forwards"] == spent["forwards"], "a resume has made nothing"
     stored.write_bytes(b"cut short")
     assert main(flags(tmp_path / "run", **options)) == 2, "a resume reads them"
 

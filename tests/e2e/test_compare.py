@@ -248,6 +248,16 @@ def test_the_test_split_is_read_once_and_the_picked_checkpoint_is_tested(
     assert reads["test"] == 1
 
 
+def test_a_curve_begins_at_what_its_priors_cost(tmp_path: Path):
+    job = one_job(tmp_path, stp_spatial="offline_generation+template", stp_keep=0.5)
+    first, second, _ = worker.train_and_test(job.folder)["curve"]
+    assert first["forwards"] == {"prior": 4 * (16 + 1), "rollout": 0, "likelihood": 0, "backward": 0}
+    assert first["forward_equivalents"] == 4 * 17
+    assert 0 < first["cpu_seconds"] < second["cpu_seconds"]
+    assert second["forwards"]["prior"] == 4 * 17
+    assert second["forward_equivalents"] == sum(second["forwards"].values()) + second["forwards"]["backward"]
+
+
 def test_validation_picks_the_best_and_of_equals_the_latest():
     def pick(*scores: float) -> int:
         return worker.pick([{"update": 10 * i, "solved_free": score} for i, score in enumerate(scores)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stp_rs.errors import InvalidValueError
-from stp_rs.prompts import batch_indices, encode_prompts
+from stp_rs.prompts import batch_indices, encode_prompts, rows_of_batches
 from stp_rs.rewards import decode_completions, score_rewards
 from tests.fixtures import tokenizer
 
@@ -64,6 +64,12 @@ def test_every_row_comes_once_per_epoch_in_an_order_of_its_own():
     assert len({tuple(epoch) for epoch in epochs}) > 3
     assert picked[6:9] == batch_indices(2, size, count, seed=2), "any step can be asked for on its own"
     assert picked[:7] != [i for step in range(3) for i in batch_indices(step, size, count, seed=3)][:7]
+
+
+@pytest.mark.parametrize(("batches", "size", "count"), [(3, 2, 7), (2, 3, 7), (0, 3, 7), (4, 2, 8), (9, 4, 5)])
+def test_the_rows_of_a_run_are_those_of_its_batches(batches: int, size: int, count: int):
+    read = {i for step in range(batches) for i in batch_indices(step, size, count, seed=2)}
+    assert rows_of_batches(batches, size, count, seed=2) == sorted(read)
 
 
 def test_texts_end_at_the_first_end_of_text():

@@ -23,7 +23,7 @@ from stp_rs.checkpoint import policy_folder, write_json
 from stp_rs.compare.plan import run_identity
 from stp_rs.config import STPConfig
 from stp_rs.errors import StpError
-from stp_rs.metrics import read_metrics
+from stp_rs.metrics import PHASES, Ledger, read_metrics
 from stp_rs.model import DiffusionModel, as_diffusion_model
 from stp_rs.models import load_policy
 from stp_rs.run import (
@@ -44,7 +44,6 @@ from stp_rs.tasks.base import Task
 from stp_rs.trainer import STPTrainer
 
 RESULT = "result.json"
-_COUNTED = ("rollout", "likelihood", "backward")
 _AVERAGED = {
     "distinct": "diffusion/distinct",
     "zero_std_share": "frac_reward_zero_std",
@@ -76,14 +75,14 @@ def train_and_test(folder: Path, events: Events | None = None) -> dict[str, Any]
         config = complete(config, task)
         share_warm_up(config, task, folder, events)
         model, tokenizer = prepare_policy(config, task, folder, events)
-        start = validation(model, tokenizer, task, config)
+        scores = validation(model, tokenizer, task, config)
         trainer = make_trainer(config, task, model, tokenizer)
         trainer.train(events.on_step)
         lines = read_metrics(folder / "metrics.jsonl", measured=True)
         if lines and "eval/solved" not in lines[-1]:
             lines[-1].update(logged_validation(trainer, task, tokenizer))
         batch = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
-        curve = make_curve(start, lines, batch)
+        curve = make_curve(before_training(scores, trainer.ledger), lines, batch)
         picked = pick(curve)
         result = {
             "identity": identity,
@@ -126,16 +125,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_curve(start: Mapping[str, Any], lines: Sequence[Mapping[str, float]], batch: int) -> list[dict[str, Any]]:
+def before_training(scores: Mapping[str, Any], ledger: Ledger) -> dict[str, float]:
+    """Return the metrics line of update 0: validation scores, and what the making of priors cost."""
+    made = ledger.forwards["prior"]
+    return {
+        **{f"eval/{name}": scores[name] for name in ("solved", "solved_prior", "nfe", "nfe_prior")},
+        **{"step": 0, "diffusion/forwards_prior": made, "diffusion/forward_equivalents": made},
+        "diffusion/cpu_seconds": ledger.cpu_seconds["prior"],
+        "diffusion/gpu_seconds": ledger.gpu_seconds["prior"],
+    }
+
+
+def make_curve(start: Mapping[str, float], lines: Sequence[Mapping[str, float]], batch: int) -> list[dict[str, Any]]:
     """Return a point for update 0 and for each metrics line with validation scores.
 
     Args:
-        start: validation scores before the first update.
+        start: the line of update 0.
         lines: every metrics line of the run, in order; counters are cumulative.
         batch: completions of an update.
     """
-    first = {f"eval/{name}": start[name] for name in ("solved", "solved_prior", "nfe", "nfe_prior")}
-    points = [_point({"step": 0, **first}, [], batch)]
+    points = [_point(start, [], batch)]
     window: list[Mapping[str, float]] = []
     for line in lines:
         window.append(line)
@@ -153,8 +162,8 @@ def _point(line: Mapping[str, float], window: Sequence[Mapping[str, float]], bat
     return {
         "update": int(line["step"]),
         "rollouts": int(line["step"]) * batch,
-        "forwards": {phase: int(line.get(f"diffusion/forwards_{phase}", 0)) for phase in _COUNTED},
-        "tokens": {phase: int(line.get(f"diffusion/tokens_{phase}", 0)) for phase in _COUNTED},
+        "forwards": {phase: int(line.get(f"diffusion/forwards_{phase}", 0)) for phase in PHASES},
+        "tokens": {phase: int(line.get(f"diffusion/tokens_{phase}", 0)) for phase in PHASES},
         "forward_equivalents": int(line.get("diffusion/forward_equivalents", 0)),
         "cpu_seconds": line.get("diffusion/cpu_seconds", 0.0),
         "cpu_seconds_rollout": line.get("diffusion/cpu_seconds_rollout", 0.0),
