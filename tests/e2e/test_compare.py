@@ -148,6 +148,10 @@ def test_stored_comparisons_are_merged_and_shown(compared: Path, tmp_path: Path,
     assert merged["aggregates"] == whole["aggregates"]
     assert main(["compare", *both, "--baseline=k4"]) == 0
     assert "| minus k4 " in capsys.readouterr().out
+    assert main(["compare", *both, "--presets=k4"]) == 0
+    assert "| stp " not in capsys.readouterr().out
+    assert main(["compare", *both, "--presets=k4,k6"]) == 2
+    assert "--presets: got k6, needs some of stp, k4" in capsys.readouterr().err
     assert main(["compare", *both, "--baseline=k5"]) == 2
     assert "--baseline: got 'k5', needs one of k4, stp" in capsys.readouterr().err
     whole["runs"][0]["identity"]["num_mc"] = 9
@@ -283,7 +287,7 @@ def test_a_worker_stops_when_the_comparison_is_gone(tmp_path: Path, monkeypatch:
         ([], "variants: got none, needs at least one preset"),
         (["--presets=stp", "--jobs=0"], "--jobs: got 0, needs at least 1"),
         (["--presets=stp", "--plot=out.gif"], "--plot: got 'out.gif', needs a file named .svg, .png or .pdf"),
-        (["--presets=stp", "--from=a.json"], "--from: shows stored results; leave out --presets and --plan"),
+        (["--plan=a.yaml", "--from=a.json"], "--from: shows stored results; leave out --plan"),
         (["--from=nowhere.json"], "--from nowhere.json: needs the JSON of a comparison"),
         (["--plan=nowhere.yaml"], "plan nowhere.yaml: cannot be read"),
         (["--presets=stp", "--baseline=elbo"], "baseline: got 'elbo', needs one of the variants: stp"),

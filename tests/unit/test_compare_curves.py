@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stp_rs.compare import curves
-from stp_rs.compare.table import difference, make_rows, markdown, task_tables
+from stp_rs.compare.table import crossed, difference, make_rows, markdown, task_tables
 
 
 def record(
@@ -143,6 +143,19 @@ def test_the_table_has_a_row_per_variant():
     assert "likelihood variance" not in text
     measured = [record("noisy", seed, [0.1, 0.2], [0, 1], logp_var=4.0, grad_snr=1.5) for seed in (0, 1)]
     assert "| 4.00 " in task_tables("sudoku", measured)
+
+
+def test_algorithms_and_prunings_make_a_table_of_their_own():
+    names = ("elbo", "elbo/stp", "grpo", "stp/none")
+    runs = [record(name, 0, [0, 0], [0, 1], test=0.2 + i / 10, grad_snr=1.5) for i, name in enumerate(names)]
+    lines = crossed(make_rows(runs, curves.aggregate(runs)))
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]] == [
+        ["algorithm", "as preset", "none", "stp"],
+        ["elbo", "0.200; 1.0 s; SNR 1.50", "-", "0.300; 1.0 s; SNR 1.50"],
+        ["grpo", "0.400; 1.0 s; SNR 1.50", "-", "-"],
+        ["stp", "-", "0.500; 1.0 s; SNR 1.50", "-"],
+    ]
+    assert crossed(make_rows(runs[:1], curves.aggregate(runs[:1]))) == []
 
 
 def test_a_difference_is_bold_where_both_intervals_leave_out_zero():

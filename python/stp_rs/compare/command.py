@@ -11,7 +11,7 @@ from typing import Any
 from stp_rs import _core
 from stp_rs.analysis.plot import require_matplotlib
 from stp_rs.checkpoint import atomic_file, write_json
-from stp_rs.compare.curves import AXES, aggregate
+from stp_rs.compare.curves import AXES, Record, aggregate, by_variant
 from stp_rs.compare.plan import Comparison, read_plan
 from stp_rs.compare.plot import draw
 from stp_rs.compare.table import make_rows, markdown
@@ -40,7 +40,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seeds", type=_seeds, default=None, help="e.g. 0,1,2 (the default)")
     parser.add_argument("--plan", default="", help="YAML file that says all of this; flags win (examples/compare/)")
-    parser.add_argument("--from", dest="stored", action="append", default=[], help="show stored JSON; may be repeated")
+    parser.add_argument(
+        "--from",
+        dest="stored",
+        action="append",
+        default=[],
+        help="show stored JSON, of the variants named by --presets; may be repeated",
+    )
     parser.add_argument("--config", default="", help="YAML file of options of all variants")
     parser.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="of variants that name none")
     parser.add_argument("--output_dir", default="", help="runs and warm-ups; default runs/compare-TASK")
@@ -59,10 +65,12 @@ def run(args: argparse.Namespace) -> int:
     """Run or read, print the tables, write what was asked for; return the exit code (1 where a run failed)."""
     if args.jobs < 1:
         raise ConfigError(f"--jobs: got {args.jobs}, needs at least 1")
-    if args.stored and (args.presets or args.plan):
-        raise ConfigError("--from: shows stored results; leave out --presets and --plan")
+    if args.stored and args.plan:
+        raise ConfigError("--from: shows stored results; leave out --plan")
     if args.stored:
         report = merge(args.stored)
+        if args.presets:
+            report["runs"] = select(report["runs"], args.presets.split(","))
         outputs: Mapping[str, str] = _outputs(args)
         _check_outputs(outputs)
     else:
@@ -157,6 +165,18 @@ def merge(paths: Sequence[str]) -> dict[str, Any]:
     if not runs:
         raise ConfigError(f"--from {', '.join(paths)}: no run in it")
     return {**merged, "runs": list(runs.values())}
+
+
+def select(runs: Sequence[Record], names: Sequence[str]) -> list[Record]:
+    """Return the runs of the named variants, in the order of the names.
+
+    Raises:
+        ConfigError: a variant that has no run.
+    """
+    variants = by_variant(runs)
+    if unknown := [name for name in names if name not in variants]:
+        raise ConfigError(f"--presets: got {', '.join(unknown)}, needs some of {', '.join(variants)}")
+    return [run for name in names for run in variants[name]]
 
 
 def _outputs(args: argparse.Namespace) -> dict[str, str]:

@@ -105,7 +105,37 @@ def task_tables(task: str, records: Sequence[Record], baseline: str = "", refere
             if any(row[key] is not None for row in rows)
         ),
     ]
-    return "\n".join([f"### {task}", "", *grid(scores, rows), "", *grid(costs, rows), "", notes(sums)])
+    tables = [grid(scores, rows), grid(costs, rows), crossed(rows)]
+    return "\n".join([f"### {task}", *(line for table in tables if table for line in ("", *table)), "", notes(sums)])
+
+
+def crossed(rows: Sequence[Row]) -> list[str]:
+    """Return a table of algorithms by prunings: the score, CPU seconds, and gradient SNR where it was measured.
+
+    A variant that is named ALGORITHM/PRUNING stands in the row of its algorithm; one without a slash stands under
+    "as preset". No such variant, no table.
+    """
+    cells: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        algorithm, _, pruning = row["variant"].partition("/")
+        cells[algorithm, pruning] = row
+    prunings = sorted({pruning for _, pruning in cells})
+    if prunings == [""]:
+        return []
+
+    def column(pruning: str) -> Callable[[Row], str]:
+        return lambda line: _cell(cells.get((line["algorithm"], pruning)))
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [("algorithm", lambda line: line["algorithm"])]
+    columns += [(pruning or "as preset", column(pruning)) for pruning in prunings]
+    return grid(columns, [{"algorithm": name} for name in dict.fromkeys(algorithm for algorithm, _ in cells)])
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    noise = "" if row["grad_snr"] is None else f"; SNR {row['grad_snr']:.2f}"
+    return f"{interval(row['selected_free'])}; {number(row['cpu_seconds'], 1)} s{noise}"
 
 
 def notes(sums: dict[str, Any]) -> str:
