@@ -46,6 +46,8 @@ class Ledger:
         self.forwards: dict[str, int] = dict.fromkeys(PHASES, 0)
         self.tokens: dict[str, int] = dict.fromkeys(PHASES, 0)
         self.head_rows: dict[str, int] = dict.fromkeys(PHASES, 0)
+        self.completions = 0
+        """Sampled for training, those of dynamic sampling and of rescues included."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.cpu_seconds: dict[str, float] = defaultdict(float)
         """Of all threads of this process."""
@@ -96,6 +98,7 @@ class Ledger:
         return {
             **{f"diffusion/{name}_{phase}": float(n) for name, by in named.items() for phase, n in by.items()},
             "diffusion/forward_equivalents": float(self.forward_equivalents),
+            "diffusion/completions": float(self.completions),
         }
 
     def measured(self) -> dict[str, float]:
@@ -110,12 +113,14 @@ class Ledger:
         """Return plain numbers for a checkpoint and for summary.json."""
         self._read_clocks()
         names = ("forwards", "tokens", "head_rows", *_CLOCKS)
-        return {**{name: dict(getattr(self, name)) for name in names}, "peak_bytes": self.peak_bytes}
+        numbers = {"completions": self.completions, "peak_bytes": self.peak_bytes}
+        return {**{name: dict(getattr(self, name)) for name in names}, **numbers}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Continue from the numbers of a checkpoint."""
         for name in ("forwards", "tokens", "head_rows", *_CLOCKS):
             getattr(self, name).update(saved.get(name, {}))
+        self.completions = saved.get("completions", 0)
         self.peak_bytes = saved.get("peak_bytes", 0)
 
     def _read_clocks(self) -> None:

@@ -197,6 +197,7 @@ class STPTrainer:
             stats = rollout.stats
             forwards = stats["forwards"] + hooks.take_forwards(priors)
             self.ledger.add(Cost(forwards, stats["tokens"], stats["head_rows"]), "rollout")
+            self.ledger.completions += len(rollout)
         with self.ledger.time("reward"):
             lengths = (rollout.unmask_step >= -1).sum(1)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)

@@ -119,6 +119,10 @@ def test_groups_of_equal_rewards_are_replaced_by_groups_that_teach(tmp_path: Pat
         assert (groups == groups[:, :1]).all()
         assert groups[0, 0] != groups[1, 0]
     assert sampled.ledger.forwards["rollout"] > plain.ledger.forwards["rollout"], "extra batches are on the ledger"
+    assert plain.ledger.completions == 24
+    batches, rest = divmod(sampled.ledger.completions, 8)
+    assert rest == 0
+    assert 3 < batches <= 3 * 7, "all that were sampled, whether they were kept or not"
 
 
 def test_a_batch_that_needs_no_replacement_is_left_alone(tmp_path: Path):

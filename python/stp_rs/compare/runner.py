@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,6 +26,8 @@ class Processes:
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()  # between a decision to start a process and its being listed
 
     def run(self, job: Job) -> Record:
         """Return the record of a job, from its folder or by doing it.
@@ -38,7 +41,9 @@ class Processes:
             threads = job.config.run.num_threads
             environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
             log = job.folder / "log.txt"
-            with log.open("wb") as file:
+            with log.open("wb") as file, self._lock:
+                if self._stopped:
+                    raise StpError("not started: the comparison was stopped")
                 process = subprocess.Popen(
                     [sys.executable, "-m", "stp_rs.compare.worker", str(job.folder)],
                     stdout=file,
@@ -46,16 +51,18 @@ class Processes:
                     env=environment,
                 )
                 self._running.add(process)
-                code = process.wait()
-                self._running.discard(process)
+            code = process.wait()
+            self._running.discard(process)
             if code != 0:
                 raise StpError(last_line(log) or f"the process ended with code {code}")
         return read_record(job)
 
     def stop(self) -> None:
-        """End the workers; their checkpoints stay."""
-        for process in list(self._running):
-            process.terminate()
+        """End the workers and start no other; their checkpoints stay."""
+        with self._lock:
+            self._stopped = True
+            for process in list(self._running):
+                process.terminate()
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, tell: Callable[[str], None]) -> tuple[list[Record], list[Record]]:

@@ -81,8 +81,7 @@ def train_and_test(folder: Path, events: Events | None = None) -> dict[str, Any]
         lines = read_metrics(folder / "metrics.jsonl", measured=True)
         if lines and "eval/solved" not in lines[-1]:
             lines[-1].update(logged_validation(trainer, task, tokenizer))
-        batch = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
-        curve = make_curve(before_training(scores, trainer.ledger), lines, batch)
+        curve = make_curve(before_training(scores, trainer.ledger), lines)
         picked = pick(curve)
         result = {
             "identity": identity,
@@ -136,32 +135,31 @@ def before_training(scores: Mapping[str, Any], ledger: Ledger) -> dict[str, floa
     }
 
 
-def make_curve(start: Mapping[str, float], lines: Sequence[Mapping[str, float]], batch: int) -> list[dict[str, Any]]:
+def make_curve(start: Mapping[str, float], lines: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """Return a point for update 0 and for each metrics line with validation scores.
 
     Args:
         start: the line of update 0.
         lines: every metrics line of the run, in order; counters are cumulative.
-        batch: completions of an update.
     """
-    points = [_point(start, [], batch)]
+    points = [_point(start, [])]
     window: list[Mapping[str, float]] = []
     for line in lines:
         window.append(line)
         if "eval/solved" in line:
-            points.append(_point(line, window, batch))
+            points.append(_point(line, window))
             window = []
     return points
 
 
-def _point(line: Mapping[str, float], window: Sequence[Mapping[str, float]], batch: int) -> dict[str, Any]:
+def _point(line: Mapping[str, float], window: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     def mean(name: str) -> float | None:
         values = [entry[name] for entry in window if name in entry]
         return float(np.mean(values)) if values else None
 
     return {
         "update": int(line["step"]),
-        "rollouts": int(line["step"]) * batch,
+        "rollouts": int(line.get("diffusion/completions", 0)),
         "forwards": {phase: int(line.get(f"diffusion/forwards_{phase}", 0)) for phase in PHASES},
         "tokens": {phase: int(line.get(f"diffusion/tokens_{phase}", 0)) for phase in PHASES},
         "forward_equivalents": int(line.get("diffusion/forward_equivalents", 0)),
