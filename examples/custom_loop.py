@@ -64,7 +64,7 @@ def train(steps: int, sft_steps: int) -> list[float]:
         optimizer.zero_grad()
         with passes_without_dropout(model.module):
             for batch in stp_rs.minibatches(buffer, 40, seed=SEED, epoch=step, pad_token_id=model.pad_token_id):
-                masks = stp_rs.draw_masks(design, batch, seed=SEED, score_prior=True, diffusion_steps=LENGTH)
+                masks = stp_rs.draw_masks(design, batch, seed=SEED)
                 estimate = stp_rs.token_elbo(model, batch, masks)
                 inputs = stp_rs.LossInputs(
                     new_RL=estimate,

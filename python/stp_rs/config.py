@@ -65,8 +65,9 @@ class PruningConfig:
     margin:HIGH:LOW, entropy:N, stable:K."""
     stp_max_nfe: int = 0
     """Most forwards per row; 0 means the plan's."""
-    stp_score_prior: bool = True
-    """Whether the likelihood covers prior tokens too, so that the policy keeps practising them."""
+    stp_score_prior: bool = False
+    """Whether the likelihood covers prior tokens too, so that the policy practises them: for templates that it does not
+    know yet (docs/results.md)."""
     stp_keep: float = 0.05
     """offline_generation: share of the eligible tokens that is kept."""
     stp_selector: str = "top_confidence"

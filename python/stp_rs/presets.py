@@ -9,7 +9,7 @@ from typing import Any
 
 PRUNINGS: dict[str, dict[str, Any]] = {
     "none": {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": False},
-    "stp": {"stp_spatial": "template+copy", "stp_temporal": "steps:0.6", "stp_score_prior": True},
+    "stp": {"stp_spatial": "template+copy", "stp_temporal": "steps:0.6", "stp_score_prior": False},
     "stp_paper": {
         "stp_spatial": "offline_generation",
         "stp_temporal": "fill_ratio_batch:0.95",
@@ -24,7 +24,7 @@ _TOKEN = {"importance_sampling_level": "token", "stp_negative_advantage_weight":
 _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_weight": 1.0}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2, "stp_blame_prior": True},
+    "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
     "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0},
     "diffu_grpo": {

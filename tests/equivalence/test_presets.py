@@ -268,7 +268,7 @@ def graded(completions: list[str], **_: Any) -> list[float]:
 
 
 # Every pruning of every preset, and once the other way to the same gradient.
-CASES = [(preset, pruning, False) for preset in PRESETS for pruning in ("own", *PRUNINGS)]
+CASES = [(preset, pruning, False) for preset in PRESETS for pruning in ("own", *PRUNINGS, "scored")]
 CASES += [(preset, "own", True) for preset in PRESETS]
 
 
@@ -276,6 +276,8 @@ CASES += [(preset, "own", True) for preset in PRESETS]
 def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, constant: bool, tmp_path: Path):
     pruning = PRESETS[preset].get("pruning", "none") if pruning == "own" else pruning
     options = {"num_mc": min(4, PRESETS[preset]["num_mc"]), "stp_constant_memory": constant, **OWN}
+    if pruning == "scored":
+        pruning, options = "stp", {**options, "stp_score_prior": True}
     hints = [Reference(lambda _row: "1" * LENGTH, tokenizer(), when="all_wrong")] if preset == "igpo" else []
     made = trainer(tmp_path, tiny(seed=3), graded, preset=preset, pruning=pruning, priors=hints, **options)
     model, start = made.model, copy.deepcopy(made.model.module.state_dict())

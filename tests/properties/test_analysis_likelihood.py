@@ -325,10 +325,10 @@ def test_the_trainer_without_pruning_is_the_baseline_trainer_bit_for_bit(tmp_pat
 
     states = []
     for preset in ("elbo", "stp"):
-        unpruned = {"stp_spatial": "none", "stp_temporal": "none"} if preset == "stp" else {}
+        scored = {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": True} if preset == "stp" else {}
         config = STPConfig.make(
             preset,
-            **unpruned,
+            **scored,
             stp_design="uniform_count",
             output_dir=str(tmp_path / preset),
             max_completion_length=6,

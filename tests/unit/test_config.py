@@ -25,7 +25,7 @@ CHANGES: dict[str, Any] = {
     "loss_type": "grpo",
     "importance_sampling_level": "sequence",
     "bf16": True,
-    "stp_score_prior": False,
+    "stp_score_prior": True,
     "seed": 2**64 - 1,
     "output_dir": 'runs/it\'s "quoted" \\ and: # spaced',
     "device": "cpu",
