@@ -30,12 +30,14 @@ def policy() -> MaskedLMAdapter:
 
 
 def losses(run: Path) -> list[float]:
-    """Return the loss of every step, with all that is on by default and a reference."""
+    """Return the loss of every step, with all that is on by default, prior tokens scored and blamed, and a reference."""
     made = trainer(
         run,
         policy(),
         priors=[Template({-1: ""}, tokenizer())],
         pruning="stp",
+        stp_score_prior=True,
+        stp_blame_prior=True,
         beta=0.1,
         max_steps=20,
         gradient_accumulation_steps=2,

@@ -229,7 +229,7 @@ def test_completions_without_free_tokens_can_be_trained_on(beta: float, tmp_path
     before = [p.clone() for p in made.model.module.parameters()]
     metrics = made.train_step().metrics
     assert metrics["loss"] == 0
-    assert made.ledger.forwards == {"rollout": 0, "likelihood": 0, "backward": 0}
+    assert made.ledger.forwards == {"prior": 0, "rollout": 0, "likelihood": 0, "backward": 0}
     assert all(torch.equal(a, b) for a, b in zip(before, made.model.module.parameters(), strict=True))
 
 

@@ -190,12 +190,14 @@ def test_a_resume_stopped_anywhere_keeps_the_lines_of_its_steps(tmp_path: Path):
 def test_the_ledger_goes_on_from_a_checkpoint():
     ledger = Ledger()
     ledger.add(Cost(5, 40, 10), "rollout")
+    ledger.completions = 8
     with ledger.time("update"):
         pass
     other = Ledger()
     other.restore(json.loads(json.dumps(ledger.to_dict())))
     with other.time("update"):
         pass
-    assert other.forwards == {"rollout": 5, "likelihood": 0, "backward": 0}
+    assert other.forwards == {"prior": 0, "rollout": 5, "likelihood": 0, "backward": 0}
+    assert other.completions == 8
     assert other.seconds["update"] > ledger.seconds["update"] > 0
     assert other.seconds["rollout"] == 0
