@@ -30,7 +30,7 @@ def policy() -> MaskedLMAdapter:
 
 
 def losses(run: Path) -> list[float]:
-    """Return the loss of every step, with all that is on by default, prior tokens scored and blamed, and a reference."""
+    """Return the loss of every step: all defaults, prior tokens scored and blamed, a reference."""
     made = trainer(
         run,
         policy(),
