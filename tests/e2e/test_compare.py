@@ -236,7 +236,7 @@ def test_the_test_split_is_read_once_and_the_picked_checkpoint_is_tested(
 
     monkeypatch.setattr(worker, "make_task", spied)
     monkeypatch.setattr(worker, "pick", lambda curve: 1)
-    job = one_job(tmp_path, max_steps=3, learning_rate=0.05)
+    job = one_job(tmp_path, max_steps=3, learning_rate=0.01)
     result = worker.train_and_test(job.folder)
     assert reads["test"] == 1
     assert reads["validation"] == 4, "before training and after each update"
