@@ -17,7 +17,9 @@ from stp_rs.checkpoint import newest_checkpoint
 from stp_rs.cli import main
 from stp_rs.compare import worker
 from stp_rs.compare.plan import Comparison, Job
+from stp_rs.compare.runner import Processes
 from stp_rs.compare.variants import parse_variants
+from stp_rs.errors import StpError
 from stp_rs.evaluation import evaluate
 from stp_rs.models import load_policy
 from stp_rs.run import TEST_SEED, Events, complete, make_task, prepare_policy, write_config
@@ -269,6 +271,14 @@ def test_validation_picks_the_best_and_of_equals_the_latest():
     assert pick(0.1, 0.9, 0.5) == 10
     assert pick(0.1, 0.9, 0.9, 0.2) == 20
     assert pick(0.9, 0.1) == 0
+
+
+def test_no_worker_starts_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    processes = Processes()
+    processes.stop()
+    with pytest.raises(StpError, match="not started: the comparison was stopped"):
+        processes.run(one_job(tmp_path))
 
 
 def test_a_worker_stops_when_the_comparison_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,9 @@ from stp_rs import update as module
 from stp_rs.buffer import filled_tokens
 from stp_rs.errors import ConfigError
 from stp_rs.likelihood import make_design
+from stp_rs.prompts import batch_indices
 from stp_rs.reference import WithoutAdapters, reference_policy
+from stp_rs.trainer import rows_read
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_updates import close, gradients_of_step, ones, spied
 
@@ -123,6 +125,26 @@ def test_groups_of_equal_rewards_are_replaced_by_groups_that_teach(tmp_path: Pat
     batches, rest = divmod(sampled.ledger.completions, 8)
     assert rest == 0
     assert 3 < batches <= 3 * 7, "all that were sampled, whether they were kept or not"
+
+
+def test_anchors_are_made_for_every_prompt_that_extra_batches_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [{"prompt": f"{i // 4}{i % 4}"} for i in range(16)]
+    made = trainer(
+        tmp_path, reward=lambda completions, **_: [0.0] * len(completions), stp_dynamic_sampling=2, max_steps=2
+    )
+    made.train_dataset = rows
+    seen: set[int] = set()
+
+    def spy(*arguments: Any) -> list[int]:
+        picked = batch_indices(*arguments)
+        seen.update(picked)
+        return picked
+
+    monkeypatch.setattr("stp_rs.trainer.batch_indices", spy)
+    for _ in range(2):
+        made.train_step()
+    assert len(seen) == 12, "two steps and two extra batches of each, two prompts in a batch"
+    assert rows_read(made.args, len(rows)) == sorted(seen)
 
 
 def test_a_batch_that_needs_no_replacement_is_left_alone(tmp_path: Path):
