@@ -38,16 +38,17 @@ bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the publish
 		OMP_NUM_THREADS=1 $(PY) -m benches.python.bench_sampler --large --policy-100m && $(PY) -m benches.python.plot)
 
 compare: $(INSTALLED) ## Run the comparisons of examples/compare (PLANS="a.yaml b.yaml": only these); what is done is not done again
-	@set -e; for plan in $(PLANS); do echo "== $$plan"; $(VENV)/bin/stp-rs compare --plan "$$plan" $(ARGS); done
+	@set -e; for plan in $(PLANS); do echo "== $$plan"; $(PY) -m studies.compare --plan "$$plan" $(ARGS); done
 
 compare-smoke: $(INSTALLED) ## Train every preset for 200 updates with two seeds on a tiny budget
 	rm -rf runs/compare-smoke
-	$(VENV)/bin/stp-rs compare --plan examples/compare/smoke.yaml --jobs 2 $(ARGS)
+	$(PY) -m studies.compare --plan examples/compare/smoke.yaml --jobs 2 $(ARGS)
 
 check: $(INSTALLED) ## Lint, format check, types, stubs, clippy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy python scripts $(wildcard examples/*.py) $(wildcard tests/boundary)
+	$(PY) -m mypy python studies scripts $(wildcard examples/*.py) $(wildcard tests/boundary)
+	$(VENV)/bin/lint-imports
 	$(PY) -m mypy.stubtest stp_rs._core --mypy-config-file pyproject.toml
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings

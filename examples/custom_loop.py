@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 import stp_rs
-from stp_rs.config import LossConfig, PolicyConfig
-from stp_rs.model import passes_without_dropout
+from stp_rs.config.sections import LossConfig, PolicyConfig
 from stp_rs.models import character_tokenizer, tiny_policy
-from stp_rs.sft import warm_up
+from stp_rs.models.base import passes_without_dropout
+from stp_rs.train.warmup import warm_up
 
 LENGTH, GROUP = 6, 8  # the canvas is "=81;" and two end-of-text tokens
 SEED = 0

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from stp_rs import STPConfig, STPTrainer
-from stp_rs.config import PolicyConfig
-from stp_rs.model import MaskedLMAdapter
+from stp_rs.config.sections import PolicyConfig
 from stp_rs.models import character_tokenizer, tiny_policy
+from stp_rs.models.masked_lm import MaskedLMAdapter
 
 ALPHABET = "0123[]"
 LENGTH = 6

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from benches.python.measure import MASK, Row, Timed, best, line
-from stp_rs.sampling import GREEDY, Reads, Reducer
+from stp_rs.rollout.logits import Reads, Reducer
+from stp_rs.rollout.params import GREEDY
 
 NOTHING = Reads(top2=False, entropy=False, argmax=False)
 

@@ -10,9 +10,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 import stp_rs
 from benches.python.measure import MASK, NearFree, Row, best, clock, line, prompts, submitted
-from stp_rs.config import PolicyConfig
-from stp_rs.engine import Cohort
+from stp_rs.config.sections import PolicyConfig
 from stp_rs.models import character_tokenizer, tiny_policy
+from stp_rs.rollout.loop import Cohort
 
 
 def record() -> Row:

@@ -21,7 +21,7 @@ import stp_rs
 from benches.python import bench_compile, bench_rollout, published
 from benches.python.measure import BLOCK, MASK, PER_STEP, NearFree, Row, Timed, best, line, submitted
 from stp_rs import _core
-from stp_rs.engine import Cohort
+from stp_rs.rollout.loop import Cohort
 
 GIB = 1 << 30
 

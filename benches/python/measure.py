@@ -10,7 +10,7 @@ import torch
 
 import stp_rs
 from stp_rs import _core
-from stp_rs.prompts import PromptBatch
+from stp_rs.data.prompts import PromptBatch
 
 MASK, PAD, BLOCK, PER_STEP = 1, 0, 32, 2
 Row = dict[str, Any]

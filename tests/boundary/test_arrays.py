@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs import errors
-from stp_rs.buffer import TrajectoryBuffer, minibatches
+from stp_rs.rollout.buffer import TrajectoryBuffer, minibatches
 from tests.oracles.buffer import columns, random_rows, same_arrays
 
 L = 6

@@ -11,7 +11,7 @@ import pytest
 PREAMBLE = """
 import os, sys
 import numpy as np
-from stp_rs.buffer import TrajectoryBuffer
+from stp_rs import TrajectoryBuffer
 from tests.oracles.buffer import columns, random_rows, same_arrays
 L = 8
 arrays = columns(random_rows(50, L, seed=0), L)

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from stp_rs.checkpoint import read_stored
-from stp_rs.cli import main
-from stp_rs.metrics import read_metrics
+from stp_rs.cli.main import main
 from stp_rs.models import load_policy
+from stp_rs.train.checkpoint import read_stored
+from stp_rs.train.metrics import read_metrics
 
 OPTIONS = {
     "hidden_size": 16,

@@ -1,4 +1,4 @@
-"""`stp-rs compare` from end to end: runs, resumes, shares warm-ups, reads the test split once, shows stored results."""
+"""`python -m studies.compare` from end to end: runs, resumes, warm-ups, the test split once, stored results."""
 
 import json
 import shutil
@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from stp_rs.checkpoint import newest_checkpoint
-from stp_rs.cli import main
-from stp_rs.compare import worker
-from stp_rs.compare.plan import Comparison, Job
-from stp_rs.compare.runner import Processes
-from stp_rs.compare.variants import parse_variants
+from stp_rs.cli.run import TEST_SEED, Events, complete, make_task, prepare_policy, write_config
 from stp_rs.errors import StpError
-from stp_rs.evaluation import evaluate
+from stp_rs.eval.evaluate import evaluate
 from stp_rs.models import load_policy
-from stp_rs.run import TEST_SEED, Events, complete, make_task, prepare_policy, write_config
+from stp_rs.train.checkpoint import newest_checkpoint
+from studies.compare import worker
+from studies.compare.__main__ import main
+from studies.compare.plan import Comparison, Job
+from studies.compare.runner import Processes
+from studies.compare.variants import parse_variants
 
 OPTIONS: dict[str, Any] = {
     **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "train_size": 32, "eval_size": 8},
@@ -35,7 +35,7 @@ MEASURED = ("cpu_seconds", "cpu_seconds_rollout", "gpu_seconds")
 def command(folder: Path, presets: str, *more: str, **options: Any) -> list[str]:
     flags = [f"--{name}={value}" for name, value in {**OPTIONS, **options}.items()]
     paths = [f"--output_dir={folder}", f"--json={folder / 'out.json'}"]
-    return ["compare", f"--presets={presets}", "--seeds=0,1", *flags, *paths, *more]
+    return [f"--presets={presets}", "--seeds=0,1", *flags, *paths, *more]
 
 
 def numbers(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_comparison_holds_curves_scores_and_what_made_them(compared: Path):
     report = json.loads((compared / "out.json").read_text())
-    assert report["command"].startswith("stp-rs compare '--presets=stp,k4=elbo/stp;num_mc=4' --seeds=0,1 ")
+    assert report["command"].startswith("python -m studies.compare '--presets=stp,k4=elbo/stp;num_mc=4' --seeds=0,1 ")
     assert [(run["variant"], run["preset"], run["seed"]) for run in report["runs"]] == [
         *(("stp", "stp", 0), ("k4", "elbo", 0)),
         *(("stp", "stp", 1), ("k4", "elbo", 1)),
@@ -144,24 +144,24 @@ def test_stored_comparisons_are_merged_and_shown(compared: Path, tmp_path: Path,
     for name, picked in (("a", whole["runs"][:2]), ("b", whole["runs"])):
         (tmp_path / f"{name}.json").write_text(json.dumps({**whole, "runs": picked}))
     both = [f"--from={tmp_path / 'a.json'}", f"--from={tmp_path / 'b.json'}"]
-    assert main(["compare", *both, f"--json={tmp_path / 'c.json'}"]) == 0
+    assert main([*both, f"--json={tmp_path / 'c.json'}"]) == 0
     assert capsys.readouterr().out == (compared / "out.md").read_text()
     merged = json.loads((tmp_path / "c.json").read_text())
     assert merged["aggregates"] == whole["aggregates"]
-    assert main(["compare", *both, "--baseline=k4"]) == 0
+    assert main([*both, "--baseline=k4"]) == 0
     assert "| minus k4 " in capsys.readouterr().out
-    assert main(["compare", *both, "--presets=k4"]) == 0
+    assert main([*both, "--presets=k4"]) == 0
     assert "| stp " not in capsys.readouterr().out
-    assert main(["compare", *both, "--presets=k4,k6"]) == 2
+    assert main([*both, "--presets=k4,k6"]) == 2
     assert "--presets: got k6, needs some of stp, k4" in capsys.readouterr().err
-    assert main(["compare", *both, "--baseline=k5"]) == 2
+    assert main([*both, "--baseline=k5"]) == 2
     assert "--baseline: got 'k5', needs one of k4, stp" in capsys.readouterr().err
     whole["runs"][0]["identity"]["num_mc"] = 9
     (tmp_path / "b.json").write_text(json.dumps(whole))
-    assert main(["compare", *both]) == 2
+    assert main([*both]) == 2
     assert "stp seed 0 is another run than in an earlier file" in capsys.readouterr().err
     (tmp_path / "a.json").write_text("[]")
-    assert main(["compare", *both]) == 2
+    assert main([*both]) == 2
     assert "needs the JSON of a comparison" in capsys.readouterr().err
 
 
@@ -190,7 +190,7 @@ def test_an_interrupted_run_gives_the_numbers_of_a_whole_one(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 import torch
-from stp_rs.compare import worker
+from studies.compare import worker
 original, saves = torch.save, 0
 def save(*args):
     global saves
@@ -308,7 +308,7 @@ def test_a_wrong_comparison_is_one_line_and_exit_code_2(
 ):
     if any("--plot" in argument for argument in arguments):
         pytest.importorskip("matplotlib")
-    assert main(["compare", *arguments]) == 2
+    assert main([*arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stp_rs import update as module
-from stp_rs.presets import PRESETS, PRUNINGS
+from stp_rs.config.presets import PRESETS, PRUNINGS
 from stp_rs.priors import Reference
+from stp_rs.train import update as module
 from tests.fixtures import LENGTH, tiny, tokenizer, trainer
 
 OWN = {  # what these tests set for all: a step large enough for ratios to leave their clip range, one micro-batch

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs import PriorSet, Sampler, Template, engine
-from stp_rs.likelihood import Masks, token_elbo
-from stp_rs.model import MaskedLMAdapter
-from stp_rs.prompts import PromptBatch, encode_prompts
-from stp_rs.rollout import Rollout, generate
-from stp_rs.sampling import GREEDY, Sampling
+from stp_rs import PriorSet, Sampler, Template
+from stp_rs.data.prompts import PromptBatch, encode_prompts
+from stp_rs.models import base as engine
+from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import Masks
+from stp_rs.rollout.generate import Rollout, generate
+from stp_rs.rollout.params import GREEDY, Sampling
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer
 
 SAMPLERS = {

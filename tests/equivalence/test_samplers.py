@@ -9,7 +9,7 @@ import torch
 
 import stp_rs
 from benches.python import published
-from stp_rs.prompts import PromptBatch
+from stp_rs.data.prompts import PromptBatch
 
 MASK, PAD, EOS, VOCAB, PROMPT, LENGTH, BLOCK, ROWS = 1, 0, 2, 23, 3, 24, 8, 6
 
@@ -230,7 +230,7 @@ def test_the_published_loops_draw_from_the_law_that_we_draw_from():
         gumbel = published.gumbel_argmax(logits.expand(count, 1, -1), 0.9, torch.float64).flatten()
     uniforms = (torch.randperm(count, generator=torch.Generator().manual_seed(1)) + 0.5) / count
     law = stp_rs.Sampling(temperature=0.9)
-    ours = stp_rs.sampling.reduce_logits(logits.expand(count, -1), uniforms, law)[:, 0].long()
+    ours = stp_rs.rollout.logits.reduce_logits(logits.expand(count, -1), uniforms, law)[:, 0].long()
     expected = torch.softmax(logits / 0.9, 0) * count
     assert torch.allclose(torch.bincount(ours, minlength=6).float(), expected, atol=1.5)
     theirs = torch.bincount(gumbel, minlength=6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stp_rs import Template
-from stp_rs.model import MaskedLMAdapter
+from stp_rs.models.masked_lm import MaskedLMAdapter
 from tests.fixtures import tiny, tokenizer, trainer
 
 GOLDEN = [

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from stp_rs import Template
-from stp_rs import update as module
-from stp_rs.buffer import filled_tokens
+from stp_rs.data.prompts import batch_indices
 from stp_rs.errors import ConfigError
-from stp_rs.likelihood import make_design
-from stp_rs.prompts import batch_indices
-from stp_rs.reference import WithoutAdapters, reference_policy
-from stp_rs.trainer import rows_read
+from stp_rs.models.reference import WithoutAdapters, reference_policy
+from stp_rs.objective.masks import make_design
+from stp_rs.rollout.buffer import filled_tokens
+from stp_rs.train import update as module
+from stp_rs.train.trainer import rows_read
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_updates import close, gradients_of_step, ones, spied
 
@@ -140,7 +140,7 @@ def test_anchors_are_made_for_every_prompt_that_extra_batches_can_read(tmp_path:
         seen.update(picked)
         return picked
 
-    monkeypatch.setattr("stp_rs.trainer.batch_indices", spy)
+    monkeypatch.setattr("stp_rs.train.trainer.batch_indices", spy)
     for _ in range(2):
         made.train_step()
     assert len(seen) == 12, "two steps and two extra batches of each, two prompts in a batch"

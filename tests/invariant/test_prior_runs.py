@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
-from stp_rs.checkpoint import PRIORS, newest_checkpoint
+from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import CheckpointError
-from stp_rs.metrics import read_metrics
-from stp_rs.priors import Anneal, Frequency, Length, OfflineGeneration, Prior, Reference, Template
-from stp_rs.prompts import encode_prompts
-from stp_rs.trainer import STPTrainer, make_sampler
+from stp_rs.priors import Anneal, Frequency, Length, Prior, Reference, Template
+from stp_rs.rollout.params import make_sampler
+from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.train.checkpoint import PRIORS, newest_checkpoint
+from stp_rs.train.metrics import read_metrics
+from stp_rs.train.trainer import STPTrainer
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_runs import equal
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from stp_rs import Template
-from stp_rs.checkpoint import newest_checkpoint
 from stp_rs.errors import CheckpointError, ConfigError
-from stp_rs.metrics import read_metrics
-from stp_rs.model import MaskedLMAdapter
-from stp_rs.reference import reference_policy
-from stp_rs.trainer import STPTrainer
-from stp_rs.update import learning_rate_factor
+from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.models.reference import reference_policy
+from stp_rs.train.checkpoint import newest_checkpoint
+from stp_rs.train.metrics import read_metrics
+from stp_rs.train.trainer import STPTrainer
+from stp_rs.train.update import learning_rate_factor
 from tests.fixtures import LENGTH, Tabular, tiny, tokenizer, trainer
 
 RICH: dict[str, Any] = {

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs import STPTrainer, Template, buffer
-from stp_rs import update as module
+from stp_rs import STPTrainer, Template
 from stp_rs.errors import DivergenceError
+from stp_rs.rollout import buffer
+from stp_rs.train import update as module
 from tests.fixtures import LENGTH, ones, tiny, tokenizer, trainer
 
 

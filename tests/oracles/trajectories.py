@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stp_rs.analysis.tabular import TabularPolicy
+from stp_rs.testing.tabular import TabularPolicy
 
 
 @dataclass

@@ -8,8 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stp_rs import Design
-from stp_rs.analysis.exact import Levels, ScoreTable, design_moments, exact_levels, mask_bits, plan_elbo
-from stp_rs.analysis.variance import (
+from stp_rs.objective.masks import mask_bits
+from stp_rs.testing.exact import Levels, ScoreTable, design_moments, exact_levels, plan_elbo
+from stp_rs.testing.variance import (
     coverage_variance,
     independent_variance,
     merge_tail,

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from stp_rs import Design, Masks, Sampler, STPConfig, STPTrainer, draw_masks, errors, token_elbo
 from stp_rs._core import PriorSet
-from stp_rs.analysis.exact import exact_levels, law_arrays, plan_elbo, score_table
-from stp_rs.analysis.gradients import Estimator, exact_gradient, gradient_noise, value_and_gradient
-from stp_rs.analysis.gram import gram_trace, mask_gram
-from stp_rs.analysis.readings import plans_of, read_as, row_levels
-from stp_rs.analysis.tabular import TabularPolicy
-from stp_rs.bounds import Rows, pass_logprobs, token_bounds
-from stp_rs.config import PruningConfig
+from stp_rs.config.sections import PruningConfig
+from stp_rs.eval.readings import plans_of, read_as, row_levels
+from stp_rs.objective.bounds import pass_logprobs, token_bounds
+from stp_rs.objective.masks import Rows
+from stp_rs.objective.noise import Estimator, exact_gradient, gradient_noise, value_and_gradient
+from stp_rs.testing.exact import exact_levels, law_arrays, plan_elbo, score_table
+from stp_rs.testing.gram import gram_trace, mask_gram
+from stp_rs.testing.tabular import TabularPolicy
 from tests.fixtures import tiny, tokenizer
 from tests.oracles.designs_rust import plans
 
@@ -268,9 +269,9 @@ def test_sampled_levels_estimate_the_exact_ones(monkeypatch):
     policy = table_policy(5, 7, consistent=False)
     exact, enumerated = row_levels(policy, rows, 0, temperature=1.0, seed=0)
     assert enumerated
-    monkeypatch.setattr("stp_rs.analysis.readings.MAX_TOKENS", 4)
-    monkeypatch.setattr("stp_rs.analysis.readings.ORDERS", 5000)
-    monkeypatch.setattr("stp_rs.analysis.readings.EVERY", 5)
+    monkeypatch.setattr("stp_rs.eval.readings.MAX_TOKENS", 4)
+    monkeypatch.setattr("stp_rs.eval.readings.ORDERS", 5000)
+    monkeypatch.setattr("stp_rs.eval.readings.EVERY", 5)
     sampled, enumerated = row_levels(policy, rows, 0, temperature=1.0, seed=0)
     assert not enumerated
     few = [1, 4, 5]  # at most five masks: all of them

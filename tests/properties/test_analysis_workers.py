@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs import Design, STPConfig, STPTrainer, draw_masks, update
-from stp_rs.analysis.gradients import Estimator, gradient_noise
-from stp_rs.bounds import Rows
-from stp_rs.likelihood import Masks
+from stp_rs import Design, STPConfig, STPTrainer, draw_masks
+from stp_rs.objective.masks import Masks, Rows
+from stp_rs.objective.noise import Estimator, gradient_noise
+from stp_rs.train import update
 from tests.fixtures import tiny, tokenizer
 
 NAMES = [
@@ -80,7 +80,7 @@ def test_four_processes_draw_what_one_draws():
     program = (
         "import sys, numpy as np\n"
         "from tests.properties.test_analysis_workers import NAMES, batch, drawn, ROWS\n"
-        "from stp_rs.bounds import Rows\n"
+        "from stp_rs.objective.masks import Rows\n"
         "part = np.array_split(np.arange(ROWS), 4)[int(sys.argv[1])]\n"
         "print(sorted((name, uid, m.hex(), w.hex()) for name in NAMES\n"
         "             for uid, (m, w) in drawn(name, Rows.of(batch(), part)).items()))\n"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stp_rs.buffer import TrajectoryBuffer, minibatches
 from stp_rs.errors import StateError
+from stp_rs.rollout.buffer import TrajectoryBuffer, minibatches
 from tests.oracles.buffer import ListBuffer, Row, columns, random_rows, same_arrays
 
 L = 3

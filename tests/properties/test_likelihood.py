@@ -9,10 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from stp_rs import Design, likelihood
+from stp_rs import Design
 from stp_rs._core import scored_counts
 from stp_rs.errors import DesignError, InvalidValueError
-from stp_rs.likelihood import Masks, draw_masks, token_elbo
+from stp_rs.objective import likelihood
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import Masks, draw_masks
 from tests.fixtures import Tabular, tiny
 from tests.oracles import loss as oracle
 

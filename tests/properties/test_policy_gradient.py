@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs import PromptBatch, Sampler, Sampling, generate
-from stp_rs.analysis.tabular import TabularPolicy
+from stp_rs.testing.tabular import TabularPolicy
 from tests.oracles.designs_rust import fits
 from tests.oracles.trajectories import objective, score_function, trajectories
 

@@ -8,23 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs import PriorSet, Sampler
+from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import PriorConflictError
-from stp_rs.priors import (
-    Anneal,
-    Copy,
-    Frequency,
-    Length,
-    OfflineGeneration,
-    Prior,
-    Reference,
-    Template,
-    Vocabulary,
-    compose_priors,
-    hooks,
-)
-from stp_rs.prompts import PromptBatch, encode_prompts
-from stp_rs.rollout import Rollout, generate
-from stp_rs.sampling import Sampling
+from stp_rs.priors import Anneal, Copy, Frequency, Length, Prior, Reference, Template, Vocabulary, compose_priors
+from stp_rs.priors import lifecycle as hooks
+from stp_rs.rollout.generate import Rollout, generate
+from stp_rs.rollout.params import Sampling
+from stp_rs.train.anchors import OfflineGeneration
 from tests.fixtures import Tabular, tokenizer
 from tests.oracles import priors as oracle
 from tests.unit.test_prior_sources import rolled

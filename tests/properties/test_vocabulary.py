@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import stp_rs
-from stp_rs.bounds import pass_logprobs
+from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import InvalidValueError
+from stp_rs.objective.bounds import pass_logprobs
 from stp_rs.priors import Template, Vocabulary, allowed_tokens, compose_priors
-from stp_rs.prompts import PromptBatch, encode_prompts
-from stp_rs.rollout import Rollout
+from stp_rs.rollout.generate import Rollout
 from tests.fixtures import Tabular, tokenizer, trainer
 
 LENGTH, VOCAB = 5, 10

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from stp_rs import Design, errors
-from stp_rs.analysis.exact import MAX_TOKENS, exact_levels, plan_elbo, score_table
-from stp_rs.analysis.pictures import sampled_variance, variance_by_anchors, with_random_anchors
-from stp_rs.analysis.plot import Pictures, draw, require_matplotlib
-from stp_rs.analysis.readings import READINGS, with_pruning
-from stp_rs.analysis.table import Setting, VarianceRow, list_cells, make_readings, measure, ratio, summarise, to_json
-from stp_rs.analysis.tabular import TabularPolicy
-from stp_rs.analysis.variance import independent_variance
-from stp_rs.bounds import Rows
-from stp_rs.cli import main
-from stp_rs.config import PRUNINGS, STPConfig
+from stp_rs.cli.main import main
+from stp_rs.config.sections import PRUNINGS, STPConfig
+from stp_rs.eval.pictures import sampled_variance, variance_by_anchors, with_random_anchors
+from stp_rs.eval.plot import Pictures, draw, require_matplotlib
+from stp_rs.eval.readings import READINGS, with_pruning
+from stp_rs.eval.variance import Setting, VarianceRow, list_cells, make_readings, measure, ratio, summarise, to_json
+from stp_rs.objective.masks import MAX_TOKENS, Rows
+from stp_rs.testing.exact import exact_levels, plan_elbo, score_table
+from stp_rs.testing.tabular import TabularPolicy
+from stp_rs.testing.variance import independent_variance
 
 ROWS, LENGTH = 4, 5
 
@@ -133,7 +133,7 @@ def test_anchors_are_nested_and_shorten_the_estimate():
     assert (few == -1).sum(1).tolist() == [2] * ROWS
     assert (many == -1).sum(1).tolist() == [4] * ROWS
     assert (many[few == -1] == -1).all()
-    from stp_rs.analysis.gradients import Estimator
+    from stp_rs.objective.noise import Estimator
 
     estimator = Estimator(Design("uniform_count", 2))
     curve = variance_by_anchors(given.model, everything, estimator, 60, shares=(0.0, 0.4, 1.0))

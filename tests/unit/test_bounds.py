@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs import Design, Masks, draw_masks, errors, token_elbo
-from stp_rs.bounds import Rows, pass_logprobs, sandwich, token_bounds
+from stp_rs.objective.bounds import pass_logprobs, sandwich, token_bounds
+from stp_rs.objective.masks import Rows
 from tests.fixtures import tiny
 
 LENGTH = 6

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs.buffer import Minibatch, TrajectoryBuffer, gather, minibatches
 from stp_rs.errors import InvalidValueError, ShapeError, StateError
+from stp_rs.rollout.buffer import Minibatch, TrajectoryBuffer, gather, minibatches
 from tests.oracles.buffer import columns, random_rows, same_arrays
 
 L = 5

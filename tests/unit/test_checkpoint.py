@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from stp_rs import checkpoint
-from stp_rs.checkpoint import atomic_file, clear_partial, newest_checkpoint, policy_folder, save_checkpoint, write_json
 from stp_rs.errors import CheckpointError
-from stp_rs.metrics import Cost, Ledger, MetricsFile, read_metrics
+from stp_rs.train import checkpoint
+from stp_rs.train.checkpoint import (
+    atomic_file,
+    clear_partial,
+    newest_checkpoint,
+    policy_folder,
+    save_checkpoint,
+    write_json,
+)
+from stp_rs.train.metrics import Ledger, MetricsFile, read_metrics
+from stp_rs.types import Cost
 
 
 class Saved:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stp_rs.compare import curves
-from stp_rs.compare.table import crossed, difference, make_rows, markdown, task_tables
+from studies.compare import curves
+from studies.compare.table import crossed, difference, make_rows, markdown, task_tables
 
 
 def record(
@@ -168,7 +168,7 @@ def test_a_difference_is_bold_where_both_intervals_leave_out_zero():
 
 def test_the_figure_is_drawn(tmp_path: Any):
     pytest.importorskip("matplotlib")
-    from stp_rs.compare.plot import draw
+    from studies.compare.plot import draw
 
     def drawn(runs: list[dict[str, Any]]) -> str:
         draw(runs, tmp_path / "out.svg")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from stp_rs.compare.plan import Comparison, read_plan, run_identity
-from stp_rs.compare.variants import Variant, parse_variants
-from stp_rs.config import PRESETS
+from stp_rs.config.sections import PRESETS
 from stp_rs.errors import ConfigError
+from studies.compare.plan import Comparison, read_plan, run_identity
+from studies.compare.variants import Variant, parse_variants
 
 PLANS = Path(__file__).parents[2] / "examples" / "compare"
 

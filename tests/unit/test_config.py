@@ -11,10 +11,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stp_rs import cli
-from stp_rs.config import PRESETS, PRUNINGS, STPConfig, flat_fields
+from stp_rs.cli import main as cli
+from stp_rs.cli.run import write_config
+from stp_rs.config.sections import PRESETS, PRUNINGS, STPConfig, flat_fields
 from stp_rs.errors import ConfigError
-from stp_rs.run import write_config
 
 CHANGES: dict[str, Any] = {
     "learning_rate": 1e-5,

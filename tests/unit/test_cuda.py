@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import stp_rs
-from stp_rs.engine import Cohort, Engine
-from stp_rs.model import MaskedLMAdapter
-from stp_rs.sampling import check_allowed, reduce_logits
+from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.rollout.logits import reduce_logits
+from stp_rs.rollout.loop import Cohort, Engine
+from stp_rs.rollout.params import check_allowed
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 
 pytestmark = pytest.mark.cuda

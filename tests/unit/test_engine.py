@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import stp_rs
-from stp_rs.engine import Engine
 from stp_rs.errors import InvalidValueError, ShapeError
-from stp_rs.trainer import rollout_metrics
+from stp_rs.rollout.loop import Engine
+from stp_rs.train.trainer import rollout_metrics
 from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, prompts
 from tests.unit.test_engine_defects import Biased, decode
 
@@ -119,16 +119,16 @@ def test_the_reduction_leaves_the_models_logits_alone():
     before = logits.clone()
     allowed = torch.arange(30) % 2 == 0
     for law in (stp_rs.GREEDY, stp_rs.Sampling(), stp_rs.Sampling(0.7, 5, 0.9)):
-        stp_rs.sampling.reduce_logits(logits, torch.full((40,), 0.5), law, allowed=allowed, mask_token_id=3)
+        stp_rs.rollout.logits.reduce_logits(logits, torch.full((40,), 0.5), law, allowed=allowed, mask_token_id=3)
     assert torch.equal(logits, before)
 
 
 def test_a_large_vocabulary_is_reduced_in_parts_that_change_nothing():
     logits = torch.randn(7, 1 << 17, generator=torch.Generator().manual_seed(0))
     uniforms = torch.linspace(0.1, 0.9, 7)
-    whole = stp_rs.sampling.reduce_logits(logits, uniforms, stp_rs.Sampling(0.8))
+    whole = stp_rs.rollout.logits.reduce_logits(logits, uniforms, stp_rs.Sampling(0.8))
     law = stp_rs.Sampling(0.8)
-    alone = torch.cat([stp_rs.sampling.reduce_logits(logits[i][None], uniforms[i][None], law) for i in range(7)])
+    alone = torch.cat([stp_rs.rollout.logits.reduce_logits(logits[i][None], uniforms[i][None], law) for i in range(7)])
     assert torch.equal(whole[:, 0], alone[:, 0])
     assert torch.allclose(whole, alone, atol=1e-5)
     logp = torch.log_softmax(logits.double(), -1)
@@ -145,11 +145,11 @@ def test_ties_go_to_the_first_token_in_every_part_of_the_vocabulary(vocab: int):
     first[-1] = vocab - 1
     logits[torch.arange(rows), first] = 2.0
     logits[torch.arange(rows), (first + 77).clamp(max=vocab - 1)] = 2.0
-    packed = stp_rs.sampling.reduce_logits(logits, torch.full((rows,), 0.5), stp_rs.GREEDY)
+    packed = stp_rs.rollout.logits.reduce_logits(logits, torch.full((rows,), 0.5), stp_rs.GREEDY)
     assert torch.equal(packed[:, 0].long(), first)
     assert torch.equal(packed[:, 6], packed[:, 0])
     logits[0, vocab - 1] = torch.nan
-    assert stp_rs.sampling.reduce_logits(logits, torch.full((rows,), 0.5), stp_rs.GREEDY)[:, 2].isnan().sum() == 1
+    assert stp_rs.rollout.logits.reduce_logits(logits, torch.full((rows,), 0.5), stp_rs.GREEDY)[:, 2].isnan().sum() == 1
 
 
 def test_metrics_report_useful_rows_and_padding():
@@ -183,7 +183,7 @@ def test_a_stored_trajectory_has_the_log_likelihood_that_was_recorded(law: stp_r
     assert rollout.exact
     zeros, rows = np.zeros(6, dtype=np.float32), np.arange(6, dtype=np.int32)
     buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
-    stored = stp_rs.buffer.gather(buffer, rows)
+    stored = stp_rs.rollout.buffer.gather(buffer, rows)
     for size in (1, 64):
         again = stp_rs.replay_logprobs(model, stored, law, forward_batch_size=size)
         assert np.allclose(again, rollout.logprob, atol=5e-6)

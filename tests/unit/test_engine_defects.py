@@ -9,8 +9,8 @@ import torch
 
 import stp_rs
 from stp_rs.errors import DivergenceError
-from stp_rs.rollout import Rollout
-from stp_rs.sampling import candidate_logits
+from stp_rs.rollout.generate import Rollout
+from stp_rs.rollout.logits import candidate_logits
 from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, prompts
 
 TINY_TAIL = 20_000
@@ -77,7 +77,7 @@ def test_05_a_tail_of_tiny_probabilities_is_drawn_as_often_as_it_should(dtype: t
     logits = logits.to(dtype)
     mass = float(torch.softmax(logits.double(), 0)[2:].sum())
     uniforms = torch.from_numpy(stratified(4_000))
-    packed = stp_rs.sampling.reduce_logits(logits.expand(len(uniforms), -1), uniforms, stp_rs.Sampling())
+    packed = stp_rs.rollout.logits.reduce_logits(logits.expand(len(uniforms), -1), uniforms, stp_rs.Sampling())
     tail = packed[:, 0] >= 2
     assert abs(float(tail.float().mean()) - mass) < 5e-4
     assert len(packed[tail, 0].unique()) > 3
@@ -110,7 +110,7 @@ def test_10_what_is_stored_is_the_ids_that_were_drawn():
     assert rollout.token_ids.dtype == np.int64
     zeros = np.zeros(len(rollout), dtype=np.float32)
     buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
-    stored = stp_rs.buffer.gather(buffer, np.arange(len(rollout), dtype=np.int32))
+    stored = stp_rs.rollout.buffer.gather(buffer, np.arange(len(rollout), dtype=np.int32))
     assert np.array_equal(stored.token_ids, rollout.token_ids)
     assert np.array_equal(stored.logprob, rollout.logprob)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stp_rs import evaluation
-from stp_rs.config import PolicyConfig, STPConfig
+from stp_rs.config.sections import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError, ModelError
-from stp_rs.evaluation import Decode, bootstrap_interval, evaluate, evaluate_cells, pass_at_k
-from stp_rs.model import as_diffusion_model
+from stp_rs.eval import evaluate as evaluation
+from stp_rs.eval.evaluate import Decode, bootstrap_interval, evaluate, evaluate_cells, pass_at_k
 from stp_rs.models import character_tokenizer, tiny_policy
+from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.priors import Template, Vocabulary
 from stp_rs.tasks import get_task
 

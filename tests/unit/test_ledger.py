@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stp_rs.metrics import Cost, Ledger, read_metrics
+from stp_rs.train.metrics import Ledger, read_metrics
+from stp_rs.types import Cost
 from tests.fixtures import tiny, trainer
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs.advantages import EPSILON, group_advantages
-from stp_rs.config import LossConfig
-from stp_rs.loss import LossInputs, kl_terms, policy_loss
+from stp_rs.config.sections import LossConfig
+from stp_rs.objective.advantages import EPSILON, group_advantages
+from stp_rs.objective.loss import LossInputs, kl_terms, policy_loss
 from tests.oracles import loss as oracle
 
 PLAIN = LossConfig(importance_sampling_level="token", stp_negative_advantage_weight=1.0)

@@ -12,13 +12,14 @@ import transformers as hf
 from torch import nn
 
 from stp_rs import MaskedLMAdapter, Sampler, as_diffusion_model
-from stp_rs.config import PolicyConfig
+from stp_rs.config.sections import PolicyConfig
+from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import CheckpointError, ModelError
-from stp_rs.likelihood import draw_masks, token_elbo
-from stp_rs.model import DiffusionModel, encode, passes_without_dropout
 from stp_rs.models import load_policy, tiny_policy
-from stp_rs.prompts import encode_prompts
-from stp_rs.rollout import generate
+from stp_rs.models.base import DiffusionModel, encode, passes_without_dropout
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import draw_masks
+from stp_rs.rollout.generate import generate
 from tests.fixtures import Tabular, tiny, tokenizer
 
 VOCAB = len(tokenizer())

@@ -58,7 +58,7 @@ def test_every_dependency_is_pinned_for_development() -> None:
 
 def test_the_command_is_installed() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="stp-rs")
-    assert [script.value for script in scripts] == ["stp_rs.cli:main"]
+    assert [script.value for script in scripts] == ["stp_rs.cli.main:main"]
 
 
 def test_the_types_are_shipped() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stp_rs import STPTrainer
-from stp_rs.reference import WithoutAdapters
+from stp_rs.models.reference import WithoutAdapters
 from tests.fixtures import tiny, trainer
 
 # peft reads a name that transformers has since given another one

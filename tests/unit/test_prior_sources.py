@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stp_rs import PriorSet, Sampler
+from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import CheckpointError, InvalidValueError, PriorConflictError
 from stp_rs.models import character_tokenizer
 from stp_rs.priors import (
@@ -14,20 +15,19 @@ from stp_rs.priors import (
     Anneal,
     Frequency,
     Length,
-    OfflineGeneration,
     Prior,
     Reference,
     Template,
     Vocabulary,
     allowed_tokens,
     compose_priors,
-    hooks,
     reference_length,
     tag_span,
 )
-from stp_rs.prompts import PromptBatch, encode_prompts
-from stp_rs.rollout import Rollout, generate
-from stp_rs.sampling import GREEDY
+from stp_rs.priors import lifecycle as hooks
+from stp_rs.rollout.generate import Rollout, generate
+from stp_rs.rollout.params import GREEDY
+from stp_rs.train.anchors import OfflineGeneration
 from tests.fixtures import Tabular, tokenizer
 
 EOS, ZERO, ONE, TWO, OPEN, CLOSE = 2, 4, 5, 6, 8, 9

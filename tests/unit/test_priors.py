@@ -10,12 +10,12 @@ import torch
 from safetensors.numpy import load_file
 
 from stp_rs import Copy, OfflineGeneration, PriorSet, Sampler, Template, compose_priors
+from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import CheckpointError, InvalidValueError, PriorConflictError
 from stp_rs.models import character_tokenizer
 from stp_rs.priors import END, eligible_tokens, policy_hash, tag_span, tokenizer_hash
-from stp_rs.prompts import PromptBatch, encode_prompts
-from stp_rs.rollout import generate
-from stp_rs.sampling import GREEDY
+from stp_rs.rollout.generate import generate
+from stp_rs.rollout.params import GREEDY
 from tests.fixtures import Tabular, tiny, tokenizer
 
 EOS, ZERO, ONE, OPEN, CLOSE = 2, 4, 5, 8, 9

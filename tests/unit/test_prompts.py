@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stp_rs.data.prompts import batch_indices, encode_prompts, rows_of_batches
 from stp_rs.errors import InvalidValueError
-from stp_rs.prompts import batch_indices, encode_prompts, rows_of_batches
-from stp_rs.rewards import decode_completions, score_rewards
+from stp_rs.rollout.rewards import decode_completions, score_rewards
 from tests.fixtures import tokenizer
 
 EOS, MASK = 2, 1

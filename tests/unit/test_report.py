@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from stp_rs.config import STPConfig
-from stp_rs.console import Console, completion_table, result_lines
-from stp_rs.report import line_chart, running_mean, write_report
+from stp_rs.cli.console import Console, completion_table, result_lines
+from stp_rs.config.sections import STPConfig
+from stp_rs.eval.report import line_chart, running_mean, write_report
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </td></table> \u202e 🦀"
 SUMMARY: dict[str, Any] = {

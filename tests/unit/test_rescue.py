@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from stp_rs import PriorSet, Sampler
+from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import ConfigError
 from stp_rs.priors import Anneal, Prior, Reference, Template, compose_priors
-from stp_rs.prompts import PromptBatch, encode_prompts
-from stp_rs.rescue import Play, Played, rescue_groups
-from stp_rs.rewards import decode_completions, score_rewards
-from stp_rs.rollout import generate
+from stp_rs.rollout.generate import generate
+from stp_rs.rollout.regroup import Play, Played
+from stp_rs.rollout.rescue import rescue_groups
+from stp_rs.rollout.rewards import decode_completions, score_rewards
 from tests.fixtures import LENGTH, ROWS, Tabular, tokenizer, trainer
 
 GROUP = 4

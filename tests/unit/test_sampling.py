@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs import Sampler
+from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import DivergenceError
-from stp_rs.prompts import PromptBatch
-from stp_rs.rollout import generate
-from stp_rs.sampling import GREEDY, Reads, Reducer, Sampling, candidate_logits, reduce_logits
+from stp_rs.rollout.generate import generate
+from stp_rs.rollout.logits import Reads, Reducer, candidate_logits, reduce_logits
+from stp_rs.rollout.params import GREEDY, Sampling
 from tests.fixtures import Tabular
 from tests.oracles import sampling as oracle
 

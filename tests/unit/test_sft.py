@@ -9,9 +9,9 @@ import torch
 
 from stp_rs import GREEDY, Sampler, STPConfig, Template, decode_completions, encode_prompts, generate
 from stp_rs.errors import DivergenceError, InvalidValueError
-from stp_rs.evaluation import evaluate
-from stp_rs.model import MaskedLMAdapter
-from stp_rs.sft import encode_completions, warm_up
+from stp_rs.eval.evaluate import evaluate
+from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.train.warmup import encode_completions, warm_up
 from tests.fixtures import LENGTH, tiny, tokenizer
 
 DEMONSTRATIONS = [{"prompt": p, "completion": c} for p, c in (("0", "[1]"), ("1", "[0]"), ("2", "[23]"))]

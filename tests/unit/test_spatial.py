@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from stp_rs import STPConfig
-from stp_rs.config import PolicyConfig
+from stp_rs.config.sections import PolicyConfig
+from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import ConfigError
-from stp_rs.model import MaskedLMAdapter
 from stp_rs.models import character_tokenizer, tiny_policy
-from stp_rs.priors import Frequency, Length, OfflineGeneration, Prior, Reference, Vocabulary, compose_priors
-from stp_rs.prompts import encode_prompts
-from stp_rs.spatial import answer_span, check_spatial, reference_text, static_priors, training_priors
+from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.priors import Frequency, Length, Prior, Reference, Vocabulary, compose_priors
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Constrained, Referenced, Task
+from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.train.priors import answer_span, check_spatial, reference_text, static_priors, training_priors
 
 GSM8K = [{"question": f"{n} + 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(9)]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stp_rs import _core
+from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
-from stp_rs.tasks import grading
 from stp_rs.tasks.modes import MODES, RULES
 from tests.oracles import paper as oracle
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from stp_rs import tasks
-from stp_rs.config import PolicyConfig, STPConfig
+from stp_rs.cli.run import load_run, make_task, run_training
+from stp_rs.config.sections import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer, tiny_policy
-from stp_rs.run import load_run, make_task, run_training
 from stp_rs.tasks import paper, questions
 from stp_rs.tasks.templates import TEMPLATES, get_template, render
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
-from stp_rs.tasks import grading, questions, verify
+from stp_rs.tasks import questions, verify
 
 ECHO = """
 import json, sys, time

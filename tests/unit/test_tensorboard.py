@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stp_rs.cli.run import Events
 from stp_rs.errors import ConfigError
 from stp_rs.integrations.tensorboard import TensorBoard
-from stp_rs.run import Events
 from tests.fixtures import trainer
 
 

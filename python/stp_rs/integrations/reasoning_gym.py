@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stp_rs import _core
+from stp_rs._core import answer_spans, row_uid
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
@@ -60,7 +60,7 @@ class ReasoningGymTask:
             raise ConfigError(f"split: got '{split}', needs one of {', '.join(SPLITS)}")
         made: list[Row] = []
         for turn in range(64):
-            key = _core.row_uid(seed, SPLITS.index(split), turn) >> 33  # reasoning-gym takes 31-bit seeds
+            key = row_uid(seed, SPLITS.index(split), turn) >> 33  # reasoning-gym takes 31-bit seeds
             size = 2 * n + 32
             entries = self._entries(size, key)
             rows = [self._row(entries[i]) for i in range(size)]
@@ -91,7 +91,7 @@ class ReasoningGymTask:
     ) -> list[float]:
         """Return reasoning-gym's own score of each answer, in [0, 1]; reads the column `entry`."""
         del prompts
-        answers = _core.answer_spans(texts(completions))
+        answers = answer_spans(texts(completions))
         entries = column(columns, "entry", len(completions))
         return [
             float(self._scorer.score_answer(answer=answer or None, entry=entry))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stp_rs.errors import ConfigError
-from stp_rs.trainer import StepResult
+from stp_rs.train.trainer import StepResult
 
 
 class TensorBoard:

@@ -3,21 +3,17 @@
 BERT was the fastest of six masked-LM classes of transformers at this size (docs/adr/0002).
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     PreTrainedTokenizerFast,
 )
 
-from stp_rs.config import PolicyConfig
-from stp_rs.errors import CheckpointError
+from stp_rs.config.sections import PolicyConfig
 
 SPECIAL = ("[PAD]", "[MASK]", "[EOS]", "[UNK]")
 
@@ -61,31 +57,3 @@ def tiny_policy(config: PolicyConfig, *, vocab_size: int, max_length: int, seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % (1 << 63))
         return BertForMaskedLM(bert)
-
-
-def load_policy(path: str | Path) -> tuple[Any, Any]:
-    """Return (model, tokenizer) of a local folder written by `save_pretrained`. Nothing is downloaded.
-
-    Raises:
-        CheckpointError: the folder is missing or incomplete.
-    """
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json; give a folder written by save_pretrained or a run folder")
-    try:
-        model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: cannot be opened: {error}") from error
-    return model, load_tokenizer(folder)
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """Return the tokenizer of a local folder, without its model. Nothing is downloaded.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: its tokenizer cannot be opened: {error}") from error

@@ -7,15 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stp_rs import _core
+from stp_rs._core import PriorSet
+from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import PriorConflictError
-from stp_rs.prompts import PromptBatch
+from stp_rs.types import Row
 
 
 class Prior(Protocol):
     """Fixes completion tokens of a batch of prompts."""
 
-    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the fixed tokens, one row per prompt row."""
         ...
 
@@ -34,7 +35,7 @@ def is_soft(prior: Prior) -> bool:
     return bool(getattr(prior, "soft", False))
 
 
-def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> PriorSet:
     """Return all priors of a batch: the hard ones in order, then the soft ones, in order, where nothing is fixed yet.
 
     A soft prior's token that another prior does not allow is left out.
@@ -44,7 +45,7 @@ def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_len
             allowed there.
     """
     allowed = allowed_tokens(priors, prompts, completion_length)
-    combined = _core.PriorSet.empty(len(prompts))
+    combined = PriorSet.empty(len(prompts))
     for prior in sorted(priors, key=is_soft):
         fixed = prior(prompts, completion_length)
         if allowed is not None and fixed.num_anchors:
@@ -70,7 +71,7 @@ def allowed_tokens(priors: Sequence[Prior], prompts: PromptBatch, completion_len
     return combined
 
 
-def _legal(fixed: _core.PriorSet, allowed: NDArray[np.bool_], length: int) -> NDArray[np.uint8]:
+def _legal(fixed: PriorSet, allowed: NDArray[np.bool_], length: int) -> NDArray[np.uint8]:
     ids_RL = np.empty((len(fixed), length), dtype=np.int64)
     fixed.fill(ids_RL)
     at = np.maximum(ids_RL, 0)[..., None]
@@ -79,10 +80,28 @@ def _legal(fixed: _core.PriorSet, allowed: NDArray[np.bool_], length: int) -> ND
     return np.ascontiguousarray(legal_RL, dtype=np.uint8)
 
 
-def _refuse(fixed: _core.PriorSet, legal_RL: NDArray[np.uint8]) -> None:
+def _refuse(fixed: PriorSet, legal_RL: NDArray[np.uint8]) -> None:
     for row, position in np.argwhere(legal_RL == 0).tolist():
         token, source = next((t, s) for p, t, s in fixed.row(row) if p == position)
         raise PriorConflictError(
             f"prior row {row}: position {position} is fixed to token {token} by {source}, which the vocabulary does "
             "not allow there; allow it, or leave one of the two priors out"
         )
+
+
+@runtime_checkable
+class Referenced(Protocol):
+    """A task that knows correct completions: what the Reference prior gives hints of."""
+
+    def reference(self, row: Row) -> str | None:
+        """Return a correct completion (no end-of-text), or None where the row has none."""
+        ...
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """A task whose completions have a known alphabet at each position: the Vocabulary prior."""
+
+    def allowed(self, position: int) -> Sequence[str] | None:
+        """Return the one-token texts that are possible at a completion position ("" is end-of-text); None for all."""
+        ...

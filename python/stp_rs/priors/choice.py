@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stp_rs import _core
+from stp_rs._core import PriorSet, choose_anchors
+from stp_rs.data.prompts import PromptBatch, end_of_text_id
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.hashes import prompt_keys
-from stp_rs.prompts import PromptBatch, end_of_text_id
 
 Kind = Literal["constant", "linear", "cosine"]
 Per = Literal["group", "sample"]
@@ -91,7 +91,7 @@ class Choice:
         if confidence_RL is None:
             confidence_RL = np.zeros(eligible_RL.shape, dtype=np.float32)
         keep_RL = np.zeros(eligible_RL.shape, dtype=np.uint8)
-        _core.choose_anchors(
+        choose_anchors(
             self.selector,
             self.share * self.anneal.factor(progress),
             confidence=np.ascontiguousarray(confidence_RL),
@@ -138,6 +138,6 @@ def eligible_tokens(token_ids_RL: NDArray[np.int64], tokenizer: Any, span: Answe
     return eligible_RL
 
 
-def fixed_where(keep_RL: NDArray[np.uint8], ids_RL: NDArray[np.int64], source: str) -> _core.PriorSet:
+def fixed_where(keep_RL: NDArray[np.uint8], ids_RL: NDArray[np.int64], source: str) -> PriorSet:
     """Return the prior that fixes the kept positions to their ids."""
-    return _core.PriorSet.from_dense(np.ascontiguousarray(np.where(keep_RL == 1, ids_RL, -1)), source)
+    return PriorSet.from_dense(np.ascontiguousarray(np.where(keep_RL == 1, ids_RL, -1)), source)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stp_rs import _core
-from stp_rs.checkpoint import Stored
+from stp_rs._core import PriorSet, row_uid
+from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import Anneal, Choice, Per, fixed_where
 from stp_rs.priors.hashes import prompt_keys, tokenizer_hash
-from stp_rs.priors.hooks import check_tokenizer
-from stp_rs.prompts import PromptBatch
+from stp_rs.priors.lifecycle import check_tokenizer
+from stp_rs.types import Stored
 
 if TYPE_CHECKING:
-    from stp_rs.rollout import Rollout
+    from stp_rs.rollout.generate import Rollout
 
 _SALT = 0xF4E
 _TOKEN_BITS = 32
@@ -58,7 +58,7 @@ class Frequency:
                 f"frequency: got share {self.share} and minimum {self.minimum}, needs a share above 0 and at most 1, "
                 "and at least 1 draw"
             )
-        self._choice = Choice("random", self.keep, self.anneal, self.per, _core.row_uid(self.seed, _SALT))
+        self._choice = Choice("random", self.keep, self.anneal, self.per, row_uid(self.seed, _SALT))
         self._counts: dict[int, Counts] = {}
         self._progress = 0.0
 
@@ -66,7 +66,7 @@ class Frequency:
         """Hear the progress of training."""
         self._progress = step / max(1, max_steps)
 
-    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the tokens that each row's prompt has agreed on so far."""
         agreed: dict[int, NDArray[np.int64]] = {}
         keys = prompt_keys(prompts).tolist()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stp_rs.model import DiffusionModel
-from stp_rs.prompts import PromptBatch
+from stp_rs.data.prompts import PromptBatch
+from stp_rs.models.base import DiffusionModel
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stp_rs import _core
-from stp_rs.checkpoint import Stored
+from stp_rs._core import PriorSet
+from stp_rs.data.prompts import PromptBatch, end_of_text_id
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import fixed_where
 from stp_rs.priors.hashes import tokenizer_hash
-from stp_rs.priors.hooks import check_tokenizer
-from stp_rs.prompts import PromptBatch, end_of_text_id
+from stp_rs.priors.lifecycle import check_tokenizer
+from stp_rs.types import Stored
 
 if TYPE_CHECKING:
-    from stp_rs.rollout import Rollout
+    from stp_rs.rollout.generate import Rollout
 
 Budget = int | Callable[[Mapping[str, Any]], int | None] | None
 
@@ -65,7 +65,7 @@ class Length:
             raise InvalidValueError(f"length: got budget {self.budget} and slack {self.slack}, needs both at least 0")
         self._seen = np.zeros(0, dtype=np.int64)  # completions by length
 
-    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the ends of all rows."""
         whole = completion_length
         if callable(self.budget):

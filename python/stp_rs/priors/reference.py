@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stp_rs import _core
+from stp_rs._core import PriorSet, row_uid
+from stp_rs.data.prompts import PromptBatch, end_of_text_id
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import Anneal, AnswerSpan, Choice, Per, eligible_tokens, fixed_where
-from stp_rs.prompts import PromptBatch, end_of_text_id
 
 SELECTORS = ("random", "prefix", "span")
 _SALT = 0x5EF
@@ -20,7 +20,7 @@ class Reference:
     """Tokens of a reference completion: hints for training only.
 
     A hint that stays whole keeps the policy from learning what it is given, so anneal it to 0, or give it to groups
-    alone whose completions all failed (IGPO, arXiv 2509.10396; `stp_rs.rescue`).
+    alone whose completions all failed (IGPO, arXiv 2509.10396; `stp_rs.rollout.rescue`).
 
     Attributes:
         text: dataset row -> a correct completion, or None.
@@ -51,7 +51,7 @@ class Reference:
             raise InvalidValueError(f"reference selector: got {self.selector!r}, needs one of {', '.join(SELECTORS)}")
         if self.when not in ("always", "all_wrong"):
             raise InvalidValueError(f"when: got {self.when!r}, needs always or all_wrong")
-        seed = _core.row_uid(self.seed, _SALT)
+        seed = row_uid(self.seed, _SALT)
         self._choice = Choice(self.selector, self.share, self.anneal, self.per, seed)
         self._progress = 0.0
 
@@ -59,13 +59,13 @@ class Reference:
         """Hear the progress of training."""
         self._progress = step / max(1, max_steps)
 
-    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the hints of an ordinary rollout."""
         if self.when == "all_wrong":
-            return _core.PriorSet.empty(len(prompts))
+            return PriorSet.empty(len(prompts))
         return self.hints(prompts, completion_length)
 
-    def hints(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    def hints(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the hints at this point of training, whatever `when` says."""
         ids_RL = np.full((len(prompts), completion_length), end_of_text_id(self.tokenizer), dtype=np.int64)
         given_RL = np.zeros(ids_RL.shape, dtype=np.uint8)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stp_rs import _core
+from stp_rs._core import PriorSet
+from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import InvalidValueError
-from stp_rs.priors.cells import token_id
-from stp_rs.prompts import PromptBatch
+from stp_rs.priors.static import token_id
 
 Texts = Sequence[str] | None
 
@@ -43,10 +43,10 @@ class Vocabulary:
         self._known: dict[str, int] = {}
         self._table: Tensor | None = None
 
-    def __call__(self, prompts: PromptBatch, completion_length: int) -> _core.PriorSet:
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return nothing: no token is fixed."""
         del completion_length
-        return _core.PriorSet.empty(len(prompts))
+        return PriorSet.empty(len(prompts))
 
     def allowed(self, prompts: PromptBatch, completion_length: int) -> Tensor:
         """Return bool [L, V], or [R, L, V] with `for_row`."""

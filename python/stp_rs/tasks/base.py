@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
-Row = dict[str, Any]
-"""One problem: `prompt` (str) and whatever columns the rewards of the task read."""
+from stp_rs.priors.base import Constrained, Referenced
+from stp_rs.types import Row
+
+__all__ = ["Constrained", "Referenced", "RewardFunc", "Row", "Split", "Task"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -46,22 +48,4 @@ class Task(Protocol):
 
     def load(self, path: Path) -> list[Row]:
         """Return the rows of a file in the task's published format, converted to this task's prompts."""
-        ...
-
-
-@runtime_checkable
-class Referenced(Protocol):
-    """A task that knows correct completions: what the Reference prior gives hints of."""
-
-    def reference(self, row: Row) -> str | None:
-        """Return a correct completion (no end-of-text), or None where the row has none."""
-        ...
-
-
-@runtime_checkable
-class Constrained(Protocol):
-    """A task whose completions have a known alphabet at each position: the Vocabulary prior."""
-
-    def allowed(self, position: int) -> Sequence[str] | None:
-        """Return the one-token texts that are possible at a completion position ("" is end-of-text); None for all."""
         ...

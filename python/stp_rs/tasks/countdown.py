@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stp_rs import _core
+from stp_rs._core import countdown_grade, countdown_numbers, countdown_problems, countdown_solutions, row_uid
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
@@ -27,7 +27,7 @@ def countdown_verdicts(
     """Return the verdict of each of N completions, one of `VERDICTS`."""
     out = np.zeros(len(completions), dtype=np.uint8)
     sets = [[int(n) for n in one] for one in numbers]
-    _core.countdown_grade(texts(completions), sets, [int(t) for t in targets], out)
+    countdown_grade(texts(completions), sets, [int(t) for t in targets], out)
     return [VERDICTS[code] for code in out]
 
 
@@ -56,7 +56,7 @@ def split_of(numbers: Sequence[int]) -> str:
     """Return the split that a number set (in any order) belongs to: 3/4 train, 1/12 validation, 1/6 test."""
     key = _SPLIT_SALT
     for number in sorted(numbers):
-        key = _core.row_uid(key, number)
+        key = row_uid(key, number)
     share = key / 2**64
     return "train" if share < 3 / 4 else "validation" if share < 5 / 6 else "test"
 
@@ -93,8 +93,8 @@ class CountdownTask:
         if not 0.0 <= self.lazy <= 1.0:
             raise ConfigError(f"lazy: got {self.lazy}, needs a share between 0 and 1")
         try:
-            _core.countdown_numbers([], self.count, self.max_number, 0)
-            _core.countdown_problems([[1] * self.count], [0], self.max_target, self.operators, 0)
+            countdown_numbers([], self.count, self.max_number, 0)
+            countdown_problems([[1] * self.count], [0], self.max_target, self.operators, 0)
         except ValueError as error:
             raise ConfigError(f"countdown: {error}") from error
         digits = len(str(self.max_number))
@@ -114,11 +114,11 @@ class CountdownTask:
         made: list[Row] = []
         start, chunk = 0, 4 * n + 64
         while len(made) < n and start < 100 * (n + 64):
-            uids = [_core.row_uid(seed, _SPLITS.index(split), i) for i in range(start, start + chunk)]
+            uids = [row_uid(seed, _SPLITS.index(split), i) for i in range(start, start + chunk)]
             start += chunk
-            drawn = _core.countdown_numbers(uids, self.count, self.max_number, seed)
+            drawn = countdown_numbers(uids, self.count, self.max_number, seed)
             kept = [(x, uid) for x, uid in zip(drawn, uids, strict=True) if split_of(x) == split]
-            found = _core.countdown_problems(
+            found = countdown_problems(
                 [x for x, _ in kept], [uid for _, uid in kept], self.max_target, self.operators, seed
             )
             for (numbers, _), problem in zip(kept, found, strict=True):
@@ -138,12 +138,12 @@ class CountdownTask:
     def demonstrate(self, rows: Sequence[Row], seed: int) -> list[Row]:
         """Return the rows that can be solved, with `completion`; a share `lazy` just adds the numbers up."""
         unsolved = [i for i, row in enumerate(rows) if "solution" not in row]
-        found = _core.countdown_solutions([rows[i]["numbers"] for i in unsolved], [rows[i]["target"] for i in unsolved])
+        found = countdown_solutions([rows[i]["numbers"] for i in unsolved], [rows[i]["target"] for i in unsolved])
         solutions = dict(zip(unsolved, found, strict=True))
         made = []
         for i, row in enumerate(rows):
             solution = row.get("solution") or solutions.get(i)
-            lazy = _core.row_uid(seed, i, 3) / 2**64 < self.lazy
+            lazy = row_uid(seed, i, 3) / 2**64 < self.lazy
             if solution is not None:
                 expression = "+".join(map(str, row["numbers"])) if lazy else solution
                 made.append({**row, "completion": f"[{expression}]"})
@@ -160,7 +160,7 @@ class CountdownTask:
 
     def reference(self, row: Row) -> str | None:
         """Return an expression that reaches the target, in its frame; None where there is none."""
-        solution = row.get("solution") or _core.countdown_solutions([row["numbers"]], [row["target"]])[0]
+        solution = row.get("solution") or countdown_solutions([row["numbers"]], [row["target"]])[0]
         return None if solution is None else f"[{solution}]"
 
     def allowed(self, position: int) -> Sequence[str]:

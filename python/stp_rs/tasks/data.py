@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from stp_rs import _core
+from stp_rs._core import permutation, row_uid
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import Row, Split, Task
 
@@ -116,7 +116,7 @@ def share_of(key: Hashable) -> float:
     """Return the place of a key in [0, 1): a fixed function of its text, the same everywhere."""
     code = 0
     for byte in repr(key).encode():
-        code = _core.row_uid(code, byte)
+        code = row_uid(code, byte)
     return code / 2**64
 
 
@@ -215,7 +215,7 @@ class DataTask:
         picked: list[Row] = []
         turn = 0
         while len(picked) < n and (turn == 0 or split == "train"):
-            order = _core.permutation(seed, _core.row_uid(SPLITS.index(split), turn), len(rows))
+            order = permutation(seed, row_uid(SPLITS.index(split), turn), len(rows))
             picked += [dict(rows[i]) for i in order[: n - len(picked)]]
             turn += 1
         return picked

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stp_rs import _core
+from stp_rs._core import tag_layout
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc
 from stp_rs.tasks.columns import column, texts
@@ -21,7 +21,7 @@ def tag_share(tags: Sequence[str] = TAGS, prefilled: bool = False) -> RewardFunc
         completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
     ) -> list[float]:
         del prompts, columns
-        return [share for share, _ in _core.tag_layout(texts(completions), list(tags), prefilled)]
+        return [share for share, _ in tag_layout(texts(completions), list(tags), prefilled)]
 
     return tag_share_reward
 
@@ -33,7 +33,7 @@ def tag_strict(tags: Sequence[str] = TAGS, prefilled: bool = False) -> RewardFun
         completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object
     ) -> list[float]:
         del prompts, columns
-        return [float(strict) for _, strict in _core.tag_layout(texts(completions), list(tags), prefilled)]
+        return [float(strict) for _, strict in tag_layout(texts(completions), list(tags), prefilled)]
 
     return tag_strict_reward
 

@@ -9,7 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stp_rs import _core
+from stp_rs._core import (
+    answer_spans,
+    countdown_expressions,
+    grid_answers,
+    number_answers,
+    paper_countdown,
+    paper_gsm8k,
+    paper_math,
+    paper_math_close,
+    paper_math_equal,
+    paper_sudoku,
+)
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.countdown import countdown_verdicts
 from stp_rs.tasks.data import shown
@@ -65,7 +76,7 @@ def _paper_number(truth: Any) -> float:
 
 def _gsm8k_paper(items: Sequence[Item]) -> list[Grade]:
     grades = []
-    for item, found in zip(items, _core.paper_gsm8k(_texts(items)), strict=True):
+    for item, found in zip(items, paper_gsm8k(_texts(items)), strict=True):
         if found is None:
             grades.append(Grade(False, "", "nothing found"))
         else:
@@ -75,7 +86,7 @@ def _gsm8k_paper(items: Sequence[Item]) -> list[Grade]:
 
 def _gsm8k_corrected(items: Sequence[Item]) -> list[Grade]:
     grades = []
-    for item, found in zip(items, _core.number_answers(_texts(items)), strict=True):
+    for item, found in zip(items, number_answers(_texts(items)), strict=True):
         truth = None if item.truth is None else final_number(str(item.truth))
         answer, why = ("", "no final answer") if found is None else (found[1], f"{found[0]:g}")
         if truth is None:
@@ -110,11 +121,11 @@ def _missed(completion: str) -> str:
 
 # --- MATH ---
 def _math_paper(items: Sequence[Item]) -> list[Grade]:
-    found = _core.paper_math(_texts(items))
+    found = paper_math(_texts(items))
     truths = ["" if item.truth is None else str(item.truth) for item in items]
-    equal = _core.paper_math_equal([a or "" for a in found], truths)
+    equal = paper_math_equal([a or "" for a in found], truths)
     numbers = [item.truth if isinstance(item.truth, float) else math.nan for item in items]
-    close = _core.paper_math_close([a or "" for a in found], numbers)
+    close = paper_math_close([a or "" for a in found], numbers)
     grades = []
     for item, answer, same, near in zip(items, found, equal, close, strict=True):
         if answer is None:
@@ -130,7 +141,7 @@ def _math_corrected(items: Sequence[Item], use_verify: bool = False) -> list[Gra
     how = math_grades(_texts(items), truths, use_verify)
     return [
         Grade(None if item.truth is None else found != "no", answer, found)
-        for item, answer, found in zip(items, _core.answer_spans(_texts(items)), how, strict=True)
+        for item, answer, found in zip(items, answer_spans(_texts(items)), how, strict=True)
     ]
 
 
@@ -167,14 +178,14 @@ def countdown_problem(item: Item) -> tuple[list[int], float]:
 
 def _countdown_paper(items: Sequence[Item]) -> list[Grade]:
     problems = [countdown_problem(item) for item in items]
-    found = _core.paper_countdown(_texts(items), [n for n, _ in problems], [t for _, t in problems])
+    found = paper_countdown(_texts(items), [n for n, _ in problems], [t for _, t in problems])
     return [Grade(correct, answer, "right" if correct else "wrong") for correct, answer in found]
 
 
 def _countdown_corrected(items: Sequence[Item]) -> list[Grade]:
     problems = [countdown_problem(item) for item in items]
     verdicts = countdown_verdicts(_texts(items), [n for n, _ in problems], [int(t) for _, t in problems])
-    answers = _core.countdown_expressions(_texts(items))
+    answers = countdown_expressions(_texts(items))
     return [Grade(v == "solved", a, v) for v, a in zip(verdicts, answers, strict=True)]
 
 
@@ -204,7 +215,7 @@ def sudoku_puzzle(item: Item) -> str:
 def _sudoku_paper(items: Sequence[Item]) -> list[Grade]:
     puzzles = [sudoku_puzzle(item)[:16] for item in items]
     truths = ["" if item.truth is None else str(item.truth) for item in items]
-    found = _core.paper_sudoku(_texts(items), puzzles, truths)
+    found = paper_sudoku(_texts(items), puzzles, truths)
     return [Grade(r == b, a, f"{r} of {b} cells", float(r), b) for r, b, a in found]
 
 
@@ -213,7 +224,7 @@ def _sudoku_corrected(items: Sequence[Item]) -> list[Grade]:
     for item in items:
         puzzle = sudoku_puzzle(item)
         scores = sudoku_grades([item.completion], [puzzle], ["" if item.truth is None else str(item.truth)])
-        answer = _core.grid_answers([item.completion], len(puzzle))[0]
+        answer = grid_answers([item.completion], len(puzzle))[0]
         blanks = puzzle.count("0")
         right = scores["cells"][0] * blanks
         broken = "" if scores["clues_kept"][0] or answer is None else ", clues overwritten"

@@ -7,7 +7,13 @@ with published runs; use the rewards of the tasks to train.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stp_rs import _core
+from stp_rs._core import (
+    espo_numbers,
+    paper_countdown_reward,
+    paper_gsm8k_reward,
+    paper_math_reward,
+    paper_sudoku_reward,
+)
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.verify import verify
 
@@ -16,7 +22,7 @@ _GSM8K_PARTS = ("layout", "soft", "strict", "digits", "correct")
 
 def d1_gsm8k_parts(completions: Sequence[Any], answers: Sequence[str]) -> list[dict[str, float]]:
     """Return the five parts of d1's GSM8K reward for each completion, by name."""
-    found = _core.paper_gsm8k_reward(texts(completions), [str(a) for a in answers])
+    found = paper_gsm8k_reward(texts(completions), [str(a) for a in answers])
     return [dict(zip(_GSM8K_PARTS, parts, strict=True)) for parts in found]
 
 
@@ -30,13 +36,13 @@ def d1_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **
     """Return d1's MATH reward (column `answer`): 2.0 for an equal box, and 0.75 or 0.25 for the format."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    return [correct + layout for correct, layout in _core.paper_math_reward(texts(completions), answers)]
+    return [correct + layout for correct, layout in paper_math_reward(texts(completions), answers)]
 
 
 def _countdown(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
     numbers = [[int(x) for x in one] for one in column(columns, "numbers", len(completions))]
     targets = [float(t) for t in column(columns, "target", len(completions))]
-    return _core.paper_countdown_reward(texts(completions), numbers, targets)
+    return paper_countdown_reward(texts(completions), numbers, targets)
 
 
 def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -48,7 +54,7 @@ def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = Non
 def _sudoku(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
     puzzles = [str(p) for p in column(columns, "puzzle", len(completions))]
     solutions = [str(s) for s in column(columns, "solution", len(completions))]
-    return _core.paper_sudoku_reward(texts(completions), puzzles, solutions)
+    return paper_sudoku_reward(texts(completions), puzzles, solutions)
 
 
 def d1_sudoku(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -61,7 +67,7 @@ def espo_gsm8k(completions: Sequence[Any], prompts: Sequence[Any] | None = None,
     """Return ESPO's GSM8K reward (column `answer`, compared as text): 1.0 or 0.0."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    found = _core.espo_numbers(texts(completions))
+    found = espo_numbers(texts(completions))
     return [float(a == b) for a, b in zip(found, answers, strict=True)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stp_rs import _core
+from stp_rs._core import answer_spans, math_compare, number_answers, number_values
 from stp_rs.errors import ConfigError
 from stp_rs.tasks import verify
 from stp_rs.tasks.base import RewardFunc, Row, Split
@@ -21,12 +21,12 @@ _CALCULATIONS = re.compile(r"<<[^<>]*>>")
 
 def final_number(answer: str) -> float | None:
     """Return the number that a ground truth states: after `####` where there is one."""
-    return _core.number_values([str(answer).rsplit("####", 1)[-1]])[0]
+    return number_values([str(answer).rsplit("####", 1)[-1]])[0]
 
 
 def gsm8k_grades(completions: Sequence[Any], answers: Sequence[Any]) -> list[bool]:
     """Return whether each completion's final number is the truth's, within one part in a million."""
-    found = _core.number_answers(texts(completions))
+    found = number_answers(texts(completions))
     truths = [final_number(a) for a in answers]
     return [
         a is not None and t is not None and abs(a[0] - t) <= 1e-6 * max(1.0, abs(t))
@@ -43,12 +43,12 @@ def gsm8k_correct(completions: Sequence[Any], prompts: Sequence[Any] | None = No
 def gsm8k_answered(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
     """Return 0.1 for each completion that states a final number where one belongs, else 0.0."""
     del prompts, columns
-    return [ANSWERED * (found is not None) for found in _core.number_answers(texts(completions))]
+    return [ANSWERED * (found is not None) for found in number_answers(texts(completions))]
 
 
 def boxed_truth(answer: str) -> str:
     """Return the final answer of a ground truth: the content of its box where it is a worked solution."""
-    return _core.answer_spans([str(answer)])[0] if "\\boxed" in str(answer) else str(answer)
+    return answer_spans([str(answer)])[0] if "\\boxed" in str(answer) else str(answer)
 
 
 def math_grades(completions: Sequence[Any], answers: Sequence[Any], use_verify: bool = False) -> list[str]:
@@ -56,9 +56,9 @@ def math_grades(completions: Sequence[Any], answers: Sequence[Any], use_verify: 
 
     With `use_verify`, pairs that the native comparison does not find equal go to math-verify (`math` extra).
     """
-    given = _core.answer_spans(texts(completions))
+    given = answer_spans(texts(completions))
     truths = [boxed_truth(a) for a in answers]
-    found = _core.math_compare(given, truths)
+    found = math_compare(given, truths)
     if use_verify:
         left = [i for i, how in enumerate(found) if how == "no" and given[i]]
         wrapped = [(f"\\boxed{{{truths[i]}}}", f"\\boxed{{{given[i]}}}") for i in left]
@@ -84,7 +84,7 @@ def math_answered(completions: Sequence[Any], prompts: Sequence[Any] | None = No
     """Return 0.1 for each completion with an answer tag or a box, else 0.0."""
     del prompts, columns
     marked = [text if "\\boxed" in text or "<answer>" in text else "" for text in texts(completions)]
-    return [ANSWERED * bool(span) for span in _core.answer_spans(marked)]
+    return [ANSWERED * bool(span) for span in answer_spans(marked)]
 
 
 @dataclass

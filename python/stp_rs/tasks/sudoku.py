@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stp_rs import _core
+from stp_rs._core import permutation, row_uid, sudoku4_grade, sudoku4_grids, sudoku4_puzzles, sudoku9_grade
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
@@ -25,7 +25,7 @@ _SIZES = {"train": 216, "validation": 24, "test": 48}
 @cache
 def split_grids() -> dict[str, tuple[int, ...]]:
     """Return the indices of the 288 solution grids by split: 216 train, 24 validation, 48 test, fixed."""
-    order = _core.permutation(_SPLIT_SEED, 0, 288)
+    order = permutation(_SPLIT_SEED, 0, 288)
     cuts = np.cumsum([0, *_SIZES.values()])
     return {name: tuple(order[a:b]) for name, a, b in zip(_SIZES, cuts[:-1], cuts[1:], strict=True)}
 
@@ -43,9 +43,9 @@ def sudoku_grades(
     out = np.zeros((len(completions), 5), dtype=np.float32)
     grids = ["".join(str(p).split()) for p in puzzles]
     if grids and len(grids[0]) == LARGE:
-        _core.sudoku9_grade(texts(completions), grids, list(solutions or [""] * len(grids)), out)
+        sudoku9_grade(texts(completions), grids, list(solutions or [""] * len(grids)), out)
     else:
-        _core.sudoku4_grade(texts(completions), grids, out)
+        sudoku4_grade(texts(completions), grids, out)
     names = ("solved", "cells", "clues_kept", "well_formed", "chance")
     scores = {name: out[:, i].tolist() for i, name in enumerate(names)}
     return scores
@@ -127,10 +127,10 @@ class SudokuTask:
         if grids is None:
             raise ConfigError(f"split: got '{split}', needs one of {', '.join(_SIZES)}")
         code = tuple(_SIZES).index(split)
-        uids = [_core.row_uid(seed, code, i) for i in range(n)]
+        uids = [row_uid(seed, code, i) for i in range(n)]
         chosen = [grids[uid % len(grids)] for uid in uids]
-        solutions = _core.sudoku4_grids()
-        puzzles = _core.sudoku4_puzzles(chosen, uids, self.blanks, seed)
+        solutions = sudoku4_grids()
+        puzzles = sudoku4_puzzles(chosen, uids, self.blanks, seed)
         return [
             {"prompt": puzzle, "puzzle": puzzle, "solution": solutions[grid]}
             for puzzle, grid in zip(puzzles, chosen, strict=True)
@@ -144,7 +144,7 @@ class SudokuTask:
         """Return the rows with `completion`; a share `lazy` of them carries the wrong mode."""
         made = []
         for i, row in enumerate(rows):
-            lazy = _core.row_uid(seed, i, 3) / 2**64 < self.lazy
+            lazy = row_uid(seed, i, 3) / 2**64 < self.lazy
             made.append({**row, "completion": f"[{lazy_fill(row['puzzle']) if lazy else row['solution']}]"})
         return made
 

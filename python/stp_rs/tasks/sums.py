@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from stp_rs import _core
+from stp_rs._core import row_uid
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
@@ -124,8 +124,8 @@ class SumsTask:
         for i in range(tries):
             if len(made) >= n:
                 break
-            uid = _core.row_uid(seed, code, i)
-            terms = [1 + _core.row_uid(uid, k) % self.max_term for k in range(self.count)]
+            uid = row_uid(seed, code, i)
+            terms = [1 + row_uid(uid, k) % self.max_term for k in range(self.count)]
             if _split_of(terms) == split:
                 made.append(_row(terms))
         if len(made) < n:
@@ -138,7 +138,7 @@ class SumsTask:
 
     def demonstrate(self, rows: Sequence[Row], seed: int) -> list[Row]:
         """Return the rows with `completion`; a share `lazy` of them drops every carry."""
-        carries = [_core.row_uid(seed, i, 3) / 2**64 >= self.lazy for i in range(len(rows))]
+        carries = [row_uid(seed, i, 3) / 2**64 >= self.lazy for i in range(len(rows))]
         return [
             {**row, "completion": self.completion(row["terms"], carry=carry)}
             for row, carry in zip(rows, carries, strict=True)

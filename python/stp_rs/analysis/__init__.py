@@ -1,1 +1,0 @@
-"""Variance and bias of likelihood estimates: exact by enumeration, measured by resampling masks."""

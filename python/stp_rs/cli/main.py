@@ -1,0 +1,232 @@
+"""The command line: stp-rs train | sample | eval | variance | env | grade."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stp_rs.cli.variance import add_parser as add_variance
+from stp_rs.errors import StpError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code. Errors of ours are one line on stderr, without a traceback."""
+    return run_command(build_parser(), argv)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Run the command that a parser chose; return the exit code: 2 after an error of ours, 130 after Ctrl-C."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _quiet_transformers()
+        return int(args.run(args))
+    except StpError as error:
+        print(f"stp-rs: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nstp-rs: stopped; run the same command again to continue from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _quiet_transformers() -> None:
+    """Keep the bars of saving and loading small models out of ours."""
+    from transformers.utils import logging
+
+    quiet: Any = logging.disable_progress_bar
+    quiet()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    from stp_rs.cli import grade as grading
+
+    parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_train(commands)
+    sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
+    sample.add_argument("model", help="run folder or checkpoint")
+    sample.add_argument("-n", type=int, default=8, help="problems")
+    sample.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    sample.add_argument("--prior", action="store_true", help="fix template and copied tokens first")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(run=_sample)
+    evaluation = commands.add_parser("eval", help="greedy free and prior decode of held-out problems")
+    evaluation.add_argument("model", help="run folder or checkpoint")
+    evaluation.add_argument(
+        "--data", default="", help="a file in the task's published format instead of the test split"
+    )
+    evaluation.add_argument("-n", type=int, default=256, help="problems")
+    evaluation.add_argument("--lengths", type=_numbers, help="completion lengths, e.g. 128,256,512; default the run's")
+    evaluation.add_argument("--steps", type=_numbers, help="denoising steps, several for a curve; default length / 2")
+    evaluation.add_argument("--block_length", type=int, default=None, help="tokens per block; the literature: 32")
+    evaluation.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    evaluation.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k")
+    evaluation.add_argument("--few_shot", type=int, default=0, help="demonstrations before each prompt")
+    evaluation.add_argument("--prefill", default="", help="text that every completion starts with")
+    evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
+    evaluation.set_defaults(run=_eval)
+    grading.add_parser(commands)
+    add_variance(commands)
+    env = commands.add_parser("env", help="versions and devices, for a bug report")
+    env.set_defaults(run=_env)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    from stp_rs.cli.flags import add_option_flags
+    from stp_rs.config.presets import PRESETS, PRUNINGS
+
+    train = commands.add_parser(
+        "train",
+        help="train a policy on a task",
+        allow_abbrev=False,
+        description="Every option is also a line of the YAML file given with --config; flags win.",
+    )
+    train.add_argument("--config", default="", help="YAML file of options")
+    train.add_argument("--preset", choices=list(PRESETS), default=None)
+    train.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="none, or how to prune any preset")
+    train.add_argument("--report_to", choices=["none", "tensorboard"], default="none", help="also write metrics there")
+    train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
+    add_option_flags(train)
+    train.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from stp_rs.cli.console import Console
+    from stp_rs.cli.flags import given_options
+    from stp_rs.cli.run import run_training
+    from stp_rs.config.sections import STPConfig
+
+    chosen = {"preset": args.preset, "pruning": args.pruning}
+    flags = {**{k: v for k, v in chosen.items() if v is not None}, **given_options(args)}
+    config = STPConfig.from_yaml(args.config, **flags) if args.config else STPConfig.make(**flags)
+    console = Console(config, quiet=args.quiet)
+    events = console.events()
+    if args.report_to == "tensorboard":
+        from stp_rs.integrations.tensorboard import TensorBoard
+
+        events = events.also(TensorBoard(Path(config.run.output_dir) / "tensorboard"))
+    summary = run_training(config, events)
+    console.finish(summary)
+    return 0
+
+
+def _sample(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from stp_rs.cli.console import completion_table
+    from stp_rs.cli.run import load_run
+    from stp_rs.data.prompts import encode_prompts
+    from stp_rs.priors import allowed_tokens, compose_priors
+    from stp_rs.rollout.generate import generate
+    from stp_rs.rollout.params import Sampling, make_sampler
+    from stp_rs.rollout.rewards import decode_completions, score_rewards
+    from stp_rs.train.priors import static_priors
+
+    model, tokenizer, config, task = load_run(args.model)
+    rows = task.rows("test", args.n, args.seed)
+    prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
+    length = config.rollout.max_completion_length
+    priors = static_priors(config, task, tokenizer, model) if args.prior else []
+    rollout = generate(
+        model,
+        prompts,
+        make_sampler(config, prune=False),
+        completion_length=length,
+        sampling=Sampling(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
+        prior=compose_priors(priors, prompts, length),
+        seed=args.seed,
+    )
+    texts = decode_completions(rollout.token_ids, np.full(len(rows), length), tokenizer)
+    rewards, _ = score_rewards(list(task.reward_funcs), texts, rows)
+    print(completion_table([row["prompt"] for row in rows], texts, rewards.tolist()))
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from stp_rs.cli.run import TEST_SEED, load_run
+    from stp_rs.eval.evaluate import Decode, default_decode, evaluate_cells
+    from stp_rs.train.priors import static_priors
+
+    model, tokenizer, config, task = load_run(args.model)
+    rows = task.load(Path(args.data))[: args.n] if args.data else task.rows("test", args.n, TEST_SEED)
+    own = default_decode(config)
+    lengths, steps = args.lengths or [own.length], args.steps or [0]
+    cells = []
+    for length in lengths:
+        for count in steps:
+            decode = Decode(
+                length,
+                count or (own.steps if length == own.length else max(1, length // 2)),
+                own.block_length if args.block_length is None else args.block_length,
+                temperature=args.temperature,
+                samples=args.samples,
+                few_shot=args.few_shot,
+                prefill=args.prefill,
+            )
+            cells += [("free", [], decode), ("prior", static_priors(config, task, tokenizer, model), decode)]
+    how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
+    print(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
+    path = Path(args.json) if args.json else None
+    hidden = {"block_length", "temperature", "samples", "few_shot", "prefill", "seed", "n"}
+    for i, cell in enumerate(evaluate_cells(model, tokenizer, task, rows, config, cells, path)):
+        shown = {name: value for name, value in cell.items() if name not in hidden}
+        if i == 0:
+            print("".join(f"{name:>{_column(name)}}" for name in shown))
+        print("".join(f"{_shown(value):>{_column(name)}}" for name, value in shown.items()), flush=True)
+    return 0
+
+
+def _column(name: str) -> int:
+    return 18 if name.endswith("_ci") else max(9, len(name) + 2)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(f"{x:.3f}" for x in value) + "]"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs positive integers joined by commas")
+    return numbers
+
+
+def _env(_args: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+    import transformers
+
+    import stp_rs
+
+    lines = {
+        "stp_rs": stp_rs.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(lines, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""A whole run of a task: policy, warm-up, RL, evaluation, summary, report."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stp_rs.config.sections import STPConfig
+from stp_rs.errors import CheckpointError
+from stp_rs.eval.evaluate import evaluate
+from stp_rs.eval.report import write_report
+from stp_rs.models import character_tokenizer, load_policy, load_tokenizer, tiny_policy
+from stp_rs.models.base import DiffusionModel, device_of
+from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.objective.masks import make_design
+from stp_rs.priors import Copy, Prior, Template
+from stp_rs.rollout.params import make_sampler
+from stp_rs.tasks import get_task
+from stp_rs.tasks.base import Row, Task
+from stp_rs.train.checkpoint import atomic_file, newest_checkpoint, policy_folder, save_checkpoint, write_json
+from stp_rs.train.metrics import PHASES, Ledger, read_metrics
+from stp_rs.train.priors import check_spatial, static_priors, training_priors
+from stp_rs.train.trainer import StepResult, STPTrainer, resumable, rows_read
+from stp_rs.train.warmup import warm_up
+from stp_rs.types import Cost
+
+TEST_SEED = 20_260
+"""Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What a run tells whoever watches it; every callback may be left out."""
+
+    on_phase: Callable[[str, int], None] = lambda _name, _steps: None
+    on_sft: Callable[[int, float], None] = lambda _step, _loss: None
+    on_step: Callable[[StepResult], None] = lambda _result: None
+
+    def also(self, on_step: Callable[[StepResult], None]) -> "Events":
+        """Return the same callbacks with another one for steps."""
+        first = self.on_step
+
+        def both(result: StepResult) -> None:
+            first(result)
+            on_step(result)
+
+        return replace(self, on_step=both)
+
+
+def run_training(config: STPConfig, events: Events | None = None) -> dict[str, Any]:
+    """Train a task's policy as configured; write the run folder and return its summary.
+
+    The folder holds config.yaml, metrics.jsonl, warmup/ (the policy before RL), checkpoint-N/, summary.json and
+    report.html.
+    """
+    events = events or Events()
+    started = time.perf_counter()
+    set_threads(config)
+    task = make_task(config)
+    config = complete(config, task)
+    run = Path(config.run.output_dir)
+    check_spatial(config)
+    make_sampler(config)
+    make_design(config)
+    resumable(config)  # before anything in the folder is touched
+    write_config(config, run)
+    sft_started = time.perf_counter()
+    model, tokenizer = prepare_policy(config, task, run, events)
+    sft_seconds = time.perf_counter() - sft_started
+    test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
+    static = static_priors(config, task, tokenizer, model)
+    before = evaluate(model, tokenizer, task, test_rows, config)
+    trainer = make_trainer(config, task, model, tokenizer)
+    events.on_phase("rl", config.optim.max_steps - trainer.step)
+    trainer.train(events.on_step)
+    with trainer.ledger.time("eval"):
+        after = evaluate(trainer.model, tokenizer, task, test_rows, config)
+        pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
+    summary = summarise(trainer, before, after, pruned)
+    summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
+    summary["samples"] = [
+        {"prompt": row["prompt"], "before": b, "after": a}
+        for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
+    ]
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
+
+
+def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer: Any) -> STPTrainer:
+    """Return the trainer of a task's policy, at the newest checkpoint of its run folder."""
+    rows = task.rows("train", config.run.train_size, config.run.seed)
+    static = static_priors(config, task, tokenizer, model)
+    read = [rows[i] for i in rows_read(config, len(rows))]
+    before = Ledger(device_of(model))
+    with before.time("prior"):
+        priors = training_priors(config, task, model, tokenizer, rows=read, static=static)
+    trainer = STPTrainer(
+        model,
+        list(task.reward_funcs),
+        config,
+        rows,
+        tokenizer,
+        priors=priors,
+        evaluate=lambda trainer: logged_validation(trainer, task, tokenizer),
+    )
+    trainer.ledger.include(before)
+    return trainer
+
+
+def summarise(
+    trainer: STPTrainer, before: dict[str, Any], after: dict[str, Any], pruned: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
+    run, ledger, seconds = trainer.args.run, trainer.ledger, trainer.ledger.seconds
+    return {
+        "task": run.task,
+        "preset": trainer.args.preset,
+        "seed": run.seed,
+        "solved_before": before["solved"],
+        "solved_after": after["solved"],
+        "solved_after_prior": pruned["solved"],
+        "cells_after": after.get("cells"),
+        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
+        "forwards": {phase: ledger.forwards[phase] for phase in PHASES},
+        "forward_equivalents": ledger.forward_equivalents,
+        "tokens": dict(ledger.tokens),
+        "head_rows": dict(ledger.head_rows),
+        "peak_bytes": int(ledger.measured()["diffusion/peak_bytes"]),
+        "seconds": {
+            "rl": seconds["prior"] + seconds["rollout"] + seconds["reward"] + seconds["update"],
+            "rollout": seconds["rollout"],
+            "update": seconds["update"],
+            "eval": seconds["eval"],
+            "scoring": seconds["scoring"],
+            **{f"cpu_{phase}": value for phase, value in ledger.cpu_seconds.items()},
+            **{f"gpu_{phase}": value for phase, value in ledger.gpu_seconds.items()},
+        },
+        "steps": trainer.step,
+        "eval_size": len(after["completions"]),
+    }
+
+
+def make_task(config: STPConfig, model: str | Path = "") -> Task:
+    """Return the configured task, on the rows of `data` where a file is given.
+
+    Questions are asked through the chat template of `model`, else of the model given, where its tokenizer has one.
+    """
+    options: dict[str, Any] = {"data": config.run.data} if config.run.data else {}
+    model = model or config.policy.model_name_or_path
+    if model and config.run.task in ("gsm8k", "math"):
+        tokenizer = load_tokenizer(policy_folder(model))
+        options |= {"tokenizer": tokenizer} if tokenizer.chat_template else {}
+    return get_task(config.run.task, **options)
+
+
+def complete(config: STPConfig, task: Task) -> STPConfig:
+    """Return the configuration with the task's completion length where none was given."""
+    if config.rollout.max_completion_length:
+        return config
+    return replace(config, rollout=replace(config.rollout, max_completion_length=task.completion_length))
+
+
+def set_threads(config: STPConfig) -> None:
+    """Set torch's threads; two BLAS threads under contention were 5 times slower than one for the tiny policy."""
+    if config.run.num_threads:
+        torch.set_num_threads(config.run.num_threads)
+
+
+def pick_device(config: STPConfig) -> torch.device:
+    """Return the configured device, or cuda where there is one."""
+    return torch.device(config.run.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+_WARMUP_OPTIONS = {
+    *("task", "data", "seed", "train_size", "max_completion_length", "hidden_size", "num_hidden_layers"),
+    *("num_attention_heads", "sft_steps", "sft_batch_size", "sft_learning_rate"),
+}
+"""A finished warm-up is used again where these are the same."""
+
+
+def warm_up_identity(config: STPConfig) -> dict[str, Any]:
+    """Return the options that decide the policy before RL; runs that share them start from the same weights."""
+    return {k: v for k, v in config.to_flat().items() if k in _WARMUP_OPTIONS}
+
+
+def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> tuple[DiffusionModel, Any]:
+    """Return the policy before RL and its tokenizer: the given model, a finished warm-up of this run, or a new one."""
+    device = pick_device(config)
+    module: Any
+    if config.policy.model_name_or_path:
+        module, tokenizer = load_policy(policy_folder(config.policy.model_name_or_path))
+        return as_diffusion_model(module.to(device), tokenizer), tokenizer
+    identity = warm_up_identity(config)
+    warmed = newest_checkpoint(run / "warmup") if config.run.resume else None
+    if warmed is not None and warmed.state.get("config") == identity:
+        module, tokenizer = load_policy(warmed.path)
+        return as_diffusion_model(module.to(device), tokenizer), tokenizer
+    tokenizer = character_tokenizer(task.alphabet)
+    length = config.rollout.max_completion_length
+    module = tiny_policy(
+        config.policy, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=config.run.seed
+    )
+    model = as_diffusion_model(module.to(device), tokenizer)
+    events.on_phase("sft", config.policy.sft_steps)
+    if config.policy.sft_steps:
+        warm_up(
+            model,
+            tokenizer,
+            task.demonstrations(config.run.train_size, config.run.seed),
+            completion_length=length,
+            steps=config.policy.sft_steps,
+            batch_size=config.policy.sft_batch_size,
+            learning_rate=config.policy.sft_learning_rate,
+            seed=config.run.seed,
+            on_step=events.on_sft,
+        )
+    save_checkpoint(
+        run / "warmup", model=module, tokenizer=tokenizer, optimizer={}, state={"step": 0, "config": identity}
+    )
+    return model, tokenizer
+
+
+def decode_both(
+    model: DiffusionModel, tokenizer: Any, task: Task, rows: Sequence[Row], config: STPConfig
+) -> dict[str, Any]:
+    """Return the scores of the free decode, and as `{name}_prior` those with every token that the prompt determines.
+
+    The priors are the task's own, whatever the run was trained with: runs of all prunings are decoded alike.
+    """
+    priors: list[Prior] = [Template(task.template, tokenizer), Copy(task.copies, tokenizer)]
+    free = evaluate(model, tokenizer, task, rows, config)
+    prior = evaluate(model, tokenizer, task, rows, config, priors=priors)
+    return {**free, **{f"{name}_prior": value for name, value in prior.items()}}
+
+
+def validation(model: DiffusionModel, tokenizer: Any, task: Task, config: STPConfig) -> dict[str, Any]:
+    """Return scores on the validation split, free and with priors."""
+    return decode_both(model, tokenizer, task, task.rows("validation", config.run.eval_size, TEST_SEED), config)
+
+
+def logged_validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:
+    """Return validation scores for the metrics file; their canvases go to the ledger."""
+    scores = validation(trainer.model, tokenizer, task, trainer.args)
+    trainer.ledger.add(Cost(scores["forwards"] + scores["forwards_prior"]), "eval")
+    return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
+
+
+def last_nfe(run: Path) -> float | None:
+    """Return the forwards per completion of the last logged training step."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return lines[-1]["diffusion/nfe"] if lines else None
+
+
+def write_config(config: STPConfig, run: Path) -> None:
+    """Write config.yaml: the options of this run by their flat names."""
+    import yaml
+
+    run.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.to_flat(), sort_keys=False)
+    with atomic_file(run / "config.yaml") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
+    """Return (model, tokenizer, config, task) of a run folder, or of a checkpoint inside one.
+
+    Raises:
+        CheckpointError: there is no model, or no config.yaml beside it.
+    """
+    folder = policy_folder(path)
+    configs = [f / "config.yaml" for f in (Path(path), folder.parent) if (f / "config.yaml").is_file()]
+    if not configs:
+        raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
+    config = STPConfig.from_yaml(configs[0])
+    set_threads(config)
+    task = make_task(config, folder)
+    module, tokenizer = load_policy(folder)
+    return (
+        as_diffusion_model(module.to(pick_device(config)), tokenizer),
+        tokenizer,
+        complete(config, task),
+        task,
+    )

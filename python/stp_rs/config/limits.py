@@ -1,0 +1,73 @@
+"""What options may be: a range each, and what must fit together."""
+
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from stp_rs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stp_rs.config.sections import STPConfig
+
+_RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
+    {
+        "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
+        "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
+        "stp_slots": (1, 1 << 20), "stp_keep": (0.0, 1.0),
+        "stp_hint": (0.0, 1.0), "stp_frequency": (1e-6, 1.0), "stp_prior_refresh": (0, 1 << 31),
+        "stp_rescue_share": (1e-6, 1.0), "stp_max_nfe": (0, 1 << 20),
+        "stp_max_tokens": (0, 1 << 40),
+        "num_mc": (0, 1 << 16), "stp_prompt_mask": (0.0, 1.0), "stp_mask_block": (0, 1 << 20),
+        "stp_bound_power": (1.0, 100.0), "stp_bound_mixture": (0.0, 1.0), "stp_forward_batch_size": (0, 1 << 20),
+        "stp_dynamic_sampling": (0, 1000),
+        "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
+        "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
+        "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9),
+        "adam_beta1": (0.0, 0.999999), "adam_beta2": (0.0, 0.999999),
+        "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
+        "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
+        "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
+        "stp_variance_every": (0, 1 << 31),
+        "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
+        "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),
+        "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1.0),
+    }
+)  # fmt: skip
+
+
+def check(config: "STPConfig") -> None:
+    """Raise a ConfigError that names the option, what it got and what it needs."""
+    flat = config.to_flat()
+    for name, (low, high) in _RANGES.items():
+        if not low <= flat[name] <= high:
+            raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
+    if config.advantage.stp_dynamic_sampling and config.rollout.num_generations < 2:
+        raise ConfigError(
+            "stp_dynamic_sampling: got num_generations 1, needs groups of at least 2 (one reward has no other)"
+        )
+    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
+    if completions % config.rollout.num_generations:
+        raise ConfigError(
+            f"per_device_train_batch_size * gradient_accumulation_steps: got {completions} completions, needs a "
+            f"multiple of num_generations ({config.rollout.num_generations}) so that groups stay whole"
+        )
+    if config.likelihood.num_mc == 0 and config.likelihood.stp_design != "trajectory":
+        raise ConfigError(
+            f"num_mc: got 0 (all states), needs at least 1 for the design {config.likelihood.stp_design}; only "
+            "trajectory has states of its own"
+        )
+    if config.loss.stp_objective in ("stable", "linear") and config.loss.importance_sampling_level == "token":
+        raise ConfigError(
+            f"stp_objective {config.loss.stp_objective}: needs importance_sampling_level sequence (one ratio per "
+            "completion), got token"
+        )
+    if config.loss.stp_objective == "linear" and config.likelihood.stp_bound != "elbo":
+        raise ConfigError(
+            f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got "
+            f"{config.likelihood.stp_bound}"
+        )
+    if config.policy.hidden_size % config.policy.num_attention_heads:
+        raise ConfigError(
+            f"hidden_size: got {config.policy.hidden_size}, needs a multiple of num_attention_heads "
+            f"({config.policy.num_attention_heads})"
+        )

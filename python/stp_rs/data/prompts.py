@@ -1,0 +1,132 @@
+"""Prompts: rows of text become right-padded id arrays with a uid per prompt.
+
+Shapes: R rows, P longest prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stp_rs._core import permutation, row_uid
+from stp_rs.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """A batch of tokenised prompts."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """The dataset rows, `prompt` and the columns that rewards read."""
+    prompt_ids: NDArray[np.int64]
+    """[R, P] right-padded."""
+    prompt_length: NDArray[np.int32]
+    """[R]."""
+    uid: NDArray[np.uint64]
+    """[R] one key per row; the randomness of a row depends on it and the seed alone."""
+    group: NDArray[np.int64]
+    """[R] which prompt a row belongs to: rows of a group share it."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, index: Sequence[int], uid: NDArray[np.uint64] | None = None) -> "PromptBatch":
+        """Return some rows, with their groups; `uid` gives them other keys."""
+        return PromptBatch(
+            rows=[self.rows[i] for i in index],
+            prompt_ids=self.prompt_ids[index],
+            prompt_length=self.prompt_length[index],
+            uid=self.uid[index] if uid is None else uid,
+            group=self.group[index],
+        )
+
+    def repeat(self, num_generations: int, *, step: int = 0) -> "PromptBatch":
+        """Return each prompt `num_generations` times in a row, with uids keyed by (step, prompt uid, sample).
+
+        Where a prompt is in the batch more than once its samples are numbered on, so that no two rows share a key.
+        """
+        index = np.repeat(np.arange(len(self)), num_generations)
+        seen: dict[int, int] = {}
+        uids = []
+        for i in index.tolist():
+            uid = int(self.uid[i])
+            seen[uid] = seen.get(uid, -1) + 1
+            uids.append(row_uid(step, uid, seen[uid]))
+        chosen = self.select(index.tolist(), np.array(uids, dtype=np.uint64))
+        return replace(chosen, group=index.astype(np.int64))
+
+
+def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: Sequence[int]) -> PromptBatch:
+    """Return the prompts of `rows` as ids, without special tokens.
+
+    Args:
+        rows: mappings with a `prompt` (str, or chat messages for a tokenizer with a chat template).
+        tokenizer: a transformers tokenizer.
+        uids: one integer per row that names the prompt, for example its index in the dataset.
+
+    Raises:
+        InvalidValueError: a row without a prompt, an empty prompt, or a prompt that holds the mask token.
+    """
+    encoded = [_encode(row, i, tokenizer) for i, row in enumerate(rows)]
+    width = max((len(ids) for ids in encoded), default=0)
+    ids_RP = np.full((len(rows), width), tokenizer.pad_token_id, dtype=np.int64)
+    for i, ids in enumerate(encoded):
+        ids_RP[i, : len(ids)] = ids
+    return PromptBatch(
+        rows=rows,
+        prompt_ids=ids_RP,
+        prompt_length=np.array([len(ids) for ids in encoded], dtype=np.int32),
+        uid=np.array(list(uids), dtype=np.uint64),
+        group=np.arange(len(rows), dtype=np.int64),
+    )
+
+
+def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    elif isinstance(prompt, str) and prompt:
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    else:
+        raise InvalidValueError(
+            f"row {index}: needs a non-empty `prompt` (text or chat messages), got columns {sorted(row)} "
+            f"and prompt {prompt!r}"
+        )
+    if tokenizer.mask_token_id in ids:
+        raise InvalidValueError(f"row {index}: the prompt holds the mask token {tokenizer.mask_token!r}; remove it")
+    return list(ids)
+
+
+def end_of_text_id(tokenizer: Any) -> int:
+    """Return the id that ends a completion: `eos_token_id`, or `sep_token_id` where there is none (BERT)."""
+    return int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id)
+
+
+def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
+    """Return the dataset rows of a step: epochs of keyed permutations laid end to end, every row once per epoch."""
+    picked = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        epoch, offset = divmod(place, num_rows)
+        picked.append(_permutation(seed, epoch, num_rows)[offset])
+    return picked
+
+
+def rows_of_batches(batches: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
+    """Return the dataset rows that steps 0 to `batches` - 1 read, each once, in the dataset's order."""
+    if batches * batch_size >= num_rows:
+        return list(range(num_rows))
+    return sorted(i for step in range(batches) for i in batch_indices(step, batch_size, num_rows, seed))
+
+
+_CACHE: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _permutation(seed: int, epoch: int, num_rows: int) -> list[int]:
+    key = (seed, epoch, num_rows)
+    if key not in _CACHE:
+        if len(_CACHE) > 4:
+            _CACHE.clear()
+        _CACHE[key] = permutation(seed, epoch, num_rows)
+    return _CACHE[key]

@@ -1,0 +1,180 @@
+"""Evaluation as the literature does it: greedy decode at given lengths and steps, free and with priors.
+
+A cell is one way of decoding; a report is a list of cells, written after each one, so that a run can be continued.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stp_rs.config.sections import STPConfig
+from stp_rs.data.prompts import encode_prompts
+from stp_rs.errors import ConfigError
+from stp_rs.models.base import DiffusionModel
+from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
+from stp_rs.rollout.generate import generate
+from stp_rs.rollout.params import Sampling, make_sampler
+from stp_rs.rollout.rewards import decode_completions
+from stp_rs.tasks.base import Row, Task
+from stp_rs.train.checkpoint import write_json
+
+BOOTSTRAP = 1000
+"""Resamples of an interval."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One way of decoding. Temporal pruning is always off: the reported number is the plain sampler's."""
+
+    length: int
+    """Completion tokens."""
+    steps: int
+    """Denoising steps; d1 and its descendants use length / 2."""
+    block_length: int = 0
+    """Tokens per block; 0 means one block (the literature: 32)."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    samples: int = 1
+    """Completions per problem; pass@k for k up to it."""
+    few_shot: int = 0
+    """Training demonstrations before each prompt."""
+    prefill: str = ""
+    """Text that every completion starts with; it is given, not decoded."""
+    seed: int = 0
+
+
+def default_decode(config: STPConfig) -> Decode:
+    """Return the greedy decode of a run's own length and steps."""
+    steps = make_sampler(config, prune=False).diffusion_steps
+    return Decode(config.rollout.max_completion_length, steps, config.rollout.block_length)
+
+
+def evaluate(
+    model: DiffusionModel,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Row],
+    config: STPConfig,
+    *,
+    priors: Sequence[Prior] = (),
+    decode: Decode | None = None,
+) -> dict[str, Any]:
+    """Return mean scores, `solved_ci` (95 %, bootstrap over problems), `pass@k`, `nfe`, `forwards`, `completions`.
+
+    Without `priors` it is the free decode; without `decode` the run's own length and steps, greedy.
+    """
+    decode = decode or default_decode(config)
+    if decode.samples > 1 and decode.temperature == 0.0:
+        raise ConfigError(f"samples: got {decode.samples} at temperature 0, needs a temperature above 0 or one sample")
+    shown = [_shown(row, task, decode) for row in rows]
+    prompts = encode_prompts(shown, tokenizer, uids=range(len(rows)))
+    if decode.samples > 1:
+        prompts = prompts.repeat(decode.samples)
+    rollout = generate(
+        model,
+        prompts,
+        make_sampler(with_decode(config, decode), prune=False),
+        completion_length=decode.length,
+        sampling=Sampling(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
+        prior=compose_priors(priors, prompts, decode.length),
+        seed=decode.seed,
+        slots=max(config.rollout.stp_slots, 64),
+    )
+    texts = decode_completions(rollout.token_ids, np.full(len(rollout), decode.length), tokenizer)
+    texts = [decode.prefill + text for text in texts]
+    repeated = [row for row in rows for _ in range(decode.samples)]
+    scores = {name: np.array(values, dtype=np.float64) for name, values in task.score(texts, repeated).items()}
+    solved = scores["solved"].reshape(len(rows), decode.samples)
+    result: dict[str, Any] = {name: float(values.mean()) for name, values in scores.items()}
+    result["solved_ci"] = bootstrap_interval(solved.mean(1))
+    if decode.samples > 1:
+        right = solved.sum(1).astype(int)
+        powers = [2**i for i in range(decode.samples.bit_length()) if 2**i <= decode.samples]
+        result.update({f"pass@{k}": float(np.mean([pass_at_k(decode.samples, c, k) for c in right])) for k in powers})
+    return {
+        **result,
+        "nfe": float(rollout.nfe.mean()),
+        "forwards": rollout.stats["forwards"],
+        "completions": texts[:: decode.samples],
+    }
+
+
+def with_decode(config: STPConfig, decode: Decode) -> STPConfig:
+    """Return the configuration with a decode's length, steps and blocks."""
+    rollout = replace(
+        config.rollout,
+        max_completion_length=decode.length,
+        diffusion_steps=decode.steps,
+        block_length=decode.block_length,
+    )
+    return replace(config, rollout=rollout)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Return the unbiased estimate of pass@k from n samples of which `right` are right (arXiv 2107.03374, eq. 1)."""
+    if n - right < k:
+        return 1.0
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def bootstrap_interval(values: np.ndarray[Any, np.dtype[np.float64]], *, seed: int = 0) -> list[float]:
+    """Return the 95 % percentile interval of the mean over problems; its generator is its own."""
+    picks = np.random.default_rng(seed).integers(0, len(values), size=(BOOTSTRAP, len(values)))
+    return [float(x) for x in np.quantile(values[picks].mean(1), [0.025, 0.975])]
+
+
+def evaluate_cells(
+    model: DiffusionModel,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Row],
+    config: STPConfig,
+    cells: Sequence[tuple[str, Sequence[Prior], Decode]],
+    path: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield one result per cell (its name, priors and decode), in order.
+
+    With `path` the report is written there after every cell, and cells that the file already holds for the same policy
+    and problems are read, not computed.
+    """
+    problems = hashlib.sha256(json.dumps([row["prompt"] for row in rows]).encode()).hexdigest()[:16]
+    identity = {"policy": policy_hash(model), "task": task.name, "problems": problems}
+    done: list[dict[str, Any]] = []
+    if path is not None and path.is_file():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            stored = {}
+        done = stored.get("cells", []) if isinstance(stored, dict) and stored.get("identity") == identity else []
+    finished: list[dict[str, Any]] = []
+    for name, priors, decode in cells:
+        key = {"decode": name, **asdict(decode)}
+        cell = next((c for c in done if c.items() >= key.items()), None)
+        if cell is None:
+            scores = evaluate(model, tokenizer, task, rows, config, priors=priors, decode=decode)
+            cell = {**key, "n": len(rows), **{k: v for k, v in scores.items() if k != "completions"}}
+        finished.append(cell)
+        if path is not None:
+            write_json(path, {"identity": identity, "cells": finished})
+        yield cell
+
+
+def _shown(row: Row, task: Task, decode: Decode) -> Row:
+    """Return the row with demonstrations before its prompt and the prefill after it."""
+    if not (decode.few_shot or decode.prefill):
+        return row
+    examples = task.demonstrations(decode.few_shot, decode.seed) if decode.few_shot else []
+    if isinstance(row["prompt"], list):
+        turns = [[*example["prompt"], {"role": "assistant", "content": example["completion"]}] for example in examples]
+        messages = [message for turn in turns for message in turn] + row["prompt"]
+        if decode.prefill:
+            raise ConfigError("prefill: chat prompts end with the assistant's turn; put the text into the template")
+        return {**row, "prompt": messages}
+    before = "".join(f"{example['prompt']}{example['completion']}\n" for example in examples)
+    return {**row, "prompt": before + row["prompt"] + decode.prefill}

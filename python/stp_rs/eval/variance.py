@@ -1,0 +1,241 @@
+"""The variance table: every design, number of passes and pruning, measured on a policy's own rollouts.
+
+Shapes: R rows (completions), M draws of the masks.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stp_rs._core import Design
+from stp_rs.errors import DesignError, InvalidValueError
+from stp_rs.eval.readings import READINGS, plans_of, read_as, row_levels
+from stp_rs.models.base import DiffusionModel, passes_without_dropout
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import Completions, Rows
+from stp_rs.objective.noise import Estimator, gradient_noise
+from stp_rs.testing.exact import Levels, plan_elbo
+from stp_rs.testing.variance import coverage_variance, sampled_coverage
+from stp_rs.types import Floats
+
+PASSES = (1, 2, 4, 8)
+PUBLISHED_ITERATIONS = 4
+"""Inner iterations that `unigrpo` spreads its mask ratios over, as published."""
+BOOTSTRAPS = 2000
+
+
+@dataclass(frozen=True)
+class VarianceRow:
+    """One line of the table. All numbers are of the estimate of a whole completion, means over completions."""
+
+    design: str
+    published: bool
+    passes: int
+    """K; where a design does not use K, the passes that it makes."""
+    pruning: str
+    target: str
+    """What the design's expectation is; `bias` compares with it, for `one_step` and `published` with the plan ELBO."""
+    forwards: float
+    """Canvases per completion and draw."""
+    tokens: float
+    """Scored tokens per completion."""
+    bias: float
+    """nats"""
+    bias_ci: tuple[float, float]
+    variance: float
+    """Over masks, nats squared."""
+    per_token_sd: float
+    """Root of the mean of variance / tokens^2: noise of a mean log-prob."""
+    coverage_variance: float | None
+    """Of a token's total weight; None where it is infinite."""
+    gradient_trace: float
+    """Trace of the covariance over masks of the gradient of the estimate."""
+    gradient_trace_ci: tuple[float, float]
+    gradient_snr: float | None
+    """None where masks add no noise."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured of one design, K and pruning, row by row."""
+
+    design: Design
+    pruning: str
+    coverage: float | None
+    forwards_R: Floats
+    tokens_R: Floats
+    bias_R: Floats
+    variance_R: Floats
+    trace_R: Floats
+    signal_R: Floats
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """(design, K, pruning)."""
+        return self.design.name, self.design.num_mc, self.pruning
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cells of a table share: the model, the law that is scored, the number of draws."""
+
+    model: DiffusionModel
+    temperature: float
+    diffusion_steps: int
+    block_length: int
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch of completions read with one pruning, with its reference values."""
+
+    pruning: str
+    rows: Rows
+    plans: list[list[int]]
+    levels: list[Levels]
+
+    def target(self, row: int, kind: str) -> float:
+        """Return the reference value of a row: the full ELBO or the ELBO of its plan."""
+        full = range(self.levels[row].n, 0, -1)
+        return plan_elbo(self.levels[row], full if kind == "full_elbo" else self.plans[row])
+
+
+def make_readings(setting: Setting, rollout: Completions) -> list[Reading]:
+    """Return the four readings of a rollout; a(l) and v(l) are computed once per set of scored positions."""
+    known: dict[bool, list[Levels]] = {}
+    readings = []
+    for pruning, (spatial, _) in READINGS.items():
+        rows = read_as(rollout, pruning, setting.diffusion_steps)
+        if spatial not in known:
+            known[spatial] = [
+                row_levels(setting.model, rows, row, temperature=setting.temperature, seed=setting.seed)[0]
+                for row in range(len(rows.uid))
+            ]
+        readings.append(Reading(pruning, rows, plans_of(rows), known[spatial]))
+    return readings
+
+
+def list_cells(
+    setting: Setting, readings: Sequence[Reading], names: Iterable[str], passes: Sequence[int] = PASSES
+) -> tuple[list[tuple[Design, Reading]], list[str]]:
+    """Return the legal (design, reading) pairs, each number of passes once, and what was refused and why."""
+    pairs, refused = [], []
+    for reading in readings:
+        for name in names:
+            seen = set()
+            for num_mc in passes:
+                try:
+                    design = make_design(name, num_mc, setting.block_length)
+                    forwards = len(Estimator(design).masks(reading.rows, 0).row_P)
+                except (DesignError, InvalidValueError) as error:
+                    refused.append(f"{name}, K = {num_mc}, {reading.pruning}: {error}")
+                    continue
+                if forwards not in seen:
+                    pairs.append((design, reading))
+                seen.add(forwards)
+    return pairs, refused
+
+
+def make_design(name: str, num_mc: int, block_length: int) -> Design:
+    """Return a design with its published options."""
+    iterations = PUBLISHED_ITERATIONS if name == "unigrpo" else 1
+    return Design(name, num_mc, num_iterations=iterations, block_length=block_length)
+
+
+def measure(setting: Setting, design: Design, reading: Reading) -> Cell:
+    """Return a cell: values and gradients of every row over `draws` draws of its masks."""
+    iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
+    estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature)
+    measured = []
+    for row, plan in enumerate(reading.plans):
+        one = Rows.of(reading.rows, [row])
+        scale = float(plan[0]) if design.per_token and plan else 1.0
+        noise = gradient_noise(setting.model, one, estimator, draws=setting.draws, coefficient_R=np.array([scale]))
+        value_M = noise.value_MR[:, 0] * scale
+        target = _target(setting, design, reading, row, value_M)
+        forwards = len(estimator.masks(one, 0).row_P)
+        tokens = plan[0] if plan else 0
+        measured.append((forwards, tokens, value_M.mean() - target, value_M.var(ddof=1), noise.trace, noise.signal))
+    return Cell(design, reading.pruning, _coverage(design, reading), *np.array(measured, dtype=np.float64).T)
+
+
+def _target(setting: Setting, design: Design, reading: Reading, row: int, value_M: Floats) -> float:
+    if design.target == "autoregressive":  # it has one outcome, which is what it estimates
+        return float(value_M.mean())
+    if design.target == "trajectory":
+        one = Rows.of(reading.rows, [row])
+        every_state = Estimator(Design("trajectory", 0)).masks(one, 0)
+        with torch.no_grad(), passes_without_dropout(setting.model.module):
+            return float(token_elbo(setting.model, one, every_state, temperature=setting.temperature).sum())
+    return reading.target(row, design.target)
+
+
+def _coverage(design: Design, reading: Reading) -> float | None:
+    if design.name == "bernoulli":  # E[1/t] diverges
+        return None
+    iterations = range(PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1)
+    known: dict[tuple[int, ...], float] = {}
+    for plan in reading.plans:
+        if plan and tuple(plan) not in known:
+            closed = coverage_variance(design, plan)
+            sampled = [] if closed is not None else [sampled_coverage(design, plan, iteration=j) for j in iterations]
+            known[tuple(plan)] = float(np.mean(sampled)) if closed is None else closed
+    return float(np.mean([known[tuple(plan)] for plan in reading.plans if plan])) if known else 0.0
+
+
+def bootstrap(statistic: Callable[[Any], Floats], rows: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a statistic over resampled rows.
+
+    Args:
+        statistic: row indices [B, R] -> one value per resample [B].
+        rows: R.
+        seed: of this function's own generator.
+    """
+    picked_BR = np.random.default_rng(seed).integers(0, rows, (BOOTSTRAPS, rows))
+    low, high = np.quantile(statistic(picked_BR), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean_interval(value_R: Floats, seed: int = 0) -> tuple[float, float]:
+    """Return the interval of the mean over rows."""
+    return bootstrap(lambda i: value_R[i].mean(1), len(value_R), seed)
+
+
+def ratio(top_R: Floats, base_R: Floats, seed: int = 0) -> tuple[float, float, float]:
+    """Return the ratio of two sums over the same rows with its interval; rows are resampled in pairs."""
+    low, high = bootstrap(lambda i: top_R[i].sum(1) / base_R[i].sum(1), len(top_R), seed)
+    return float(top_R.sum() / base_R.sum()), low, high
+
+
+def summarise(cell: Cell, seed: int = 0) -> VarianceRow:
+    """Return a cell's line of the table, with bootstrap intervals over rows."""
+    trace = float(cell.trace_R.mean())
+    forwards = float(cell.forwards_R.mean())
+    signal = max(0.0, float(cell.signal_R.mean()))
+    return VarianceRow(
+        design=cell.design.name,
+        published=cell.design.published,
+        passes=max(cell.design.num_mc, round(forwards)),
+        pruning=cell.pruning,
+        target=cell.design.target,
+        forwards=forwards,
+        tokens=float(cell.tokens_R.mean()),
+        bias=float(cell.bias_R.mean()),
+        bias_ci=mean_interval(cell.bias_R, seed),
+        variance=float(cell.variance_R.mean()),
+        per_token_sd=float(np.sqrt((cell.variance_R / np.maximum(cell.tokens_R, 1) ** 2).mean())),
+        coverage_variance=cell.coverage,
+        gradient_trace=trace,
+        gradient_trace_ci=mean_interval(cell.trace_R, seed),
+        gradient_snr=float(np.sqrt(signal / trace)) if trace > 0 else None,
+    )
+
+
+def to_json(rows: Iterable[VarianceRow]) -> list[dict[str, Any]]:
+    """Return the table as plain values."""
+    return [asdict(row) for row in rows]

@@ -1,0 +1,1 @@
+"""The objective: advantages, masks, likelihood estimates and the policy loss."""

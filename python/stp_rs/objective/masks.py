@@ -1,0 +1,248 @@
+"""Weighted masks: what a design draws, and what may be left out of them before they are scored.
+
+Shapes: R rows, P passes (canvases), L completion length, W prompt columns.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stp_rs._core import Design, prompt_mask, scored_counts
+from stp_rs.config.sections import STPConfig
+from stp_rs.errors import ConfigError, InvalidValueError
+
+_OUTSIDE = -2
+"""`unmask_step` of a position beyond a row's completion."""
+
+
+class Completions(Protocol):
+    """Rows whose likelihood can be estimated: a `Rollout`, a `Minibatch` of the buffer, or your own arrays."""
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """[R, P] right-padded."""
+        ...
+
+    @property
+    def prompt_length(self) -> NDArray[np.int32]:
+        """[R]."""
+        ...
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """[R, L]."""
+        ...
+
+    @property
+    def unmask_step(self) -> NDArray[np.int32]:
+        """[R, L] forward at which a position was revealed; -1 prior, -2 outside the completion."""
+        ...
+
+    @property
+    def uid(self) -> NDArray[np.uint64]:
+        """[R] keys of the rows' randomness."""
+        ...
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Weighted masks of a batch: what every likelihood estimator is."""
+
+    mask_PL: NDArray[np.uint8]
+    weight_PL: NDArray[np.float32]
+    """Zero outside the mask; a masked position may have weight zero (it hides, but is not scored)."""
+    row_P: NDArray[np.int32]
+    """The row a pass belongs to."""
+    scored_RL: NDArray[np.uint8]
+    """Positions that the likelihood is about (free ones, or all with `score_prior`)."""
+    length_R: NDArray[np.int32]
+    """Completion tokens of each row; what lies beyond is padding."""
+    prompt_PW: NDArray[np.uint8] | None = None
+    """1 where a prompt token is masked too, [P, W] over the batch's prompt columns; None where none is."""
+
+
+def make_design(args: STPConfig) -> Design:
+    """Return the configured design.
+
+    Raises:
+        ConfigError: `stp_truncate` is no range.
+        DesignError: the options do not fit the design.
+    """
+    likelihood, rollout = args.likelihood, args.rollout
+    truncate = None
+    if likelihood.stp_truncate:
+        try:
+            low, high = (float(part) for part in likelihood.stp_truncate.split(":"))
+        except ValueError:
+            raise ConfigError(f"stp_truncate: got {likelihood.stp_truncate!r}, needs LOW:HIGH, as 0.2:0.8") from None
+        truncate = (low, high)
+    eighth = max(1, math.ceil(rollout.max_completion_length / 8))
+    return Design(
+        likelihood.stp_design,
+        likelihood.num_mc,
+        num_iterations=args.optim.num_iterations,
+        block_length=likelihood.stp_mask_block or rollout.block_length or eighth,
+        truncate=truncate,
+    )
+
+
+def scores_prior(design: Design, score_prior: bool) -> bool:
+    """Return whether prior tokens are scored: as wanted, but a trajectory has no state that revealed them."""
+    return score_prior and design.target != "trajectory"
+
+
+def draw_masks(
+    design: Design,
+    completions: Completions,
+    *,
+    seed: int,
+    iteration: int = 0,
+    score_prior: bool = False,
+    diffusion_steps: int = 1,
+) -> Masks:
+    """Return a design's masks for each row's own plan, keyed by (seed, uid, iteration).
+
+    Args:
+        design: the law of masks and weights.
+        completions: their `unmask_step` gives each row's realised plan.
+        seed: key of the run.
+        iteration: index of the inner iteration (optimiser update), never of the micro-batch.
+        score_prior: score prior tokens too, on the even plan of the whole completion at `diffusion_steps` (whatever the
+            rollout's quota and blocks), with the row's own temporal merge.
+        diffusion_steps: steps of the unpruned plan; read with `score_prior` only.
+    """
+    unmask_step_RL = np.ascontiguousarray(completions.unmask_step)
+    uids_R = np.ascontiguousarray(completions.uid)
+    counts_RT = np.empty_like(unmask_step_RL)
+    scored_counts(unmask_step_RL, counts_RT, score_prior=score_prior, diffusion_steps=diffusion_steps)
+    scored_RL = (unmask_step_RL >= (-1 if score_prior else 0)).astype(np.uint8)
+    passes = int(np.sum(design.passes(scored_RL, counts_RT)))
+    masks = Masks(
+        mask_PL=np.empty((passes, unmask_step_RL.shape[1]), dtype=np.uint8),
+        weight_PL=np.empty((passes, unmask_step_RL.shape[1]), dtype=np.float32),
+        row_P=np.empty(passes, dtype=np.int32),
+        scored_RL=scored_RL,
+        length_R=(unmask_step_RL > _OUTSIDE).sum(1, dtype=np.int32),
+    )
+    design.draw(
+        scored_RL,
+        counts_RT,
+        unmask_step_RL,
+        seed,
+        uids_R,
+        iteration,
+        masks.mask_PL,
+        masks.weight_PL,
+        masks.row_P,
+    )
+    return masks
+
+
+def mask_prompts(masks: Masks, completions: Completions, ratio: float, *, seed: int, iteration: int = 0) -> Masks:
+    """Return the masks with each prompt token masked too with probability `ratio`, afresh in every pass.
+
+    Diffu-GRPO (arXiv 2504.12216): 0.15. Keyed by (seed, uid, iteration, pass), as the masks of the completion.
+    """
+    if ratio == 0.0:
+        return masks
+    width = completions.prompt_ids.shape[1]
+    prompt_RW = (np.arange(width) < completions.prompt_length[:, None]).astype(np.uint8)
+    prompt_PW = np.empty((len(masks.row_P), width), dtype=np.uint8)
+    uids_R = np.ascontiguousarray(completions.uid)
+    prompt_mask(prompt_RW, ratio, seed, uids_R, iteration, masks.row_P, prompt_PW)
+    return replace(masks, prompt_PW=prompt_PW)
+
+
+def without_blame(masks: Masks, unmask_step_RL: NDArray[np.int32], advantage_R: NDArray[np.float32]) -> Masks:
+    """Return the masks with weight 0 on prior tokens of completions with a negative advantage.
+
+    What hides the tokens and what a mean is over stay as they are: the free tokens keep their part of the estimate and
+    of the gradient; the prior tokens' estimate is 0 under every policy, their ratio 1.
+    """
+    blamed_RL = (unmask_step_RL == -1) & (advantage_R < 0)[:, None]
+    return replace(masks, weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL))
+
+
+def without_tokens(masks: Masks, left_out_RL: NDArray[np.bool_]) -> Masks:
+    """Return the masks without some tokens: not scored, and no part of a mean."""
+    return replace(
+        masks,
+        weight_PL=np.where(left_out_RL[masks.row_P], np.float32(0.0), masks.weight_PL),
+        scored_RL=np.where(left_out_RL, np.uint8(0), masks.scored_RL),
+    )
+
+
+def take_passes(masks: Masks, part: slice) -> Masks:
+    """Return some of the passes; rows stay as they are numbered."""
+    return replace(
+        masks,
+        mask_PL=masks.mask_PL[part],
+        weight_PL=masks.weight_PL[part],
+        row_P=masks.row_P[part],
+        prompt_PW=None if masks.prompt_PW is None else masks.prompt_PW[part],
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a batch of completions; rows may repeat."""
+
+    prompt_ids: NDArray[np.int64]
+    prompt_length: NDArray[np.int32]
+    token_ids: NDArray[np.int64]
+    unmask_step: NDArray[np.int32]
+    uid: NDArray[np.uint64]
+
+    @staticmethod
+    def of(completions: Completions, rows: NDArray[np.integer] | list[int]) -> "Rows":
+        """Return the rows of `completions` with these indices."""
+        return Rows(
+            completions.prompt_ids[rows],
+            completions.prompt_length[rows],
+            completions.token_ids[rows],
+            completions.unmask_step[rows],
+            completions.uid[rows],
+        )
+
+
+MAX_TOKENS = 12
+"""Most scored tokens whose 2^n masks are enumerated."""
+
+
+def mask_bits(n: int) -> NDArray[np.int64]:
+    """Return all masks of n positions, [2^n, n] of 0 and 1, in the order of their bits."""
+    return (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
+
+
+def every_mask(completions: Completions, row: int, *, score_prior: bool = False) -> tuple[Rows, Masks]:
+    """Return a row and all 2^n - 1 masks of its scored positions as passes, weight 1 on every masked token.
+
+    Raises:
+        InvalidValueError: more than 12 scored tokens.
+    """
+    one = Rows.of(completions, [row])
+    scored_L = one.unmask_step[0] >= (-1 if score_prior else 0)
+    free = np.flatnonzero(scored_L)
+    if len(free) > MAX_TOKENS:
+        raise InvalidValueError(
+            f"scored tokens: got {len(free)}, needs at most {MAX_TOKENS} to enumerate masks; sample them instead"
+        )
+    mask_PL = np.zeros(((1 << len(free)) - 1, len(scored_L)), dtype=np.uint8)
+    mask_PL[:, free] = mask_bits(len(free))[1:]
+    masks = Masks(
+        mask_PL=mask_PL,
+        weight_PL=mask_PL.astype(np.float32),
+        row_P=np.zeros(len(mask_PL), dtype=np.int32),
+        scored_RL=scored_L[None].astype(np.uint8),
+        length_R=(one.unmask_step >= -1).sum(1, dtype=np.int32),
+    )
+    return one, masks
+
+
+def reveals(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Return c_s = l_s - l_{s+1} of a plan's mask counts."""
+    return -np.diff([*counts, 0])

@@ -1,0 +1,208 @@
+"""The gradient's side: how much of it is mask noise.
+
+Shapes: R rows, M draws of the masks, L completion length, D parameters.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stp_rs._core import Design, row_uid
+from stp_rs.config.sections import STPConfig
+from stp_rs.models.base import DiffusionModel, passes_without_dropout
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import Completions, Masks, draw_masks, every_mask, reveals, scores_prior
+from stp_rs.rollout.buffer import Minibatch
+from stp_rs.rollout.params import restricted
+from stp_rs.types import Floats
+
+ROUNDING = 1e-12
+"""A trace below this share of the gradients' squares is rounding."""
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A design and how it is applied to rows: what `draw_masks` and `token_elbo` need beside them."""
+
+    design: Design
+    seed: int = 0
+    num_iterations: int = 1
+    """A draw takes one of the inner iterations at random."""
+    score_prior: bool = False
+    diffusion_steps: int = 1
+    temperature: float = 1.0
+    allowed: Tensor | None = None
+    """The law's possible tokens, as in `token_elbo`."""
+
+    def masks(self, completions: Completions, draw: int) -> Masks:
+        """Return the masks of a draw: a function of (seed, draw, uid)."""
+        return draw_masks(
+            self.design,
+            completions,
+            seed=row_uid(self.seed, draw),
+            iteration=row_uid(self.seed, draw, 1) % self.num_iterations,
+            score_prior=self.score_prior,
+            diffusion_steps=self.diffusion_steps,
+        )
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Estimates over resampled masks and the moments of their gradient."""
+
+    value_MR: Floats
+    """Every draw's estimate of every row, in the design's units."""
+    trace: float
+    """Trace of the gradient's covariance over masks (unbiased)."""
+    signal: float
+    """Squared norm of the mean gradient (unbiased, so it may come out below 0)."""
+    cosine: float | None
+    """Mean cosine of a draw's gradient to the exact one, where that was given."""
+
+    @property
+    def snr(self) -> float | None:
+        """Norm of the mean gradient over the root of the trace; None where masks add no noise."""
+        return math.sqrt(max(self.signal, 0.0) / self.trace) if self.trace > 0 else None
+
+
+def gradient_noise(
+    model: DiffusionModel,
+    completions: Completions,
+    estimator: Estimator,
+    *,
+    draws: int,
+    coefficient_R: Floats | None = None,
+    exact_D: Tensor | None = None,
+) -> GradientNoise:
+    """Return the moments of the gradient of sum_r coefficient_r L_hat_r over `draws` draws of the masks.
+
+    Rows have independent masks, so the covariance of the sum is the sum of theirs. No `.grad` is touched and no global
+    random generator is used.
+
+    Args:
+        model: the policy; gradients are for its parameters that require one.
+        completions: R rows.
+        estimator: the design and how it is applied.
+        draws: at least 2.
+        coefficient_R: what the estimates are multiplied by before they are added up; 1 by default.
+        exact_D: gradient to compare with.
+    """
+    rows = len(completions.token_ids)
+    coefficient = torch.from_numpy(np.ones(rows) if coefficient_R is None else coefficient_R).float()
+    values, total_D, squares, cosines = [], None, 0.0, []
+    with passes_without_dropout(model.module):
+        for draw in range(draws):
+            masks = estimator.masks(completions, draw)
+            value_R, gradient_D = value_and_gradient(
+                model,
+                completions,
+                masks,
+                coefficient,
+                temperature=estimator.temperature,
+                allowed=estimator.allowed,
+            )
+            values.append(value_R)
+            squares += float(gradient_D @ gradient_D)
+            total_D = gradient_D if total_D is None else total_D + gradient_D
+            if exact_D is not None:
+                cosines.append(float(torch.cosine_similarity(gradient_D, exact_D, dim=0)))
+    assert total_D is not None  # noqa: S101 - draws >= 2; this tells the type checker
+    mean_square = float(total_D @ total_D) / draws**2
+    trace = (squares - draws * mean_square) / (draws - 1)
+    trace = trace if trace > ROUNDING * squares else 0.0
+    return GradientNoise(
+        value_MR=np.stack(values),
+        trace=trace,
+        signal=mean_square - trace / draws,
+        cosine=float(np.mean(cosines)) if cosines else None,
+    )
+
+
+def value_and_gradient(
+    model: DiffusionModel,
+    completions: Completions,
+    masks: Masks,
+    coefficient_R: Tensor,
+    *,
+    temperature: float = 1.0,
+    allowed: Tensor | None = None,
+) -> tuple[Floats, Tensor]:
+    """Return the estimate of every row, f64 [R], and the gradient of their weighted sum, f64 [D].
+
+    The model runs in the mode it is in.
+    """
+    parameters = [p for p in model.module.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        elbo_R = token_elbo(model, completions, masks, temperature=temperature, allowed=allowed).sum(-1)
+        total = (coefficient_R.to(elbo_R.device) * elbo_R).sum()
+    if total.requires_grad:
+        parts = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    else:  # nothing was scored
+        parts = tuple(torch.zeros_like(p) for p in parameters)
+    return elbo_R.detach().double().cpu().numpy(), torch.cat([part.reshape(-1) for part in parts]).double()
+
+
+def exact_gradient(
+    model: DiffusionModel,
+    completions: Completions,
+    row: int,
+    counts: Sequence[int],
+    *,
+    score_prior: bool = False,
+    temperature: float = 1.0,
+) -> tuple[float, Tensor]:
+    """Return E(plan) of a row and its gradient, f64 [D], over all masks of its (at most 12) scored tokens."""
+    one, masks = every_mask(completions, row, score_prior=score_prior)
+    size_P = masks.mask_PL.sum(1, dtype=np.int64)
+    n = counts[0]
+    weight_l = np.zeros(n + 1)
+    weight_l[list(counts)] = reveals(counts) / [math.comb(n, count) * count for count in counts]
+    weighted = replace(masks, weight_PL=(masks.mask_PL * weight_l[size_P, None]).astype(np.float32))
+    with passes_without_dropout(model.module):
+        value_R, gradient_D = value_and_gradient(model, one, weighted, torch.ones(1), temperature=temperature)
+    return float(value_R[0]), gradient_D
+
+
+UPDATE_DRAWS = 4
+"""Draws of the masks that `update_noise` compares."""
+
+
+def update_noise(
+    model: DiffusionModel,
+    design: Design,
+    config: STPConfig,
+    batches: Iterable[Minibatch],
+    allowed: Tensor | None = None,
+) -> dict[str, float]:
+    """Return the mask noise of an update's first micro-batch, as metrics; nothing where no row has a gradient.
+
+    `diffusion/logp_var` is the variance over masks of a completion's estimate, in nats squared, averaged over the rows;
+    `diffusion/grad_snr` the signal-to-noise ratio of the gradient of sum_r advantage_r L_hat_r / n_r, left out where
+    masks add no noise. It is measured on the ELBO with the prompt shown and all scored tokens weighed: prompt masks,
+    upper bounds and `stp_blame_prior` are left out. Four fresh draws of the masks; training's own are untouched.
+    """
+    batch = next(iter(batches), None)
+    if batch is None:
+        return {}
+    score_prior = scores_prior(design, config.pruning.stp_score_prior)
+    estimator = Estimator(
+        design,
+        seed=config.run.seed,
+        num_iterations=config.optim.num_iterations,
+        score_prior=score_prior,
+        diffusion_steps=config.rollout.diffusion_steps or config.rollout.max_completion_length,
+        temperature=config.rollout.temperature,
+        allowed=restricted(allowed, batch.rows),
+    )
+    tokens_R = (batch.unmask_step >= (-1 if score_prior else 0)).sum(1).clip(min=1)
+    scale_R = tokens_R if design.per_token else np.ones(len(batch))
+    weight_R = np.where(batch.advantage < 0, config.loss.stp_negative_advantage_weight, 1.0)
+    coefficient_R = batch.advantage * weight_R * scale_R / tokens_R
+    noise = gradient_noise(model, batch, estimator, draws=UPDATE_DRAWS, coefficient_R=coefficient_R)
+    variance_R = (noise.value_MR * scale_R).var(0, ddof=1)
+    metrics = {"diffusion/logp_var": float(variance_R.mean())}
+    return metrics if noise.snr is None else {**metrics, "diffusion/grad_snr": noise.snr}

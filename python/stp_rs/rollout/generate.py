@@ -1,0 +1,200 @@
+"""Rollouts: prompts and priors in, completions and how they came about out. The loop is in `engine`.
+
+Shapes: R rows, L completion length, P longest prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stp_rs._core import PriorSet, RolloutScheduler, Sampler
+from stp_rs.data.prompts import PromptBatch
+from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
+from stp_rs.rollout.loop import Cohort, Engine, drive
+from stp_rs.rollout.params import Sampling, check_allowed
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions and how they came about. Any intermediate canvas can be rebuilt from `unmask_step`."""
+
+    prompts: PromptBatch
+    token_ids: NDArray[np.int64]
+    """[R, L]."""
+    unmask_step: NDArray[np.int32]
+    """[R, L] forward at which a position was revealed; -1 fixed by the prior, -2 outside the completion."""
+    logprob: NDArray[np.float32]
+    """[R, L] log-probability under the law that drew the token; 0 where nothing was sampled."""
+    nfe: NDArray[np.int32]
+    """[R] forwards of the row (a shared first forward counts for every row that used it)."""
+    stop_reason: NDArray[np.uint8]
+    """[R] 1 plan, 2 temporal rule, 3 forward budget, 4 nothing to decode, 5 end-of-text."""
+    exact: bool
+    """Whether the sum of `logprob` is the trajectory's log-likelihood (the choice of positions read the state only)."""
+    stats: dict[str, int]
+    """Counters: forwards (canvases computed), useful_rows (those for which a row gained a token: all of them), calls,
+    nfe, head_rows (logits read), tokens, padding among them, nan."""
+
+    def __len__(self) -> int:
+        """Return R."""
+        return len(self.prompts)
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """[R, P] right-padded."""
+        return self.prompts.prompt_ids
+
+    @property
+    def prompt_length(self) -> NDArray[np.int32]:
+        """[R]."""
+        return self.prompts.prompt_length
+
+    @property
+    def uid(self) -> NDArray[np.uint64]:
+        """[R] keys of the rows' randomness."""
+        return self.prompts.uid
+
+    @property
+    def group(self) -> NDArray[np.int64]:
+        """[R] rows of a group share it."""
+        return self.prompts.group
+
+
+@torch.no_grad()
+def generate(
+    model: DiffusionModel,
+    prompts: PromptBatch,
+    sampler: Sampler | Sequence[Sampler],
+    *,
+    completion_length: int,
+    sampling: Sampling | None = None,
+    prior: PriorSet | None = None,
+    seed: int = 0,
+    slots: int = 64,
+    engine: Engine | None = None,
+) -> Rollout:
+    """Return one completion per row of `prompts`.
+
+    Args:
+        model: the policy; it runs in eval mode.
+        prompts: R rows with a uid each. A row's completion depends on (seed, uid) and the model, not on the batch.
+        sampler: plan, selection and pruning of every row, or one per row.
+        completion_length: L, tokens to decode.
+        sampling: temperature, top-k, top-p, allowed tokens; the model's own law by default.
+        prior: fixed completion tokens, R rows.
+        seed: key of the run's randomness.
+        slots: most rows in flight.
+        engine: how rows are batched.
+
+    Raises:
+        DivergenceError: the model returned NaN logits.
+    """
+    engine, rows = engine or Engine(), len(prompts)
+    samplers = [sampler] if isinstance(sampler, Sampler) else list(sampler)
+    law = check_allowed(sampling or Sampling(), model.mask_token_id, device_of(model))
+    rollout = _empty(prompts, completion_length, exact=all(s.exact for s in samplers))
+    parts = _parts(prompts, slots, engine, device_of(model))
+    cohorts = []
+    for part in parts:
+        scheduler = RolloutScheduler(
+            mask_token_id=model.mask_token_id,
+            pad_token_id=model.pad_token_id,
+            eos_token_id=model.eos_token_id,
+            slots=max(1, slots // len(parts)),
+            seed=seed,
+            share_first=engine.share_first,
+            max_tokens=engine.max_tokens and max(1, engine.max_tokens // len(parts)),
+            length_sorted=engine.length_sorted,
+        )
+        _submit(scheduler, prompts, part, completion_length, samplers if len(samplers) == 1 else samplers[part], prior)
+        cohorts.append(Cohort(model, scheduler, _first_rows(law, part), max(1, min(slots, rows)), completion_length))
+    with passes_without_dropout(model.module):
+        drive(cohorts)
+    for cohort, part in zip(cohorts, parts, strict=True):
+        _collect(rollout, part, cohort.scheduler)
+    return rollout
+
+
+def _empty(prompts: PromptBatch, length: int, *, exact: bool) -> Rollout:
+    rows = len(prompts)
+    return Rollout(
+        prompts=prompts,
+        token_ids=np.empty((rows, length), dtype=np.int64),
+        unmask_step=np.empty((rows, length), dtype=np.int32),
+        logprob=np.empty((rows, length), dtype=np.float32),
+        nfe=np.empty(rows, dtype=np.int32),
+        stop_reason=np.empty(rows, dtype=np.uint8),
+        exact=exact,
+        stats={},
+    )
+
+
+def _collect(rollout: Rollout, part: slice, scheduler: RolloutScheduler) -> None:
+    scheduler.results(
+        rollout.token_ids[part],
+        rollout.unmask_step[part],
+        rollout.logprob[part],
+        rollout.nfe[part],
+        rollout.stop_reason[part],
+    )
+    for name, count in scheduler.stats().items():
+        rollout.stats[name] = rollout.stats.get(name, 0) + count
+
+
+def _submit(
+    scheduler: RolloutScheduler,
+    prompts: PromptBatch,
+    part: slice,
+    completion_length: int,
+    samplers: Sequence[Sampler],
+    prior: PriorSet | None,
+) -> None:
+    lengths_R = np.full(part.stop - part.start, completion_length, dtype=np.int32)
+    if prior is not None and len(lengths_R) < len(prompts):
+        prior = prior.select(range(part.start, part.stop))
+    columns = (prompts.uid[part], prompts.prompt_ids[part], prompts.prompt_length[part])
+    scheduler.submit(*columns, lengths_R, samplers, prior)
+
+
+def _parts(prompts: PromptBatch, slots: int, engine: Engine, device: torch.device) -> list[slice]:
+    """Return the rows of each cohort: all, or two halves cut between groups, which share their first forward."""
+    rows = len(prompts)
+    overlap = device.type == "cuda" if engine.overlap is None else engine.overlap
+    starts = np.flatnonzero(np.diff(prompts.group)) + 1
+    if not overlap or slots < 2 or len(starts) == 0:
+        return [slice(0, rows)]
+    cut = int(starts[np.abs(starts - rows / 2).argmin()])
+    return [slice(0, cut), slice(cut, rows)]
+
+
+def _first_rows(law: Sampling, part: slice) -> Sampling:
+    """Return the law with the rows of one cohort: its places count from its own first row."""
+    if law.allowed is None or law.allowed.dim() != 3:
+        return law
+    return Sampling(law.temperature, law.top_k, law.top_p, law.allowed[part])
+
+
+_TEMPORAL = 2
+"""`stop_reason` of a temporal rule."""
+
+
+def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> dict[str, float]:
+    """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
+    length = rollout.token_ids.shape[1]
+    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step >= -1).sum(1)
+    length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
+    groups: dict[int, set[str]] = {}
+    for group, text in zip(rollout.group.tolist(), completions, strict=True):
+        groups.setdefault(group, set()).add(text)
+    return {
+        "completions/mean_length": float(length_R.mean()),
+        "diffusion/nfe": float(rollout.nfe.mean()),
+        "diffusion/useful_row_share": rollout.stats["useful_rows"] / max(1, rollout.stats["forwards"]),
+        "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),
+        "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
+        "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),
+        "diffusion/distinct": float(np.mean([len(texts) for texts in groups.values()])),
+    }

@@ -1,0 +1,134 @@
+"""The loop of a rollout: the Rust scheduler says what to compute, the model computes it, the scheduler commits.
+
+Nothing here is per row: a step is one call into Rust, one forward, one reduction, one copy of seven numbers per
+candidate to the host, and one call into Rust.
+
+Shapes: R rows, L completion length, B canvases of one call, S their width, N candidates, V vocabulary, C columns.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stp_rs._core import RolloutScheduler
+from stp_rs.errors import DivergenceError
+from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows
+from stp_rs.rollout.logits import COLUMNS, Reads, Reducer
+from stp_rs.rollout.params import Sampling, allowed_rows
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How rows are batched. None of it changes a completion (but see `fill_ratio_batch`, which reads the batch)."""
+
+    max_tokens: int = 0
+    """Most tokens of one model call, padding included; 0 means no bound but the slots."""
+    length_sorted: bool = False
+    """Admit long rows first and rows of one length together: less padding. Groups stay together."""
+    share_first: bool = True
+    """Compute the first forward of a group once."""
+    overlap: bool | None = None
+    """Decode two halves of the rows in turn, so that one's host work hides behind the other's forward. None: on a CUDA
+    device only; on the CPU there is nothing to hide behind."""
+
+
+class Cohort:
+    """Rows that are decoded together: their scheduler and the buffers of one call, pinned for a CUDA device.
+
+    Args:
+        model: the policy.
+        scheduler: with its rows submitted.
+        law: the sampling law, from `check_allowed`.
+        slots: most rows in flight.
+        length: L.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, scheduler: RolloutScheduler, law: Sampling, slots: int, length: int
+    ) -> None:
+        self.scheduler = scheduler
+        self._model, self._law, self._length = model, law, length
+        self._reducer = Reducer(law, model.mask_token_id)
+        self._device = device_of(model)
+        cuda = self._device.type == "cuda"
+        tokens, positions = scheduler.capacity()
+
+        def host(size: int | tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(size, dtype=dtype, pin_memory=cuda)
+
+        self._ids, self._lengths = host(tokens, torch.int64), host(slots, torch.int32)
+        self._at, self._uniforms = host(positions, torch.int32), host(positions, torch.float32)
+        self._places = host(positions if law.allowed is not None and law.allowed.dim() > 1 else 0, torch.int32)
+        self._packed = host((positions, COLUMNS), torch.float32)
+        # on the CPU the reduction writes where the scheduler reads
+        self._reduced = torch.empty_like(self._packed, device=self._device) if cuda else self._packed
+        self._done = torch.cuda.Event() if cuda else None
+        self._views = (self._ids.numpy(), self._lengths.numpy(), self._at.numpy(), self._uniforms.numpy())
+        self._places_view, self._packed_view = self._places.numpy(), self._packed.numpy()
+        self._count, self._reads = 0, Reads()
+
+    def launch(self) -> bool:
+        """Start the next step; return False when every row is finished. Does not wait for a CUDA device."""
+        rows, width, self._count, reads = self.scheduler.next_step(*self._views)
+        self._reads = Reads(*reads)
+        if rows == 0:
+            return False
+        model, device = self._model, self._device
+        ids_BS = self._ids[: rows * width].view(rows, width).to(device, non_blocking=True)
+        hidden_BSH = encode(model, ids_BS, self._views[1][:rows])
+        at_N = self._at[: self._count].to(device, non_blocking=True)
+        if model.logit_shift:
+            at_N = at_N - model.logit_shift
+        hidden_NH = hidden_BSH.reshape(rows * width, -1).index_select(0, at_N)
+        self._reduce(hidden_NH)
+        if self._done is not None:
+            self._packed[: self._count].copy_(self._reduced[: self._count], non_blocking=True)
+            self._done.record()
+        return True
+
+    def _reduce(self, hidden_NH: torch.Tensor) -> None:
+        model, count = self._model, self._count
+        uniforms_N = self._uniforms[:count].to(self._device, non_blocking=True)
+        allowed = self._law.allowed
+        places_N = None
+        if len(self._places):
+            self.scheduler.places(self._length, self._places_view)
+            places_N = self._places[:count].to(self._device, non_blocking=True)
+        size = head_rows(model)
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            if places_N is not None:
+                allowed = allowed_rows(self._law, places_N[part], self._length)
+            logits_NV = model.head(hidden_NH[part])
+            self._reducer(logits_NV, uniforms_N[part], self._reduced[part], allowed, self._reads)
+
+    def finish(self) -> None:
+        """Wait for the step and commit its numbers.
+
+        Raises:
+            DivergenceError: the model returned NaN or infinite logits. Nothing is committed then: the token of such a
+                candidate means nothing.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        packed = self._packed_view[: self._count]
+        bad = int(np.isnan(packed[:, 2]).sum())
+        if bad:
+            raise DivergenceError(
+                f"the model returned NaN logits for {bad} of {self._count} candidates of a forward; its weights or "
+                "activations have overflowed: lower learning_rate, or check bf16 and the checkpoint"
+            )
+        self.scheduler.commit(packed)
+
+
+def drive(cohorts: Sequence[Cohort]) -> None:
+    """Decode every row. While the host works on one cohort, the forwards of the others are queued on the device."""
+    flying = deque(cohort for cohort in cohorts if cohort.launch())
+    while flying:
+        cohort = flying.popleft()
+        cohort.finish()
+        if cohort.launch():
+            flying.append(cohort)

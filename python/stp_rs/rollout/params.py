@@ -1,0 +1,94 @@
+"""The law that tokens are drawn from, and the plan that a configuration asks for.
+
+Shapes: N candidates, V vocabulary, R rows, L completion length.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stp_rs._core import Sampler
+from stp_rs.config.sections import STPConfig
+from stp_rs.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling law: allowed tokens, logits / temperature, then top-k, then top-p. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    allowed: Tensor | None = field(default=None, compare=False, repr=False)
+    """Bool [V], [L, V] per completion position, or [R, L, V]: the other tokens are impossible, both for sampling and
+    in every number of a candidate. None allows all."""
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def check_allowed(law: Sampling, mask_token_id: int, device: torch.device) -> Sampling:
+    """Return the law with its allowed tokens on a device and the mask token taken out of them.
+
+    Raises:
+        InvalidValueError: not bool, or a place where no token is left.
+    """
+    there = placed(law.allowed, device)
+    if there is None:
+        return law
+    allowed = there.clone()
+    allowed[..., mask_token_id] = False
+    if not bool(allowed.any(-1).all()):
+        raise InvalidValueError("allowed: got a place without any token, needs at least one besides the mask token")
+    return Sampling(law.temperature, law.top_k, law.top_p, allowed)
+
+
+def placed(allowed: Tensor | None, device: torch.device) -> Tensor | None:
+    """Return allowed tokens on a device.
+
+    Raises:
+        InvalidValueError: not bool of one to three dimensions.
+    """
+    if allowed is not None and (allowed.dtype != torch.bool or allowed.dim() not in (1, 2, 3)):
+        raise InvalidValueError(
+            f"allowed: got {allowed.dtype} {list(allowed.shape)}, needs bool [V], [L, V] or [R, L, V]"
+        )
+    return None if allowed is None else allowed.to(device)
+
+
+def restricted(allowed: Tensor | None, rows: NDArray[np.int32]) -> Tensor | None:
+    """Return the allowed tokens of some rows of a batch: a table that all rows share stays as it is."""
+    if allowed is None or allowed.dim() < 3:
+        return allowed
+    return allowed[torch.from_numpy(rows.astype(np.int64)).to(allowed.device)]
+
+
+def allowed_rows(law: Sampling, places_N: Tensor, length: int) -> Tensor | None:
+    """Return the allowed tokens [V] or [N, V] of candidates at `places_N`, row times L plus completion position."""
+    allowed = law.allowed
+    if allowed is None or allowed.dim() == 1:
+        return allowed
+    return allowed[places_N % length] if allowed.dim() == 2 else allowed.flatten(0, 1)[places_N]
+
+
+def make_sampler(config: STPConfig, *, prune: bool = True) -> Sampler:
+    """Return the sampler of a configuration; `prune=False` leaves temporal pruning and truncation out."""
+    rollout, pruning = config.rollout, config.pruning
+    return Sampler(
+        rollout.diffusion_steps or max(1, rollout.max_completion_length),
+        block_length=rollout.block_length,
+        quota=rollout.stp_quota,
+        selection=rollout.stp_selection,
+        confidence=rollout.stp_confidence,
+        temporal=pruning.stp_temporal if prune else "none",
+        max_nfe=pruning.stp_max_nfe if prune else 0,
+        eos=rollout.stp_eos if prune or rollout.stp_eos != "truncate" else "none",
+    )
+
+
+def sampling_law(config: STPConfig) -> Sampling:
+    """Return the training-time sampling law of a configuration."""
+    return Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)

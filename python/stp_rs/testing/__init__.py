@@ -1,0 +1,1 @@
+"""Exact checks on small policies: a policy that is a table, and expectations by enumeration."""

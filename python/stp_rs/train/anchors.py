@@ -1,0 +1,233 @@
+"""OfflineGeneration: anchors from the policy's own completion of each training prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stp_rs._core import PriorSet, Sampler
+from stp_rs.data.prompts import PromptBatch
+from stp_rs.errors import CheckpointError, InvalidValueError
+from stp_rs.models.base import DiffusionModel, passes_without_dropout
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import Masks
+from stp_rs.priors.base import Prior, allowed_tokens, compose_priors
+from stp_rs.priors.choice import Anneal, AnswerSpan, Choice, Per, eligible_tokens, fixed_where
+from stp_rs.priors.hashes import policy_hash, prompt_keys, tokenizer_hash
+from stp_rs.priors.lifecycle import check_tokenizer
+from stp_rs.rollout.generate import generate
+from stp_rs.rollout.params import Sampling
+from stp_rs.train.checkpoint import read_stored, write_stored
+from stp_rs.types import Stored
+
+
+class Completion(NamedTuple):
+    """A policy's own completion of one prompt: L ids, their confidence, which may be kept, and when it was made."""
+
+    ids: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    eligible: NDArray[np.uint8]
+    version: int
+
+
+class Source(NamedTuple):
+    """Who makes completions, and the priors that they are made under."""
+
+    model: DiffusionModel
+    tokenizer: Any
+    sampler: Sampler
+    given: Sequence[Prior]
+
+
+@dataclass
+class OfflineGeneration:
+    """The paper's prior (arXiv 2602.08905): anchors from the initial policy's own completion of each training prompt.
+
+    Kept is the share `keep` of the tokens outside the answer, chosen by `selector`; confidence is the log-prob under
+    one fully masked forward of the policy. Token ids are stored and never re-tokenised, with hashes of the tokenizer
+    and of the policy that made them.
+
+    The paper's ablation is `selector` x `protect_answer`: random and False, random and True (the same as `not_answer`),
+    top_confidence and False, top_confidence and True (the paper's own).
+
+    Attributes:
+        keep: share of the eligible tokens that is fixed.
+        selector: top_confidence, random, not_answer (random, and never the answer), prefix, span.
+        answer_span: finds the answer in a completion.
+        seed: key of random selectors.
+        protect_answer: whether tokens of the answer are never fixed.
+        anneal: how `keep` shrinks during training.
+        per: who shares a draw of a random selector.
+        refresh: a prompt's completion is made anew by the current policy when the prompt first comes up after every
+            so many rollout batches; 0 never.
+
+    Example:
+        prior = OfflineGeneration(keep=0.05, answer_span=tag_span("[", "]"))
+        prior.build(model, prompts, tokenizer, sampler, completion_length=20)
+    """
+
+    keep: float = 0.05
+    selector: str = "top_confidence"
+    answer_span: AnswerSpan | None = None
+    seed: int = 0
+    protect_answer: bool = True
+    anneal: Anneal = field(default_factory=Anneal)
+    per: Per = "group"
+    refresh: int = 0
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Of the tokenizer, and of the policy at the build or at the first refresh of a period."""
+    forwards: int = 0
+    """Canvases computed since somebody asked."""
+    soft: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the selector and start without completions."""
+        random = self.selector == "not_answer"
+        if random and self.answer_span is None:
+            raise InvalidValueError("selector: got not_answer without an answer_span, needs one (for example tag_span)")
+        self._choice = Choice("random" if random else self.selector, self.keep, self.anneal, self.per, self.seed)
+        self._span = self.answer_span if self.protect_answer or random else None
+        self._completions: dict[int, Completion] = {}
+        self._source: Source | None = None
+        self._step, self._progress = 0, 0.0
+
+    def build(
+        self,
+        model: DiffusionModel,
+        prompts: PromptBatch,
+        tokenizer: Any,
+        sampler: Sampler,
+        *,
+        completion_length: int,
+        given: Sequence[Prior] = (),
+    ) -> None:
+        """Make and store completions of `prompts` with the current policy: one greedy rollout and one forward each.
+
+        `given` are the priors that will stand beside this one: completions are made under them, and what they fix
+        needs no anchor.
+        """
+        self.follow(model, tokenizer, sampler, given)
+        self._make(prompts, prompt_keys(prompts), completion_length)
+        self.hashes = {"tokenizer": tokenizer_hash(tokenizer), "policy": policy_hash(model)}
+
+    def follow(self, model: DiffusionModel, tokenizer: Any, sampler: Sampler, given: Sequence[Prior] = ()) -> None:
+        """Say who makes the completions of a refresh, where `build` was not called in this process."""
+        self._source = Source(model, tokenizer, sampler, [p for p in given if p is not self])
+
+    def begin_step(self, step: int, max_steps: int) -> None:
+        """Hear the progress of training."""
+        self._step, self._progress = step, step / max(1, max_steps)
+
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
+        """Return the anchors of each row's prompt."""
+        keys = prompt_keys(prompts)
+        self._refresh(prompts, keys, completion_length)
+        rows = []
+        for key, row in zip(keys.tolist(), prompts.rows, strict=True):
+            if key not in self._completions:
+                raise InvalidValueError(
+                    f"offline_generation: no anchors for the prompt {row.get('prompt')!r}; call build with it first"
+                )
+            rows.append(self._completions[key])
+        if not rows:
+            return PriorSet.empty(0)
+        if any(len(row.ids) != completion_length for row in rows):
+            built = next(len(row.ids) for row in rows if len(row.ids) != completion_length)
+            raise InvalidValueError(
+                f"offline_generation: anchors were built for completions of {built} tokens, "
+                f"got {completion_length}; build them again"
+            )
+        ids_RL, confidence_RL, eligible_RL = (np.stack([row[i] for row in rows]) for i in range(3))
+        keep_RL = self._choice.pick(prompts, eligible_RL, self._progress, confidence_RL)
+        return fixed_where(keep_RL, ids_RL, "offline_generation")
+
+    def _refresh(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> None:
+        if not self.refresh or self._step < self.refresh:
+            return
+        if self._source is None:
+            raise InvalidValueError("offline_generation: refresh needs a policy; call build or follow first")
+        period = self._step // self.refresh
+        known = self._completions
+        stale = [i for i, k in enumerate(keys.tolist()) if k not in known or known[k].version // self.refresh < period]
+        first = list({int(keys[i]): i for i in reversed(stale)}.values())[::-1]  # a group once
+        if not first:
+            return
+        if max((c.version for c in known.values()), default=0) // self.refresh < period:
+            self.hashes = {**self.hashes, "policy": policy_hash(self._source.model)}
+        self._make(prompts.select(first), keys[first], length)
+
+    def _make(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> None:
+        """Store completions of prompts whose keys are their uids, so that neither batch nor order matters."""
+        if self._source is None:
+            return
+        model, tokenizer, sampler, given = self._source
+        prompts = replace(prompts, uid=keys)
+        allowed, prior = allowed_tokens(given, prompts, length), compose_priors(given, prompts, length)
+        law = Sampling(0.0, allowed=allowed)
+        rollout = generate(model, prompts, sampler, completion_length=length, sampling=law, prior=prior, seed=self.seed)
+        ids_RL = rollout.token_ids
+        everything = Masks(
+            mask_PL=np.ones(ids_RL.shape, dtype=np.uint8),
+            weight_PL=np.ones(ids_RL.shape, dtype=np.float32),
+            row_P=np.arange(len(prompts), dtype=np.int32),
+            scored_RL=np.ones(ids_RL.shape, dtype=np.uint8),
+            length_R=np.full(len(prompts), length, dtype=np.int32),
+        )
+        with torch.no_grad(), passes_without_dropout(model.module):
+            confidence_RL = token_elbo(model, rollout, everything, forward_batch_size=256, allowed=allowed)
+        eligible_RL = eligible_tokens(ids_RL, tokenizer, self._span) & (rollout.unmask_step >= 0)
+        self.forwards += rollout.stats["forwards"] + len(prompts)
+        rows = (ids_RL, confidence_RL.cpu().numpy(), eligible_RL.astype(np.uint8))
+        for i, key in enumerate(keys.tolist()):
+            ids, confidence, eligible = (column[i].copy() for column in rows)
+            self._completions[key] = Completion(ids, confidence, eligible, self._step)
+
+    def state_dict(self) -> Stored:
+        """Return every completion and the hashes."""
+        keys = sorted(self._completions)
+        rows = [self._completions[k] for k in keys]
+        arrays = {
+            "keys": np.array(keys, dtype=np.uint64),
+            "ids": _stack([r.ids for r in rows], np.int64),
+            "confidence": _stack([r.confidence for r in rows], np.float32),
+            "eligible": _stack([r.eligible for r in rows], np.uint8),
+            "version": np.array([r.version for r in rows], dtype=np.int64),
+        }
+        return Stored(arrays, dict(self.hashes))
+
+    def load_state_dict(self, stored: Stored) -> None:
+        """Go on with stored completions."""
+        if self._source is not None:
+            check_tokenizer(stored, self._source.tokenizer, "offline_generation")
+        names = ("ids", "confidence", "eligible", "version")
+        columns = [stored.arrays["keys"].tolist(), *(stored.arrays[name] for name in names)]
+        self._completions = {
+            key: Completion(ids, confidence, eligible, int(version))
+            for key, ids, confidence, eligible, version in zip(*columns, strict=True)
+        }
+        self.hashes = dict(stored.hashes)
+
+    def save(self, path: Path) -> None:
+        """Write completions and hashes to a safetensors file, atomically."""
+        write_stored(path, {"offline_generation": self.state_dict()})
+
+    def load(self, path: Path, tokenizer: Any) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is unreadable, or was made with another tokenizer.
+        """
+        try:
+            stored = read_stored(path)["offline_generation"]
+            check_tokenizer(stored, tokenizer, str(path))
+            self.load_state_dict(stored)
+        except KeyError as error:
+            raise CheckpointError(f"{path}: cannot be read as stored anchors: no {error}") from error
+
+
+def _stack(rows: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.stack(rows) if rows else np.empty((0, 0), dtype=dtype)

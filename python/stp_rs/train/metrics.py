@@ -1,0 +1,163 @@
+"""Metrics: a line of JSON per step, and the ledger of what a run computed."""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stp_rs.train.checkpoint import atomic_file
+from stp_rs.types import Cost
+
+PHASES = ("prior", "rollout", "likelihood", "backward")
+"""prior: canvases of anchors that are made before training; likelihood: every canvas of a likelihood pass; backward:
+those of them that have a gradient. Others, `eval` for one, come with their first entry."""
+TRAINING = ("prior", "rollout", "reward", "update")
+"""Timed blocks whose seconds are the training's; `scoring` (passes without gradient) is a part of `update`."""
+_CLOCKS = ("seconds", "cpu_seconds", "gpu_seconds")
+_MEASURED = tuple(f"diffusion/{name}" for name in (*_CLOCKS, "peak_bytes"))
+
+
+class Ledger:
+    """What a run computed and how long it took, by phase.
+
+    Args:
+        device: a CUDA device adds GPU seconds, from events that are read when they are asked for.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.forwards: dict[str, int] = dict.fromkeys(PHASES, 0)
+        self.tokens: dict[str, int] = dict.fromkeys(PHASES, 0)
+        self.head_rows: dict[str, int] = dict.fromkeys(PHASES, 0)
+        self.completions = 0
+        """Sampled for training, those of dynamic sampling and of rescues included."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.cpu_seconds: dict[str, float] = defaultdict(float)
+        """Of all threads of this process."""
+        self.gpu_seconds: dict[str, float] = defaultdict(float)
+        self.peak_bytes = 0
+        """Highest memory use: of the device's allocator on CUDA, else of the process."""
+        self._cuda = device is not None and device.type == "cuda"
+        self._flying: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add the block's wall, CPU and GPU time to a phase."""
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self._cuda else []
+        if events:
+            events[0].record()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+            self.cpu_seconds[phase] += time.process_time() - cpu_start
+            if events:
+                events[1].record()
+                self._flying.append((phase, events[0], events[1]))
+
+    def add(self, cost: Cost, *phases: str) -> None:
+        """Add what was computed to each of `phases`."""
+        for phase in phases:
+            for name in ("forwards", "tokens", "head_rows"):
+                counts = getattr(self, name)
+                counts[phase] = counts.get(phase, 0) + getattr(cost, name)
+
+    def include(self, other: "Ledger") -> None:
+        """Add the seconds of another ledger."""
+        for clock in _CLOCKS:
+            for phase, seconds in other.to_dict()[clock].items():
+                getattr(self, clock)[phase] += seconds
+
+    @property
+    def forward_equivalents(self) -> int:
+        """Training's canvases, one with a gradient counted as three forwards; evaluation is left out."""
+        counted = self.forwards
+        return counted["prior"] + counted["rollout"] + counted["likelihood"] + 2 * counted["backward"]
+
+    def counts(self) -> dict[str, float]:
+        """Return what was computed so far, as metrics; the same for every run of a seed."""
+        named = {"forwards": self.forwards, "tokens": self.tokens, "head_rows": self.head_rows}
+        return {
+            **{f"diffusion/{name}_{phase}": float(n) for name, by in named.items() for phase, n in by.items()},
+            "diffusion/forward_equivalents": float(self.forward_equivalents),
+            "diffusion/completions": float(self.completions),
+        }
+
+    def measured(self) -> dict[str, float]:
+        """Return seconds and peak memory so far, as metrics; no two runs have the same."""
+        self._read_clocks()
+        clocks = {clock: getattr(self, clock) for clock in _CLOCKS if self._cuda or clock != "gpu_seconds"}
+        by_phase = {f"diffusion/{clock}_{phase}": s for clock, by in clocks.items() for phase, s in by.items()}
+        totals = {f"diffusion/{clock}": sum(by.get(phase, 0.0) for phase in TRAINING) for clock, by in clocks.items()}
+        return {**totals, **by_phase, "diffusion/peak_bytes": float(self.peak_bytes)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers for a checkpoint and for summary.json."""
+        self._read_clocks()
+        names = ("forwards", "tokens", "head_rows", *_CLOCKS)
+        numbers = {"completions": self.completions, "peak_bytes": self.peak_bytes}
+        return {**{name: dict(getattr(self, name)) for name in names}, **numbers}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue from the numbers of a checkpoint."""
+        for name in ("forwards", "tokens", "head_rows", *_CLOCKS):
+            getattr(self, name).update(saved.get(name, {}))
+        self.completions = saved.get("completions", 0)
+        self.peak_bytes = saved.get("peak_bytes", 0)
+
+    def _read_clocks(self) -> None:
+        for phase, start, end in self._flying:
+            end.synchronize()
+            self.gpu_seconds[phase] += start.elapsed_time(end) / 1000
+        self._flying.clear()
+        self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated() if self._cuda else _resident_bytes())
+
+
+def _resident_bytes() -> int:
+    """Return the highest resident size of this process, 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else 1024 * int(peak)
+
+
+class MetricsFile:
+    """`metrics.jsonl` of a run: one flushed line per logged step; a resume drops the lines after its checkpoint."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = (
+            [line for line in read_metrics(path, measured=True) if line["step"] <= resume_step] if resume_step else []
+        )
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Append one step."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(values), allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path, *, measured: bool = False) -> list[dict[str, float]]:
+    """Return the lines of a metrics file; a line cut short by a crash is left out.
+
+    Without `measured` the seconds and bytes are left out too: what remains is the same for every run of a seed.
+    """
+    lines: list[dict[str, float]] = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            lines.append({k: v for k, v in line.items() if measured or not k.startswith(_MEASURED)})
+    return lines

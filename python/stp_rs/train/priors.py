@@ -1,0 +1,209 @@
+"""The spatial priors that a configuration names, for a task (docs/priors.md)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stp_rs.config.sections import STPConfig
+from stp_rs.data.prompts import encode_prompts
+from stp_rs.errors import ConfigError, InvalidValueError
+from stp_rs.models.base import DiffusionModel
+from stp_rs.priors import (
+    Anneal,
+    AnswerSpan,
+    Copy,
+    Frequency,
+    Length,
+    Prior,
+    Reference,
+    Template,
+    Vocabulary,
+    reference_length,
+    tag_span,
+)
+from stp_rs.priors.base import Constrained, Referenced, is_soft
+from stp_rs.priors.reference import SELECTORS
+from stp_rs.rollout.params import make_sampler
+from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.train.checkpoint import newest_checkpoint
+from stp_rs.types import Row
+
+if TYPE_CHECKING:
+    from stp_rs.tasks.base import Task
+
+NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "reference", "frequency")
+"""Sources that `stp_spatial` may name."""
+_WHOLE = ("sudoku", "countdown")
+"""Tasks whose completion is an answer and nothing else."""
+_BRACKETED = (*_WHOLE, "sums")
+"""Tasks whose answer stands between brackets."""
+
+
+def spatial_names(config: STPConfig) -> list[str]:
+    """Return the sources of `stp_spatial`, in order.
+
+    Raises:
+        ConfigError: an unknown one, or one that is named twice.
+    """
+    names = [name.strip() for name in config.pruning.stp_spatial.split("+")]
+    names = [] if names == ["none"] else names
+    for name in names:
+        if name not in NAMES or names.count(name) > 1:
+            raise ConfigError(f"stp_spatial: got {name!r}, needs {', '.join(NAMES)} (once each, joined by +) or none")
+    return names
+
+
+def check_spatial(config: STPConfig) -> None:
+    """Check the prior options that are text, before anything is trained.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    if "length" in spatial_names(config):
+        _quantile(config.pruning.stp_length)
+    _anneal(config)
+
+
+def static_priors(config: STPConfig, task: "Task", tokenizer: Any, model: DiffusionModel | None = None) -> list[Prior]:
+    """Return the configured priors that need no answer and may stay on at evaluation.
+
+    They are template, copy, vocabulary, and length where its budget is a number.
+    """
+    found: list[Prior] = []
+    for name in spatial_names(config):
+        if name == "template":
+            found.append(Template(task.template, tokenizer))
+        elif name == "copy":
+            found.append(Copy(task.copies, tokenizer))
+        elif name == "vocabulary":
+            found.append(_vocabulary(task, tokenizer, model))
+        elif name == "length" and config.pruning.stp_length.isdecimal():
+            found.append(Length(tokenizer, budget=int(config.pruning.stp_length)))
+    return found
+
+
+def training_priors(
+    config: STPConfig,
+    task: "Task",
+    model: DiffusionModel,
+    tokenizer: Any,
+    *,
+    rows: Sequence[Row],
+    static: Sequence[Prior],
+) -> list[Prior]:
+    """Return all configured priors of training: `static` and those that read answers or earlier rollouts.
+
+    OfflineGeneration is made once per run from `rows`, the training rows that the run reads, and stored in its folder.
+    """
+    names, pruning, seed = spatial_names(config), config.pruning, config.run.seed
+    shared: dict[str, Any] = {
+        "anneal": _anneal(config),
+        "per": pruning.stp_prior_per,
+        "seed": seed,
+    }
+    hint: dict[str, Any] = {
+        **shared,
+        "share": pruning.stp_hint,
+        "selector": pruning.stp_selector if pruning.stp_selector in SELECTORS else "random",
+        "answer_span": answer_span(task) if pruning.stp_protect_answer and task.name not in _WHOLE else None,
+    }
+    priors = list(static)
+    if "length" in names and not pruning.stp_length.isdecimal():
+        priors.append(_length(pruning.stp_length, task, tokenizer))
+    if pruning.stp_rescue == "reference":
+        priors.append(Reference(reference_text(task), tokenizer, when="all_wrong", **hint))
+    for name in names:
+        if name == "offline_generation":
+            priors.append(_offline(config, task, model, tokenizer, rows=rows, given=priors))
+        elif name == "reference":
+            priors.append(Reference(reference_text(task), tokenizer, **hint))
+        elif name == "frequency":
+            priors.append(Frequency(tokenizer, pruning.stp_frequency, config.rollout.num_generations, **shared))
+    return priors
+
+
+def answer_span(task: "Task") -> AnswerSpan:
+    """Return the finder of a task's answer: between brackets, in the answer tag, or else in the box."""
+    if task.name in _BRACKETED:
+        return tag_span("[", "]")
+    tag, box = tag_span(), tag_span("\\boxed{", "}")
+    return lambda text: tag(text) or box(text)
+
+
+def reference_text(task: "Task") -> Callable[[Any], str | None]:
+    """Return how a row's reference completion is found: the task's word, or the column completion or solution."""
+    if isinstance(task, Referenced):
+        return task.reference
+    return lambda row: row.get("completion") or row.get("solution")
+
+
+def _vocabulary(task: "Task", tokenizer: Any, model: DiffusionModel | None) -> Vocabulary:
+    if not isinstance(task, Constrained):
+        raise ConfigError(f"stp_spatial: got vocabulary for the task {task.name}, which has no allowed(position)")
+    config = getattr(getattr(model, "module", None), "config", None)
+    return Vocabulary(task.allowed, tokenizer, vocab_size=int(getattr(config, "vocab_size", 0)))
+
+
+def _anneal(config: STPConfig) -> Anneal:
+    try:
+        return Anneal.parse(config.pruning.stp_prior_anneal)
+    except InvalidValueError as error:
+        raise ConfigError(f"stp_prior_{error}") from error
+
+
+def _quantile(budget: str) -> float | None:
+    """Return the share of `quantile:Q`; None for a number or `reference`."""
+    if budget.isdecimal() or budget == "reference":
+        return None
+    kind, _, text = budget.partition(":")
+    try:
+        share = float(text) if kind == "quantile" else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(
+            f"stp_length: got {budget!r}, needs a number, reference, or quantile:Q with Q above 0 and at most 1"
+        )
+    return share
+
+
+def _length(budget: str, task: "Task", tokenizer: Any) -> Length:
+    share = _quantile(budget)
+    if share is None:
+        return Length(tokenizer, budget=reference_length(reference_text(task), tokenizer))
+    return Length(tokenizer, quantile=share, slack=1)
+
+
+def _offline(
+    config: STPConfig,
+    task: "Task",
+    model: DiffusionModel,
+    tokenizer: Any,
+    *,
+    rows: Sequence[Row],
+    given: Sequence[Prior],
+) -> OfflineGeneration:
+    pruning = config.pruning
+    prior = OfflineGeneration(
+        pruning.stp_keep,
+        pruning.stp_selector,
+        answer_span(task),
+        config.run.seed,
+        protect_answer=pruning.stp_protect_answer,
+        anneal=_anneal(config),
+        per=pruning.stp_prior_per,
+        refresh=pruning.stp_prior_refresh,
+    )
+    certain = [p for p in given if not is_soft(p)]
+    sampler = make_sampler(config, prune=False)
+    stored = Path(config.run.output_dir) / "offline_generation.safetensors"
+    started = newest_checkpoint(Path(config.run.output_dir)) is not None  # of these very settings: resumes check it
+    if config.run.resume and started and stored.is_file():
+        prior.load(stored, tokenizer)
+        prior.follow(model, tokenizer, sampler, certain)
+    else:
+        prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
+        length = config.rollout.max_completion_length
+        prior.build(model, prompts, tokenizer, sampler, completion_length=length, given=certain)
+        prior.save(stored)
+    return prior

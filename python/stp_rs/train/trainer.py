@@ -1,0 +1,281 @@
+"""The trainer: ten calls in the order of the data flow.
+
+prompts -> priors -> rollout -> rewards -> advantages -> buffer -> design (masks, weights) -> likelihood -> loss
+
+Each call is public; `examples/custom_loop.py` makes the same steps by hand.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stp_rs.config.sections import STPConfig
+from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
+from stp_rs.errors import CheckpointError, ConfigError
+from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
+from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.models.reference import reference_policy
+from stp_rs.objective.advantages import group_advantages
+from stp_rs.objective.noise import update_noise
+from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
+from stp_rs.priors import lifecycle as hooks
+from stp_rs.rollout.buffer import fill_buffer
+from stp_rs.rollout.generate import Rollout, generate, rollout_metrics
+from stp_rs.rollout.loop import Engine
+from stp_rs.rollout.params import make_sampler, sampling_law
+from stp_rs.rollout.regroup import Played, informative_groups
+from stp_rs.rollout.rescue import rescue_groups
+from stp_rs.rollout.rewards import RewardFunc, decode_completions, score_rewards
+from stp_rs.train.checkpoint import Checkpoint, clear_partial, load_weights, newest_checkpoint, save_checkpoint
+from stp_rs.train.metrics import Ledger, MetricsFile
+from stp_rs.train.update import PolicyUpdate, micro_batches
+from stp_rs.types import Cost
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did: the rollout with its texts and rewards, and the metrics that were logged."""
+
+    step: int
+    rollout: Rollout
+    completions: list[str]
+    rewards: list[float]
+    metrics: Metrics
+
+
+class STPTrainer:
+    """Trains a masked-diffusion policy by RL with spatio-temporal pruning. Arguments as in TRL's GRPOTrainer.
+
+    Args:
+        model: a transformers masked LM, or any `DiffusionModel`.
+        reward_funcs: TRL-shaped reward functions; their sum is the reward.
+        args: the configuration; `max_completion_length` must be set.
+        train_dataset: rows with a `prompt` and the columns that the rewards read.
+        processing_class: the tokenizer.
+        priors: spatial priors, applied in order.
+        evaluate: called as `evaluate(trainer)` every `eval_steps`; returns metrics to log.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: before anything is trained.
+        DivergenceError: a NaN or infinity turned up; the checkpoints before it are intact.
+
+    Example:
+        trainer = STPTrainer(model, [reward], STPConfig.make(max_completion_length=64), rows, tokenizer)
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Sequence[RewardFunc] | RewardFunc,
+        args: STPConfig,
+        train_dataset: Sequence[Mapping[str, Any]],
+        processing_class: Any,
+        *,
+        priors: Sequence[Prior] = (),
+        evaluate: Callable[["STPTrainer"], Metrics] | None = None,
+    ) -> None:
+        self.args = args
+        self.tokenizer = processing_class
+        self.model: DiffusionModel = as_diffusion_model(model, processing_class)
+        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        self.train_dataset = train_dataset
+        self.priors = list(priors)
+        self.evaluate = evaluate
+        self.ledger = Ledger(device_of(self.model))
+        self.step = 0
+        self.run = Path(args.run.output_dir)
+        if args.rollout.max_completion_length < 1:
+            raise ConfigError("max_completion_length: got 0, needs the tokens of a completion canvas (at least 1)")
+        if len(train_dataset) == 0:
+            raise ConfigError("train_dataset: got no rows, needs at least one")
+        self.sampler = make_sampler(args)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.module.parameters() if p.requires_grad],
+            lr=args.optim.learning_rate,
+            betas=(args.optim.adam_beta1, args.optim.adam_beta2),
+            weight_decay=args.optim.weight_decay,
+        )
+        needs_reference = args.loss.beta > 0 and args.loss.stp_kl_target == "reference"
+        self.reference = reference_policy(self.model, self.tokenizer) if needs_reference else None
+        self.update = PolicyUpdate(
+            args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
+        )
+        self.hints = next((p for p in self.priors if isinstance(p, Reference) and p.when == "all_wrong"), None)
+        if args.pruning.stp_rescue != "none" and self.hints is None:
+            raise ConfigError(
+                'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
+            )
+        self._resume()
+        self.ledger.add(Cost(hooks.take_forwards(self.priors)), "prior")
+        self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
+
+    def train(self, on_step: Callable[[StepResult], None] | None = None) -> None:
+        """Run the steps that are left; log, evaluate and save as configured."""
+        run = self.args.run
+        while self.step < self.args.optim.max_steps:
+            result = self.train_step()
+            metrics = result.metrics
+            if self.evaluate is not None and run.eval_steps and self.step % run.eval_steps == 0:
+                with self.ledger.time("eval"):
+                    metrics.update(self.evaluate(self))
+            if self.step % run.logging_steps == 0:
+                self._metrics.write({"step": self.step, **metrics, **self.ledger.measured()})
+            if run.save_steps and self.step % run.save_steps == 0:
+                self.save()
+            if on_step is not None:
+                on_step(result)
+        if not (self.run / f"checkpoint-{self.step}").exists():
+            self.save()
+
+    def train_step(self) -> StepResult:
+        """Make one rollout batch and the optimiser updates on it."""
+        config = self.args
+        hooks.begin_step(self.priors, self.step, config.optim.max_steps)
+        played, rescued = self._play(self._prompts(self.step), self.priors), 0
+        if config.pruning.stp_rescue != "none" and self.hints is not None:
+            share = config.pruning.stp_rescue_share
+            played, rescued = rescue_groups(played, self._play, self.hints, share=share, priors=self.priors)
+        most = config.advantage.stp_dynamic_sampling
+        played, replaced = informative_groups(played, self._another_batch, most)
+        rollout, completions, rewards = played.rollout, played.completions, played.rewards
+        hooks.observe(self.priors, rollout, rewards)
+        advantages, metrics = group_advantages(
+            rewards, rollout.group, config.advantage.scale_rewards, config.advantage.stp_advantage
+        )
+        if config.pruning.stp_rescue != "none":
+            metrics["diffusion/rescued_share"] = rescued / len(rollout)
+        if most:
+            metrics["diffusion/replaced_groups"] = float(replaced)
+        buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
+        allowed = allowed_tokens(self.priors, rollout.prompts, config.rollout.max_completion_length)
+        if config.run.stp_variance_every and self.step % config.run.stp_variance_every == 0:
+            with self.ledger.time("variance"), self._autocast():
+                batches = micro_batches(buffer, config, self.model.pad_token_id)
+                metrics.update(update_noise(self.model, self.update.design, config, batches, allowed))
+        with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
+            metrics.update(self.update.run(buffer, self.step, allowed))
+        metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
+        metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
+        self.step += 1
+        metrics["epoch"] = self.step * groups_of(self.args) / len(self.train_dataset)
+        metrics.update(self.ledger.counts())
+        return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
+
+    def _prompts(self, number: int) -> PromptBatch:
+        """Return the prompts of a rollout batch, each once per completion; numbers from `max_steps` on are extra."""
+        picked = batch_indices(number, groups_of(self.args), len(self.train_dataset), self.args.run.seed)
+        prompts = encode_prompts([self.train_dataset[i] for i in picked], self.tokenizer, uids=picked)
+        return prompts.repeat(self.args.rollout.num_generations, step=number)
+
+    def _another_batch(self, attempt: int) -> Played:
+        """Return an extra batch of this step: its prompts and keys are those of no step."""
+        extra = self.step * self.args.advantage.stp_dynamic_sampling + attempt - 1
+        return self._play(self._prompts(self.args.optim.max_steps + extra), self.priors)
+
+    def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
+        """Decode one completion per row under priors, and score it."""
+        rollout_config = self.args.rollout
+        length = rollout_config.max_completion_length
+        with self.ledger.time("rollout"), self._autocast():
+            rollout = generate(
+                self.model,
+                prompts,
+                self.sampler,
+                completion_length=length,
+                sampling=replace(sampling_law(self.args), allowed=allowed_tokens(priors, prompts, length)),
+                prior=compose_priors(priors, prompts, length),
+                seed=self.args.run.seed,
+                slots=rollout_config.stp_slots,
+                engine=Engine(max_tokens=rollout_config.stp_max_tokens),
+            )
+            stats = rollout.stats
+            forwards = stats["forwards"] + hooks.take_forwards(priors)
+            self.ledger.add(Cost(forwards, stats["tokens"], stats["head_rows"]), "rollout")
+            self.ledger.completions += len(rollout)
+        with self.ledger.time("reward"):
+            lengths = (rollout.unmask_step >= -1).sum(1)
+            completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
+            rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
+        return Played(rollout, completions, rewards, by_name)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.args.run.bf16:
+            return contextlib.nullcontext()
+        # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
+        return torch.autocast(device_of(self.model).type, dtype=torch.bfloat16, cache_enabled=False)
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step and return its folder."""
+        state = {"step": self.step, "ledger": self.ledger.to_dict(), "config": _identity(self.args)}
+        return save_checkpoint(
+            self.run,
+            model=self.model.module,
+            tokenizer=self.tokenizer,
+            optimizer=self.optimizer.state_dict(),
+            state=state,
+            priors=hooks.take_states(self.priors),
+        )
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint of this run folder; all randomness is keyed by step."""
+        clear_partial(self.run)
+        checkpoint = resumable(self.args)
+        if checkpoint is None:
+            return
+        load_weights(self.model.module, checkpoint.path)
+        self.optimizer.load_state_dict(checkpoint.optimizer_state())
+        self.ledger.restore(checkpoint.state["ledger"])
+        hooks.load_states(self.priors, checkpoint.prior_states())
+        self.step = checkpoint.step
+
+
+def groups_of(config: STPConfig) -> int:
+    """Return the prompts of a rollout batch."""
+    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
+    return completions // config.rollout.num_generations
+
+
+def rows_read(config: STPConfig, num_rows: int) -> list[int]:
+    """Return the rows of a dataset that a run's rollouts can read, extra batches of dynamic sampling included."""
+    batches = config.optim.max_steps * (1 + config.advantage.stp_dynamic_sampling)
+    return rows_of_batches(batches, groups_of(config), num_rows, config.run.seed)
+
+
+def resumable(config: STPConfig) -> Checkpoint | None:
+    """Return the newest checkpoint of the configuration's run folder, or None where a run starts from nothing.
+
+    Raises:
+        CheckpointError: it was made with other settings.
+    """
+    checkpoint = newest_checkpoint(Path(config.run.output_dir)) if config.run.resume else None
+    if checkpoint is None:
+        return None
+    ours, theirs = _identity(config), checkpoint.state.get("config", {})
+    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
+            "delete the folder, or restore the settings"
+        )
+    return checkpoint
+
+
+def _mean(values: Any) -> float:
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return float(array.mean()) if array.size else 0.0
+
+
+def _identity(config: STPConfig) -> dict[str, Any]:
+    """The options that decide the numbers of a run; a resume with others would be another run."""
+    free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
+    free |= {"num_completions_to_print", "stp_slots", "eval_size", "stp_variance_every"}
+    return {k: v for k, v in config.to_flat().items() if k not in free}

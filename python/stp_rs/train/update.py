@@ -1,0 +1,376 @@
+"""One rollout batch's optimiser updates: masks, estimates, loss, backward, step.
+
+The inner index counts optimiser updates and never micro-batches: every micro-batch uses each of its `num_iterations`
+mask sets exactly once, and new, old and reference policy see the same masks.
+
+Shapes: R rows, L completion length, P passes.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stp_rs.config.sections import STPConfig
+from stp_rs.errors import DivergenceError
+from stp_rs.models.base import DiffusionModel, device_of
+from stp_rs.objective.bounds import pass_logprobs, sandwich, token_bounds
+from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss
+from stp_rs.objective.masks import (
+    Masks,
+    draw_masks,
+    make_design,
+    mask_prompts,
+    scores_prior,
+    take_passes,
+    without_blame,
+    without_tokens,
+)
+from stp_rs.rollout.buffer import Minibatch, TrajectoryBuffer, filled_tokens, gather
+from stp_rs.rollout.params import restricted
+from stp_rs.train.metrics import Ledger
+from stp_rs.types import Cost
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A policy's likelihood of a micro-batch under one mask set."""
+
+    token_RL: Tensor
+    pass_P: Tensor | None
+    """Estimate of each pass alone, per token; None but for the objective `linear`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One micro-batch of one update, with what needs no gradient."""
+
+    batch: Minibatch
+    masks: Masks
+    old: Estimate | None
+    """None at the first inner iteration: the policy still is the old one, so its new estimate is the old one."""
+    reference: Estimate | None
+    allowed: Tensor | None = None
+    """The law's possible tokens, as `token_elbo` takes them."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the mean of a loss is over: the whole update, all micro-batches together."""
+
+    completions: int
+    tokens: float
+    mean_ratio: float | None = None
+
+
+class PolicyUpdate:
+    """Makes the optimiser updates of a rollout batch, as configured.
+
+    Args:
+        args: the configuration.
+        model: the policy.
+        reference: the KL term's reference, or None.
+        optimizer: of the policy's parameters.
+        ledger: counts the passes.
+        diffusion_steps: steps of the unpruned plan.
+    """
+
+    def __init__(
+        self,
+        args: STPConfig,
+        model: DiffusionModel,
+        reference: DiffusionModel | None,
+        optimizer: torch.optim.Optimizer,
+        ledger: Ledger,
+        diffusion_steps: int,
+    ) -> None:
+        self.args, self.model, self.reference = args, model, reference
+        self.optimizer, self.ledger, self.diffusion_steps = optimizer, ledger, diffusion_steps
+        self.design = make_design(args)
+        self.score_prior = scores_prior(self.design, args.pruning.stp_score_prior)
+        likelihood = args.likelihood
+        keeps_old = args.loss.beta > 0 and args.loss.stp_kl_target == "old"
+        self._reads_old = args.loss.stp_objective != "reinforce" or keeps_old
+        self._by_pass = likelihood.stp_bound != "elbo" or args.loss.stp_objective == "linear"
+
+    def run(self, buffer: TrajectoryBuffer, step: int, allowed: Tensor | None = None) -> Metrics:
+        """Make `num_iterations` updates on the buffer; return the means of their metrics.
+
+        `allowed` are the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
+        """
+        batches = list(micro_batches(buffer, self.args, self.model.pad_token_id))
+        allowed_of = [restricted(allowed, batch.rows) for batch in batches]
+        rounds = range(self.args.optim.num_iterations)
+        with self.ledger.time("scoring"):
+            plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
+        totals = self._totals(buffer)
+        logged: dict[str, list[float]] = {}
+        for j, jobs in enumerate(plan):
+            self._set_learning_rate(step, j)
+            self.optimizer.zero_grad(set_to_none=True)
+            normalised = replace(totals, mean_ratio=self._mean_ratio(jobs))
+            update: Metrics = {"loss": 0.0}
+            for job in jobs:
+                loss, metrics = self._backward(job, normalised)
+                update["loss"] += loss
+                for name, value in metrics.items():
+                    logged.setdefault(name, []).append(value)
+            if not jobs:  # the full computation would give a gradient of zero, which moves the moments
+                for parameter in self.optimizer.param_groups[0]["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            update["grad_norm"] = self._step_optimizer(step, j, update["loss"])
+            for name, value in update.items():
+                logged.setdefault(name, []).append(value)
+        return {name: _mean(values) for name, values in logged.items()} | {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(buffer),
+        }
+
+    @torch.no_grad()
+    def _job(self, batch: Minibatch, allowed: Tensor | None, *, iteration: int) -> Job:
+        """Return a micro-batch with its masks and the estimates of old and reference policy; none that is not read."""
+        masks = draw_masks(
+            self.design,
+            batch,
+            seed=self.args.run.seed,
+            iteration=iteration,
+            score_prior=self.score_prior,
+            diffusion_steps=self.diffusion_steps,
+        )
+        ratio = self.args.likelihood.stp_prompt_mask
+        masks = mask_prompts(masks, batch, ratio, seed=self.args.run.seed, iteration=iteration)
+        filled_RL = filled_tokens(batch)
+        if filled_RL.any():
+            masks = without_tokens(masks, filled_RL)
+        if self.score_prior and not self.args.loss.stp_blame_prior:
+            masks = without_blame(masks, batch.unmask_step, batch.advantage)
+        job = Job(batch, masks, None, None, allowed)
+        if iteration > 0 and self._reads_old and self._recorded():
+            recorded_PL = torch.from_numpy(batch.logprob[masks.row_P]).to(device_of(self.model))
+            job = replace(job, old=self._combine(recorded_PL, batch, masks))
+        elif iteration > 0 and self._reads_old:
+            job = replace(job, old=self._estimate(self.model, job))
+        return job if self.reference is None else replace(job, reference=self._estimate(self.reference, job))
+
+    def _recorded(self) -> bool:
+        """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
+        rollout = self.args.rollout
+        same_law = rollout.top_k == 0 and rollout.top_p == 1.0 and rollout.temperature > 0.0
+        same_states = self.design.target == "trajectory" and self.args.likelihood.stp_prompt_mask == 0.0
+        return same_law and same_states and not self.args.run.bf16
+
+    def _estimate(self, model: DiffusionModel, job: Job) -> Estimate:
+        batch, masks = job.batch, job.masks
+        if self._by_pass:
+            return self._combine(self._pass_logprobs(model, job, masks), batch, masks)
+        cost = Cost()
+        total_RL = token_elbo(
+            model,
+            batch,
+            masks,
+            temperature=self.args.rollout.temperature,
+            forward_batch_size=self._canvases(job),
+            allowed=job.allowed,
+            cost=cost,
+        )
+        self._count(cost)
+        return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, None)
+
+    def _canvases(self, job: Job) -> int:
+        """Return the canvases of a likelihood forward; 0 means all."""
+        likelihood = self.args.likelihood
+        return likelihood.stp_forward_batch_size or (len(job.batch) if likelihood.stp_constant_memory else 0)
+
+    def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks) -> Tensor:
+        cost = Cost()
+        logprob_PL = pass_logprobs(
+            model,
+            job.batch,
+            masks,
+            temperature=self.args.rollout.temperature,
+            forward_batch_size=self._canvases(job),
+            allowed=job.allowed,
+            cost=cost,
+        )
+        self._count(cost)
+        return logprob_PL
+
+    def _count(self, cost: Cost) -> None:
+        self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
+
+    def _combine(self, logprob_PL: Tensor, batch: Minibatch, masks: Masks) -> Estimate:
+        """Return the estimate that the passes' log-probs add up to."""
+        likelihood, device = self.args.likelihood, logprob_PL.device
+        row_P = torch.from_numpy(masks.row_P.astype(np.int64)).to(device)
+        weighted_PL = torch.from_numpy(masks.weight_PL).to(device) * logprob_PL
+        pass_P = None
+        if self.args.loss.stp_objective == "linear":
+            passes_R = np.bincount(masks.row_P, minlength=len(batch))
+            tokens_R = 1 if self.design.per_token else masks.scored_RL.sum(1).clip(min=1)
+            scale_P = torch.from_numpy((passes_R / tokens_R)[masks.row_P].astype(np.float32)).to(device)
+            pass_P = scale_P * weighted_PL.sum(-1)
+        if likelihood.stp_bound == "elbo":
+            total_RL = logprob_PL.new_zeros(masks.scored_RL.shape).index_add(0, row_P, weighted_PL)
+            return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, pass_P)
+        elbo_RL, eubo_RL = token_bounds(
+            logprob_PL, masks, beta=likelihood.stp_bound_power, per_token=self.design.per_token
+        )
+        mixture = 1.0 if likelihood.stp_bound == "eubo" else likelihood.stp_bound_mixture
+        advantages_R = torch.from_numpy(batch.advantage).to(device)
+        return Estimate(sandwich(elbo_RL, eubo_RL, advantages_R, mixture=mixture), pass_P)
+
+    def _inputs(self, job: Job, new: Estimate) -> LossInputs:
+        device = new.token_RL.device
+        old_RL = new.token_RL.detach() if job.old is None else job.old.token_RL.to(device)
+        passes = None
+        if new.pass_P is not None:
+            old_P = new.pass_P.detach() if job.old is None or job.old.pass_P is None else job.old.pass_P
+            row_P = torch.from_numpy(job.masks.row_P.astype(np.int64)).to(device)
+            passes = Passes(new.pass_P, old_P, row_P)
+        ref_RL = None if job.reference is None else job.reference.token_RL
+        if self.args.loss.beta > 0 and self.args.loss.stp_kl_target == "old":
+            ref_RL = old_RL
+        return LossInputs(
+            new_RL=new.token_RL,
+            old_RL=old_RL,
+            ref_RL=ref_RL,
+            advantages_R=torch.from_numpy(job.batch.advantage).to(device),
+            scored_RL=torch.from_numpy(job.masks.scored_RL).to(device).float(),
+            share_RL=self._share(job.masks, device),
+            passes=passes,
+        )
+
+    def _share(self, masks: Masks, device: torch.device) -> Tensor | None:
+        """Return the weights of a published mean per token; None where the mean is over all scored tokens."""
+        if not self.design.per_token or self.args.likelihood.stp_bound != "elbo":
+            return None
+        return _weight_sum(masks, torch.zeros(masks.scored_RL.shape, device=device), empty=0.0)
+
+    def _backward(self, job: Job, totals: Totals) -> tuple[float, Metrics]:
+        """Add the micro-batch's gradient; return (loss, metrics)."""
+        batch, masks = job.batch, job.masks
+        if not self.args.likelihood.stp_constant_memory:
+            new = self._estimate(self.model, job)
+            loss, metrics = self._loss(job, new, totals)
+            loss.backward()
+        else:
+            size = self._canvases(job)
+            with torch.no_grad():
+                leaf_PL = self._pass_logprobs(self.model, job, masks)
+            leaf_PL.requires_grad_()
+            new = self._combine(leaf_PL, batch, masks)
+            loss, metrics = self._loss(job, new, totals)
+            (coefficient_PL,) = torch.autograd.grad(loss, leaf_PL)
+            for start in range(0, len(masks.row_P), size):
+                part = slice(start, start + size)
+                logprob_PL = self._pass_logprobs(self.model, job, take_passes(masks, part))
+                (logprob_PL * coefficient_PL[part]).sum().backward()
+        metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), masks)
+        return float(loss.detach()), metrics
+
+    def _loss(self, job: Job, new: Estimate, totals: Totals) -> tuple[Tensor, Metrics]:
+        return policy_loss(
+            self._inputs(job, new),
+            self.args.loss,
+            num_completions=totals.completions,
+            num_tokens=totals.tokens,
+            mean_ratio=totals.mean_ratio,
+        )
+
+    @torch.no_grad()
+    def _mean_ratio(self, jobs: list[Job]) -> float | None:
+        """Return the mean clipped ratio over the update's micro-batches, where the objective reads it."""
+        if self.args.loss.stp_objective != "stable" or len(jobs) < 2 or jobs[0].old is None:
+            return None  # one micro-batch has its own; at the first iteration every ratio is 1
+        total = 0.0
+        for job in jobs:
+            inputs = self._inputs(job, self._estimate(self.model, job))
+            total += clipped_ratio_sum(inputs, self.args.loss)
+        return total / max(1, sum(int((job.batch.advantage != 0).sum()) for job in jobs))
+
+    def _token_elbo(self, new_RL: Tensor, masks: Masks) -> float:
+        """Return the mean estimate of a scored token, in nats."""
+        share_RL = self._share(masks, new_RL.device)
+        if share_RL is not None:
+            return float((new_RL * share_RL).sum() / share_RL.sum().clamp(min=1e-9))
+        return float(new_RL.sum()) / max(1.0, float(masks.scored_RL.sum()))
+
+    def _totals(self, buffer: TrajectoryBuffer) -> Totals:
+        """Return the completions and scored tokens of the update that its mean is over."""
+        rows = np.arange(len(buffer), dtype=np.int32)
+        everything = gather(buffer, rows)
+        tokens_RL = (everything.unmask_step >= (-1 if self.score_prior else 0)) & ~filled_tokens(everything)
+        tokens_R = tokens_RL.sum(1)
+        if self.args.advantage.stp_zero_std == "drop":
+            tokens_R = tokens_R[everything.advantage != 0]
+        return Totals(max(1, len(tokens_R)), float(tokens_R.sum()))
+
+    def _set_learning_rate(self, step: int, iteration: int) -> None:
+        updates = self.args.optim.num_iterations * self.args.optim.max_steps
+        done = step * self.args.optim.num_iterations + iteration
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.optim.learning_rate * learning_rate_factor(self.args, done, updates)
+
+    def _step_optimizer(self, step: int, iteration: int, loss: float) -> float:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.args.optim.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DivergenceError(
+                f"step {step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
+                f"was not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
+                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest "
+                f"checkpoint in {self.args.run.output_dir} is from before"
+            )
+        self.optimizer.step()
+        return norm
+
+
+def micro_batches(buffer: TrajectoryBuffer, args: STPConfig, pad_token_id: int) -> Iterator[Minibatch]:
+    """Yield the rows that have a gradient, in the order of the buffer.
+
+    Without a KL term a row of advantage 0 or weight 0 adds nothing to the loss and is not computed. (The denominator of
+    loss_type bnpo is of the rows that are.)
+    """
+    advantage = np.empty(len(buffer), dtype=np.float32)
+    rows = np.arange(len(buffer), dtype=np.int32)
+    buffer.minibatch(rows, advantage=advantage)
+    if args.loss.beta == 0:
+        silent = advantage < 0 if args.loss.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
+        rows = rows[(advantage != 0) & ~silent]
+    elif args.advantage.stp_zero_std == "drop":
+        rows = rows[advantage != 0]
+    size = args.optim.per_device_train_batch_size
+    for start in range(0, len(rows), size):
+        yield gather(buffer, rows[start : start + size], pad_token_id=pad_token_id)
+
+
+def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
+    """Return the learning rate's factor after `done` of `updates` optimiser updates."""
+    warmup = config.optim.warmup_steps
+    if done < warmup:
+        return (done + 1) / warmup
+    progress = (done - warmup) / max(1, updates - warmup)
+    kind = config.optim.lr_scheduler_type
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
+
+
+def _weight_sum(masks: Masks, like_RL: Tensor, empty: float = 1.0) -> Tensor:
+    """Return each token's total weight [R, L]; `empty` where it is in no mask."""
+    total_RL = np.zeros(masks.scored_RL.shape, dtype=np.float32)
+    np.add.at(total_RL, masks.row_P, masks.weight_PL)
+    if empty:
+        total_RL[total_RL == 0] = empty
+    return torch.from_numpy(total_RL).to(like_RL.device)
+
+
+def _mean(values: list[float]) -> float:
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return float(array.mean()) if array.size else 0.0

@@ -1,0 +1,1 @@
+"""Studies of algorithms: run from a checkout, no part of the installed library."""
