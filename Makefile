@@ -2,7 +2,7 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test bench compare compare-smoke check fix dev examples docs dist lock clean moved unbuilt
+.PHONY: help train test bench bench-gpu compare compare-smoke check fix dev examples docs dist lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -34,8 +34,11 @@ test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 
 bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the published loops (ARGS=--test: each kernel once, untimed)
 	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))
-	$(if $(filter --test,$(ARGS)),$(PY) -c "import benches.python.bench_sampler",\
+	$(if $(filter --test,$(ARGS)),$(PY) -c "import benches.python.bench_sampler" && $(PY) -m benches.gpu --small --backend eager,\
 		OMP_NUM_THREADS=1 $(PY) -m benches.python.bench_sampler --large --policy-100m && $(PY) -m benches.python.plot)
+
+bench-gpu: $(INSTALLED) ## Time rollouts and updates on a GPU (ARGS="--shape llada-8b --parts forward"; --small: any machine)
+	$(PY) -m benches.gpu --json benches/gpu/results.json $(ARGS)
 
 compare: $(INSTALLED) ## Run the comparisons of examples/compare (PLANS="a.yaml b.yaml": only these); what is done is not done again
 	@set -e; for plan in $(PLANS); do echo "== $$plan"; $(PY) -m studies.compare --plan "$$plan" $(ARGS); done

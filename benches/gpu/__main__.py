@@ -1,0 +1,103 @@
+"""Time policies of a given shape with random weights on one card, against published loops.
+
+    python -m benches.gpu --json benches/gpu/results.json     # llada-8b, bert-base and tiny
+    python -m benches.gpu --shape llada-8b --parts forward,update
+    python -m benches.gpu --small                             # the same code on shapes that a CPU runs in seconds
+
+A part takes at most --budget seconds; the file is written after every line, so that a run that is cut short keeps what
+it measured. Times on a CPU say nothing about a GPU: the file names the card.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benches.gpu import large, small
+from benches.gpu.network import Shape
+from benches.gpu.report import Report, environment
+
+SHAPES = {
+    "llada-8b": Shape("llada-8b", hidden=4096, layers=32, heads=32, ffn=12_288, vocab=126_464, rows=12, group=6,
+                      prompt=200, completion=256, steps=128, block=32, rank=128),
+    "1b": Shape("1b", hidden=2048, layers=16, heads=32, ffn=8192, vocab=126_464, rows=24, group=6,
+                prompt=200, completion=256, steps=128, block=32, rank=64),
+    "bert-base": Shape("bert-base", hidden=768, layers=12, heads=12, ffn=3072, vocab=30_522, rows=64, group=2,
+                       prompt=256, completion=256, steps=64, block=32, rank=16),
+    "tiny": Shape("tiny", hidden=64, layers=3, heads=4, ffn=256, vocab=20, rows=256, group=8,
+                  prompt=20, completion=20, steps=20, block=0, rank=4),
+}  # fmt: skip
+PARTS: dict[str, Mapping[str, Callable[[Any], None]]] = {
+    "llada-8b": large.PARTS, "1b": large.PARTS,
+    "bert-base": {"ragged": small.ragged}, "tiny": {"launches": small.launches},
+}  # fmt: skip
+DEFAULT = "llada-8b,bert-base,tiny"
+
+
+def in_small(shape: Shape) -> Shape:
+    """Return a shape that a CPU runs in seconds through the same code."""
+    return replace(
+        shape, hidden=32, layers=2, heads=4, ffn=64, vocab=min(shape.vocab, 96), rows=4, group=2,
+        prompt=min(shape.prompt, 12), completion=16, steps=8, block=shape.block and 8, rank=4,
+    )  # fmt: skip
+
+
+def run(shape: Shape, names: list[str], report: Report, **options: Any) -> None:
+    """Make a policy of a shape and run some of its parts."""
+    parts = PARTS[shape.name]
+    chosen = [name for name in parts if not names or name in names]
+    if not chosen:
+        return
+    print(f"== {shape}", flush=True)
+    world: Any = None
+    with report.part(f"{shape.name}: make the policy"):
+        if parts is large.PARTS:
+            world = large.World(shape, report, **options)
+        else:
+            world = {"bert-base": small.bert, "tiny": small.tiny}[shape.name](shape, report)
+    for name in chosen if world is not None else []:
+        with report.part(f"{shape.name}: {name}"):
+            parts[name](world)
+
+
+def main(arguments: list[str] | None = None) -> Report:
+    """Run what the command line asks for; return the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default=DEFAULT, help=f"shapes of {', '.join(SHAPES)}, with commas between")
+    parser.add_argument("--parts", default="", help="only these: forward, rollout, likelihood, update, step, ragged, "
+                        "launches")  # fmt: skip
+    parser.add_argument("--json", type=Path, help="file of the results")
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds of a part")
+    parser.add_argument("--d1-seconds", type=float, default=10.0, help="seconds of d1's loop; a step is reported")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true", help="shapes that a CPU runs in seconds")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    names = [name for name in args.parts.split(",") if name]
+    shapes = args.shape.split(",")
+    known = {name for parts in PARTS.values() for name in parts}
+    for given, needed in ((names, known), (shapes, set(SHAPES))):
+        if unknown := sorted(set(given) - needed):
+            parser.error(f"got {', '.join(unknown)}, needs some of {', '.join(sorted(needed))}")
+    report = Report(args.json, torch.device(args.device), args.budget)
+    print(environment(report.device), flush=True)
+    for name in shapes:
+        shape = in_small(SHAPES[name]) if args.small else SHAPES[name]
+        run(shape, names, report, **options_of(args))
+    report.write()
+    print(f"{len(report.lines)} lines, {len(report.errors)} errors, seconds by part: {report.parts}", flush=True)
+    return report
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `large.World` takes of the command line."""
+    return {"backend": args.backend, "d1_seconds": args.d1_seconds}
+
+
+if __name__ == "__main__":
+    raise SystemExit(1 if main().errors else 0)

@@ -1,0 +1,179 @@
+"""A policy of LLaDA's kind with random weights, made on the device: RMSNorm, rotary positions, SwiGLU, no causality.
+
+Shapes: B canvases, S their width, H hidden size, N gathered positions, V vocabulary, A heads, D head size.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A policy and the batch that it decodes."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    vocab: int
+    rows: int
+    """Completions of a rollout batch."""
+    group: int
+    """Completions of a prompt."""
+    prompt: int
+    """Tokens of a prompt."""
+    completion: int
+    steps: int
+    block: int
+    rank: int
+    """Of the LoRA adapters, on every linear layer of the blocks."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a forward of all rows."""
+        return self.rows * (self.prompt + self.completion)
+
+    @property
+    def forward_flops(self) -> float:
+        """Floating-point operations of a forward of all rows without head and adapters, attention included."""
+        width = self.prompt + self.completion
+        linear = 2 * self.tokens * self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.ffn)
+        return float(linear + 4 * self.tokens * width * self.hidden * self.layers)
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each behind an RMSNorm, with LLaDA's names of the linear layers."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        h, f = shape.hidden, shape.ffn
+        self.heads = shape.heads
+        self.attn_norm, self.ff_norm = nn.RMSNorm(h), nn.RMSNorm(h)
+        self.q_proj, self.k_proj, self.v_proj, self.attn_out = (nn.Linear(h, h, bias=False) for _ in range(4))
+        self.ff_proj, self.up_proj = nn.Linear(h, f, bias=False), nn.Linear(h, f, bias=False)
+        self.ff_out = nn.Linear(f, h, bias=False)
+
+    def forward(self, x_BSH: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the block's output [B, S, H]; mask is bool [B, 1, 1, S], True where a token is seen."""
+        rows, width, _ = x_BSH.shape
+        normed = self.attn_norm(x_BSH)
+        q, k, v = (
+            layer(normed).view(rows, width, self.heads, -1).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotated(q, cos_SD, sin_SD), rotated(k, cos_SD, sin_SD)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x_BSH = x_BSH + self.attn_out(seen.transpose(1, 2).reshape(rows, width, -1))
+        normed = self.ff_norm(x_BSH)
+        return x_BSH + self.ff_out(nn.functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+def rotated(x_BASD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+    """Return queries or keys turned by their positions."""
+    left, right = x_BASD.chunk(2, dim=-1)
+    return x_BASD * cos_SD + torch.cat((-right, left), dim=-1) * sin_SD
+
+
+class Network(nn.Module):
+    """The masked LM: `logits` over the whole canvas, and the two halves of it that `Policy` calls."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.config = PretrainedConfig(vocab_size=shape.vocab)
+        self.embed = nn.Embedding(shape.vocab, shape.hidden)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.hidden)
+        self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
+        self.head_size = shape.hidden // shape.heads
+        self.checkpointing = False
+        """Compute each block again in the backward pass instead of keeping what it computed."""
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head."""
+        return self.lm_head
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return final hidden states [B, S, H]; attention_mask is [B, S], 0 at padding."""
+        x_BSH = self.embed(input_ids)
+        at = torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
+        rates = 10_000.0 ** (-torch.arange(0, self.head_size, 2, device=input_ids.device) / self.head_size)
+        angles_SD = (at[:, None] * rates).repeat(1, 2)
+        cos_SD, sin_SD = angles_SD.cos().to(x_BSH.dtype), angles_SD.sin().to(x_BSH.dtype)
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BSH = checkpoint(block, x_BSH, cos_SD, sin_SD, mask, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BSH = block(x_BSH, cos_SD, sin_SD, mask)
+        return self.norm(x_BSH)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SimpleNamespace:
+        """Return logits [B, S, V] as `.logits`."""
+        return SimpleNamespace(logits=self.lm_head(self.encode(input_ids, attention_mask)))
+
+
+class Policy:
+    """A `Network`, or one with adapters around it, as a `DiffusionModel`."""
+
+    mask_token_id, pad_token_id, eos_token_id, logit_shift, respects_padding = 1, 0, 2, 0, True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        inner: Any = module
+        self.network: Network = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+    def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """Return final hidden states [B, S, H]."""
+        if lengths_B is None:
+            return self.network.encode(ids_BS)
+        return self.network.encode(ids_BS, torch.arange(ids_BS.shape[1], device=ids_BS.device) < lengths_B[:, None])
+
+    def head(self, hidden_NH: Tensor) -> Tensor:
+        """Return logits [N, V]."""
+        return self.network.lm_head(hidden_NH)
+
+
+def make_network(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Network:
+    """Return a network with weights N(0, 0.02), made on the device without touching its generator."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            network = Network(shape)
+    finally:
+        torch.set_default_dtype(before)
+    network = network.to_empty(device=device)
+    draw = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.02, generator=draw)
+    return network.eval().requires_grad_(False)
+
+
+def with_adapters(network: Network, shape: Shape, device: torch.device) -> Policy:
+    """Return the policy with LoRA (alpha = rank / 2) in fp32 on every linear layer; B is small and not zero."""
+    import peft
+
+    names = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
+    config = peft.LoraConfig(r=shape.rank, lora_alpha=shape.rank // 2, target_modules=names, lora_dropout=0.0)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(0)
+        module = peft.get_peft_model(network, config)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+                if "lora_B" in name:
+                    parameter.normal_(0.0, 1e-3)
+    return Policy(module.eval())
