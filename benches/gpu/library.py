@@ -15,13 +15,11 @@ import torch
 
 import stp_rs
 from benches.gpu.network import Shape
-from stp_rs.advantages import group_advantages
-from stp_rs.buffer import fill_buffer
-from stp_rs.engine import Reducer
-from stp_rs.metrics import Ledger
 from stp_rs.models.acceleration import adapter_layers
-from stp_rs.reference import reference_policy
-from stp_rs.update import PolicyUpdate
+from stp_rs.models.reference import reference_policy
+from stp_rs.rollout.logits import Reducer
+from stp_rs.train.metrics import Ledger
+from stp_rs.train.update import PolicyUpdate
 
 TEMPERATURE = 0.9
 TEMPORAL = "steps:0.6"
@@ -124,10 +122,10 @@ class Update:
         args = config(preset, shape, folder, **{"stp_spatial": "none", **options})
         rollout = roll(Uniform(), shape, prompts(shape), temporal=args.pruning.stp_temporal)
         rewards = np.random.default_rng(2).random(len(rollout)).astype(np.float32)
-        advantages, _ = group_advantages(
+        advantages, _ = stp_rs.group_advantages(
             rewards, rollout.group, args.advantage.scale_rewards, args.advantage.stp_advantage
         )
-        self.buffer = fill_buffer(rollout, rewards, advantages, version=0)
+        self.buffer = stp_rs.fill_buffer(rollout, rewards, advantages, version=0)
         self.ledger = Ledger()
         optimizer = adam(policy.module)
         reference = reference_policy(policy, None) if args.loss.beta > 0 else None

@@ -12,7 +12,7 @@ import stp_rs
 from benches.gpu import library
 from benches.gpu.network import Shape
 from benches.gpu.report import Report
-from stp_rs.config import PolicyConfig
+from stp_rs.config.sections import PolicyConfig
 from stp_rs.models import tiny_policy
 
 TOKENIZER = SimpleNamespace(mask_token_id=1, pad_token_id=0, eos_token_id=2)
