@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use stp_core::grade::{countdown, math, number, paper, sudoku};
+use stp_tasks::{countdown, math, number, sudoku};
 
 const N: usize = 1000;
 const NUMBERS: [i64; 3] = [55, 53, 49];
@@ -32,19 +32,12 @@ fn grade(c: &mut Criterion) {
     group.bench_function("countdown", |b| {
         b.iter(|| sums.iter().filter(|t| countdown::grade(t, &NUMBERS, 51).valid()).count());
     });
-    group.bench_function("countdown_paper", |b| {
-        let right = |t: &&String| paper::countdown::correct(&paper::countdown::expression(t), &NUMBERS, 51.0);
-        b.iter(|| sums.iter().filter(right).count());
-    });
     let framed: Vec<String> = (0..N).map(|i| format!("[55-{}+49]", i % 60)).collect();
     group.bench_function("countdown_framed", |b| {
         b.iter(|| framed.iter().filter(|t| countdown::grade(t, &NUMBERS, 51).valid()).count());
     });
     let numbers = completions(&["\\boxed{1,200}", "18 dollars", "\\boxed{\\frac{1}{2}}", "none"]);
     group.bench_function("gsm8k", |b| b.iter(|| numbers.iter().filter_map(|t| number::answer(t)).count()));
-    group.bench_function("gsm8k_paper", |b| {
-        b.iter(|| numbers.iter().filter_map(|t| paper::gsm8k::read(t)).count());
-    });
     let maths = completions(&["\\boxed{\\frac12}", "\\boxed{x^2+2x+1}", "\\boxed{(1, \\sqrt{2})}", "(B)"]);
     group.bench_function("math", |b| {
         b.iter(|| {

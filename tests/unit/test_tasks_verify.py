@@ -9,7 +9,8 @@ import pytest
 
 from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
-from stp_rs.tasks import questions, verify
+from stp_rs.tasks import questions
+from stp_rs.tasks.graders import verify
 
 ECHO = """
 import json, sys, time

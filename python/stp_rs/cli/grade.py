@@ -10,7 +10,7 @@ from typing import Any
 
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.data import load_rows, shown
-from stp_rs.tasks.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item, verified_math
+from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item, verified_math
 
 _COMPLETION = ("generations", "completion", "completions", "generation", "response", "output", "prediction")
 _TRUTH = ("ground_truth", "answer", "solution", "Solution", "target", "truth", "label")

@@ -9,7 +9,7 @@ from typing import Any
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc
 from stp_rs.tasks.columns import column, texts
-from stp_rs.tasks.modes import CORRECTED, MODES, PAPER, Item
+from stp_rs.tasks.graders.modes import CORRECTED, MODES, PAPER, Item
 
 ComputeScore = Callable[..., Any]
 """verl's `custom_reward_function`: returns a float, or a mapping with `score`."""

@@ -7,23 +7,15 @@ with published runs; use the rewards of the tasks to train.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stp_rs._core import (
-    espo_numbers,
-    paper_countdown_reward,
-    paper_gsm8k_reward,
-    paper_math_reward,
-    paper_sudoku_reward,
-)
 from stp_rs.tasks.columns import column, texts
-from stp_rs.tasks.verify import verify
-
-_GSM8K_PARTS = ("layout", "soft", "strict", "digits", "correct")
+from stp_rs.tasks.graders import paper
+from stp_rs.tasks.graders.verify import verify
 
 
 def d1_gsm8k_parts(completions: Sequence[Any], answers: Sequence[str]) -> list[dict[str, float]]:
     """Return the five parts of d1's GSM8K reward for each completion, by name."""
-    found = paper_gsm8k_reward(texts(completions), [str(a) for a in answers])
-    return [dict(zip(_GSM8K_PARTS, parts, strict=True)) for parts in found]
+    given = zip(texts(completions), map(str, answers), strict=True)
+    return [paper.gsm8k_parts(text, answer)._asdict() for text, answer in given]
 
 
 def d1_gsm8k(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -36,13 +28,14 @@ def d1_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **
     """Return d1's MATH reward (column `answer`): 2.0 for an equal box, and 0.75 or 0.25 for the format."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    return [correct + layout for correct, layout in paper_math_reward(texts(completions), answers)]
+    return [sum(paper.math_reward(text, answer)) for text, answer in zip(texts(completions), answers, strict=True)]
 
 
 def _countdown(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
     numbers = [[int(x) for x in one] for one in column(columns, "numbers", len(completions))]
     targets = [float(t) for t in column(columns, "target", len(completions))]
-    return paper_countdown_reward(texts(completions), numbers, targets)
+    given = zip(texts(completions), numbers, targets, strict=True)
+    return [paper.countdown_reward(*one) for one in given]
 
 
 def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -54,7 +47,7 @@ def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = Non
 def _sudoku(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
     puzzles = [str(p) for p in column(columns, "puzzle", len(completions))]
     solutions = [str(s) for s in column(columns, "solution", len(completions))]
-    return paper_sudoku_reward(texts(completions), puzzles, solutions)
+    return [paper.sudoku_reward(*one) for one in zip(texts(completions), puzzles, solutions, strict=True)]
 
 
 def d1_sudoku(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -67,8 +60,7 @@ def espo_gsm8k(completions: Sequence[Any], prompts: Sequence[Any] | None = None,
     """Return ESPO's GSM8K reward (column `answer`, compared as text): 1.0 or 0.0."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    found = espo_numbers(texts(completions))
-    return [float(a == b) for a, b in zip(found, answers, strict=True)]
+    return [float(paper.espo_number(text) == a) for text, a in zip(texts(completions), answers, strict=True)]
 
 
 def espo_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:

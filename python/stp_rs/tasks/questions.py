@@ -8,10 +8,10 @@ from typing import Any
 
 from stp_rs._core import answer_spans, math_compare, number_answers, number_values
 from stp_rs.errors import ConfigError
-from stp_rs.tasks import verify
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.data import DataTask, Source, load_rows, require, shown, source_name
+from stp_rs.tasks.graders import verify
 from stp_rs.tasks.templates import Template, get_template, render
 
 ANSWERED = 0.1

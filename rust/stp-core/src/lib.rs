@@ -7,7 +7,6 @@
 pub mod buffer;
 pub mod corrupt;
 pub mod error;
-pub mod grade;
 pub mod layout;
 pub mod prior;
 pub mod rng;

@@ -4,8 +4,8 @@
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use stp_core::error::{Error, check_len};
-use stp_core::grade::math::Match;
-use stp_core::grade::{cells, countdown, format, math, number, sudoku9};
+use stp_tasks::math::Match;
+use stp_tasks::{cells, countdown, format, math, number, sudoku9};
 
 use super::{texts, write_score};
 use crate::{arrays, boundary};

@@ -1,15 +1,14 @@
-//! Python face of `stp_core::grade`: batches of texts in, scores out.
+//! Python face of `stp_tasks`: batches of texts in, scores out.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
 
 mod corrected;
-mod paper;
 
 use std::borrow::Cow;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
-use stp_core::grade::countdown::{self, Family};
-use stp_core::grade::sudoku::{self, Score};
+use stp_tasks::countdown::{self, Family};
+use stp_tasks::sudoku::{self, Score};
 
 use crate::{arrays, boundary};
 
@@ -165,6 +164,5 @@ pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(countdown_numbers, m)?)?;
     m.add_function(wrap_pyfunction!(countdown_problems, m)?)?;
     m.add_function(wrap_pyfunction!(countdown_solutions, m)?)?;
-    corrected::register(m)?;
-    paper::register(m)
+    corrected::register(m)
 }

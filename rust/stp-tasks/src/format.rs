@@ -1,6 +1,6 @@
 //! Format rewards: tags in order, each once, well formed.
 
-use crate::grade::extract::before_end;
+use crate::extract::before_end;
 
 /// How well a completion keeps to a layout of tags.
 #[derive(Debug, Clone, Copy, PartialEq)]

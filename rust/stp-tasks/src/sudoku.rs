@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-use crate::error::{Error, Result};
-use crate::grade::cells;
-use crate::rng::{Lane, RowRng};
+use crate::cells;
+use stp_core::error::{Error, Result};
+use stp_core::rng::{Lane, RowRng};
 
 /// Cells of a 4x4 grid.
 pub const CELLS: usize = 16;

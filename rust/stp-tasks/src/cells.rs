@@ -1,6 +1,6 @@
 //! Reading a grid of digits out of free text.
 
-use crate::grade::extract::answer_span;
+use crate::extract::answer_span;
 
 /// Most cells of a supported grid (9x9).
 pub const MAX_CELLS: usize = 81;

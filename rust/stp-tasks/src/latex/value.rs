@@ -207,7 +207,7 @@ pub fn number(cleaned: &str) -> Option<f64> {
 mod tests {
     #![allow(clippy::float_cmp, reason = "the values are exact")]
     use super::*;
-    use crate::grade::latex::clean;
+    use crate::latex::clean;
     use proptest::prelude::*;
 
     #[test]

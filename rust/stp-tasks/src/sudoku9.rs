@@ -1,8 +1,8 @@
 //! 9x9 Sudoku: a grader that accepts any valid solution, and a bounded solver for the share of cells.
 
-use crate::error::{Error, Result};
-use crate::grade::cells;
-use crate::grade::sudoku::Score;
+use crate::cells;
+use crate::sudoku::Score;
+use stp_core::error::{Error, Result};
 
 /// Cells of a 9x9 grid.
 pub const CELLS: usize = 81;

@@ -9,21 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stp_rs._core import (
-    answer_spans,
-    countdown_expressions,
-    grid_answers,
-    number_answers,
-    paper_countdown,
-    paper_gsm8k,
-    paper_math,
-    paper_math_close,
-    paper_math_equal,
-    paper_sudoku,
-)
+from stp_rs._core import answer_spans, countdown_expressions, grid_answers, number_answers
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.countdown import countdown_verdicts
 from stp_rs.tasks.data import shown
+from stp_rs.tasks.graders import paper
 from stp_rs.tasks.questions import boxed_truth, final_number, math_grades
 from stp_rs.tasks.sudoku import sudoku_grades
 
@@ -76,7 +66,8 @@ def _paper_number(truth: Any) -> float:
 
 def _gsm8k_paper(items: Sequence[Item]) -> list[Grade]:
     grades = []
-    for item, found in zip(items, paper_gsm8k(_texts(items)), strict=True):
+    for item in items:
+        found = paper.number_answer(item.completion)
         if found is None:
             grades.append(Grade(False, "", "nothing found"))
         else:
@@ -97,14 +88,14 @@ def _gsm8k_corrected(items: Sequence[Item]) -> list[Grade]:
     return grades
 
 
-def _gsm8k_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+def _gsm8k_rule(item: Item, published: Grade, corrected: Grade) -> str:
     if corrected.correct is None:
         return "no-truth"
-    if not paper.answer:
+    if not published.answer:
         return _missed(item.completion)
     if not corrected.answer:
         return "unmarked"
-    cut = _squeeze(corrected.answer).startswith(_squeeze(paper.answer))  # at the first closing brace
+    cut = _squeeze(corrected.answer).startswith(_squeeze(published.answer))  # at the first closing brace
     if not cut:
         return "last-box"
     grouped = re.search(r"\d(,|\\,|\{,\})\d{3}", corrected.answer)
@@ -121,18 +112,16 @@ def _missed(completion: str) -> str:
 
 # --- MATH ---
 def _math_paper(items: Sequence[Item]) -> list[Grade]:
-    found = paper_math(_texts(items))
-    truths = ["" if item.truth is None else str(item.truth) for item in items]
-    equal = paper_math_equal([a or "" for a in found], truths)
-    numbers = [item.truth if isinstance(item.truth, float) else math.nan for item in items]
-    close = paper_math_close([a or "" for a in found], numbers)
     grades = []
-    for item, answer, same, near in zip(items, found, equal, close, strict=True):
+    for item in items:
+        answer = paper.math_answer(item.completion)
         if answer is None:
             grades.append(Grade(item.truth is None, "", "nothing found"))
+        elif isinstance(item.truth, float):
+            grades.append(Grade(paper.math_close(answer, item.truth), answer, "as a number"))
         else:
-            by_value = isinstance(item.truth, float)
-            grades.append(Grade(near if by_value else same, answer, "as a number" if by_value else "as text"))
+            truth = "" if item.truth is None else str(item.truth)
+            grades.append(Grade(paper.math_equal(answer, truth), answer, "as text"))
     return grades
 
 
@@ -145,14 +134,14 @@ def _math_corrected(items: Sequence[Item], use_verify: bool = False) -> list[Gra
     ]
 
 
-def _math_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+def _math_rule(item: Item, published: Grade, corrected: Grade) -> str:
     if corrected.correct is None:
         return "no-truth"
-    if paper.correct:
+    if published.correct:
         return "strict"
-    if not paper.answer or "\\boxed{" in paper.answer:
+    if not published.answer or "\\boxed{" in published.answer:
         return _missed(item.completion)
-    if _squeeze(paper.answer) != _squeeze(corrected.answer):
+    if _squeeze(published.answer) != _squeeze(corrected.answer):
         return "no-box" if "\\boxed" not in item.completion else "last-box"
     return f"as-{corrected.why}"
 
@@ -177,9 +166,12 @@ def countdown_problem(item: Item) -> tuple[list[int], float]:
 
 
 def _countdown_paper(items: Sequence[Item]) -> list[Grade]:
-    problems = [countdown_problem(item) for item in items]
-    found = paper_countdown(_texts(items), [n for n, _ in problems], [t for _, t in problems])
-    return [Grade(correct, answer, "right" if correct else "wrong") for correct, answer in found]
+    grades = []
+    for item in items:
+        answer = paper.countdown_expression(item.completion)
+        correct = paper.countdown_correct(answer, *countdown_problem(item))
+        grades.append(Grade(correct, answer, "right" if correct else "wrong"))
+    return grades
 
 
 def _countdown_corrected(items: Sequence[Item]) -> list[Grade]:
@@ -189,15 +181,15 @@ def _countdown_corrected(items: Sequence[Item]) -> list[Grade]:
     return [Grade(v == "solved", a, v) for v, a in zip(verdicts, answers, strict=True)]
 
 
-def _countdown_rule(item: Item, paper: Grade, corrected: Grade) -> str:
-    if paper.correct:
-        powers = "power" if re.search(r"\*\*|//", paper.answer) else "strict"
-        decimal = "decimal" if re.search(r"\d\.|\.\d", paper.answer) else powers
+def _countdown_rule(item: Item, published: Grade, corrected: Grade) -> str:
+    if published.correct:
+        powers = "power" if re.search(r"\*\*|//", published.answer) else "strict"
+        decimal = "decimal" if re.search(r"\d\.|\.\d", published.answer) else powers
         return "statement" if corrected.why == "wrong_statement" else decimal
     if "\\boxed" not in item.completion:
         return "no-box"
-    same = _squeeze(paper.answer) == _squeeze(corrected.answer)
-    return "notation" if same or _digits(paper.answer) == _digits(corrected.answer) else "last-box"
+    same = _squeeze(published.answer) == _squeeze(corrected.answer)
+    return "notation" if same or _digits(published.answer) == _digits(corrected.answer) else "last-box"
 
 
 # --- Sudoku ---
@@ -213,10 +205,12 @@ def sudoku_puzzle(item: Item) -> str:
 
 
 def _sudoku_paper(items: Sequence[Item]) -> list[Grade]:
-    puzzles = [sudoku_puzzle(item)[:16] for item in items]
-    truths = ["" if item.truth is None else str(item.truth) for item in items]
-    found = paper_sudoku(_texts(items), puzzles, truths)
-    return [Grade(r == b, a, f"{r} of {b} cells", float(r), b) for r, b, a in found]
+    grades = []
+    for item in items:
+        answer = paper.sudoku_answer(item.completion)
+        right, blanks = paper.sudoku_cells(answer, sudoku_puzzle(item), "" if item.truth is None else str(item.truth))
+        grades.append(Grade(right == blanks, answer, f"{right} of {blanks} cells", float(right), blanks))
+    return grades
 
 
 def _sudoku_corrected(items: Sequence[Item]) -> list[Grade]:
@@ -233,11 +227,11 @@ def _sudoku_corrected(items: Sequence[Item]) -> list[Grade]:
     return grades
 
 
-def _sudoku_rule(item: Item, paper: Grade, corrected: Grade) -> str:
+def _sudoku_rule(item: Item, published: Grade, corrected: Grade) -> str:
     if not corrected.answer:
-        return "length" if len(paper.answer) != len(sudoku_puzzle(item)) else "prose"
-    if paper.answer == corrected.answer:
-        return "second-solution" if corrected.right > paper.right else "clues"
+        return "length" if len(published.answer) != len(sudoku_puzzle(item)) else "prose"
+    if published.answer == corrected.answer:
+        return "second-solution" if corrected.right > published.right else "clues"
     return "layout"
 
 

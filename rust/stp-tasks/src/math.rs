@@ -1,7 +1,7 @@
 //! MATH answers: equal as text, as numbers, as lists, or as expressions at sample points.
 
-use crate::grade::extract::answer_span;
-use crate::grade::latex::{clean, evaluate, number};
+use crate::extract::answer_span;
+use crate::latex::{clean, evaluate, number};
 
 /// The text that a completion gives as its answer.
 #[must_use]

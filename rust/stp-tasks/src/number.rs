@@ -1,7 +1,7 @@
 //! Numbers as people write final answers: commas, currency, percent, fractions, signs, decimals, units.
 
-use crate::grade::extract::{before_end, last_answer, last_boxed};
-use crate::grade::latex;
+use crate::extract::{before_end, last_answer, last_boxed};
+use crate::latex;
 
 /// A final answer and the text that it was read from.
 #[derive(Debug, Clone, Copy, PartialEq)]

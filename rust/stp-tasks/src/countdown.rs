@@ -1,10 +1,10 @@
 //! Countdown: reach a target from given numbers, each used exactly once. Grader and generator.
 
-use crate::error::{Error, Result};
-use crate::grade::expr::{self, Fault, MAX_NUMBERS, Parsed};
-use crate::grade::extract::answer_span;
-use crate::grade::ratio::Ratio;
-use crate::rng::{Lane, RowRng, Stream};
+use crate::expr::{self, Fault, MAX_NUMBERS, Parsed};
+use crate::extract::answer_span;
+use crate::ratio::Ratio;
+use stp_core::error::{Error, Result};
+use stp_core::rng::{Lane, RowRng, Stream};
 
 /// What a completion is worth, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

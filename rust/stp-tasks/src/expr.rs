@@ -2,7 +2,7 @@
 //! and an optional `= value`. No powers, no names, no decimals, no implicit products. Evaluated exactly while it is
 //! read, on fixed stacks: time is linear, memory constant.
 
-use crate::grade::ratio::Ratio;
+use crate::ratio::Ratio;
 
 /// Most numbers an expression may have.
 pub const MAX_NUMBERS: usize = 32;

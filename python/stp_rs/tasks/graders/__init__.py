@@ -1,0 +1,1 @@
+"""The graders in Python: published ones, math-verify in a process of its own, and both modes side by side."""
