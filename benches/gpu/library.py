@@ -120,15 +120,13 @@ class Update:
 
     def __init__(self, policy: Any, preset: str, shape: Shape, folder: Path, **options: Any) -> None:
         args = config(preset, shape, folder, **{"stp_spatial": "none", **options})
-        rollout = roll(Uniform(), shape, prompts(shape), temporal=args.pruning.stp_temporal)
+        rollout = roll(Uniform(), shape, prompts(shape), temporal=args.stp_temporal)
         rewards = np.random.default_rng(2).random(len(rollout)).astype(np.float32)
-        advantages, _ = stp_rs.group_advantages(
-            rewards, rollout.group, args.advantage.scale_rewards, args.advantage.stp_advantage
-        )
+        advantages, _ = stp_rs.group_advantages(rewards, rollout.group, args.scale_rewards, args.stp_advantage)
         self.buffer = stp_rs.fill_buffer(rollout, rewards, advantages, version=0)
         self.ledger = Ledger()
         optimizer = adam(policy.module)
-        reference = reference_policy(policy, None) if args.loss.beta > 0 else None
+        reference = reference_policy(policy, None) if args.beta > 0 else None
         self._update = PolicyUpdate(args, policy, reference, optimizer, self.ledger, shape.steps)
 
     def run(self) -> dict[str, float]:

@@ -25,12 +25,12 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where its results are."""
-        return Path(self.config.run.output_dir)
+        return Path(self.config.output_dir)
 
     @property
     def name(self) -> str:
         """The run, for a reader."""
-        return f"{self.variant.name} seed {self.config.run.seed}"
+        return f"{self.variant.name} seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,16 @@ class Comparison:
     def _configure(self, variant: Variant, seed: int) -> STPConfig:
         options = {**self.options, **variant.options, "seed": seed}
         config = STPConfig.from_yaml(self.config, **options) if self.config else STPConfig.make(**options)
-        root = Path(self.output_dir or f"runs/compare-{config.run.task}")
-        every = config.run.eval_steps or max(1, config.optim.max_steps // EVALUATIONS)
-        run = replace(
-            config.run,
+        root = Path(self.output_dir or f"runs/compare-{config.task}")
+        every = config.eval_steps or max(1, config.max_steps // EVALUATIONS)
+        return replace(
+            config,
             output_dir=str(root / "runs" / variant.folder / f"seed-{seed}"),
             logging_steps=1,
             eval_steps=every,
             save_steps=every,
             resume=True,
         )
-        return replace(config, run=run)
 
 
 def run_identity(config: STPConfig) -> dict[str, Any]:

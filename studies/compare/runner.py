@@ -38,7 +38,7 @@ class Processes:
         check_folder(job)
         if not (job.folder / RESULT).is_file():
             write_config(job.config, job.folder)
-            threads = job.config.run.num_threads
+            threads = job.config.num_threads
             environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ, **_import_path()}
             log = job.folder / "log.txt"
             with log.open("wb") as file, self._lock:
@@ -95,7 +95,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, tell: Callable[[str], None]) -> 
                     records[job.name] = future.result()
                 except (StpError, OSError, ValueError) as error:
                     text = " ".join(str(error).split())
-                    failures.append({"variant": job.variant.name, "seed": job.config.run.seed, "error": text})
+                    failures.append({"variant": job.variant.name, "seed": job.config.seed, "error": text})
                     tell(f"{where}FAILED: {text}")
                     continue
                 again = "  (read)" if job.name in old else f"  {duration(left)} left" if done < len(jobs) else ""
@@ -146,8 +146,8 @@ def read_record(job: Job) -> Record:
     return {
         "variant": job.variant.name,
         "preset": job.config.preset,
-        "task": job.config.run.task,
-        "seed": job.config.run.seed,
+        "task": job.config.task,
+        "seed": job.config.seed,
         "options": dict(job.variant.options),
         "folder": str(job.folder),
         **result,

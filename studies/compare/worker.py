@@ -104,7 +104,7 @@ def share_warm_up(config: STPConfig, task: Task, folder: Path, events: Events) -
     A run folder is ROOT/runs/VARIANT/seed-N, and the warm-ups are in ROOT/warmup.
     """
     own = folder / "warmup"
-    if config.policy.model_name_or_path or own.exists():
+    if config.model_name_or_path or own.exists():
         return
     digest = hashlib.sha256(json.dumps(warm_up_identity(config), sort_keys=True).encode()).hexdigest()[:12]
     shared = folder.parents[2] / "warmup" / digest
@@ -183,7 +183,7 @@ def pick(curve: Sequence[Mapping[str, Any]]) -> int:
 def test_once(trainer: STPTrainer, task: Task, tokenizer: Any, folder: Path, picked: int) -> dict[str, Any]:
     """Return test scores of the final policy (`test`) and of the picked checkpoint (`selected`)."""
     config = trainer.args
-    rows = task.rows("test", config.run.eval_size, TEST_SEED)
+    rows = task.rows("test", config.eval_size, TEST_SEED)
 
     def scores(model: DiffusionModel) -> dict[str, float]:
         both = decode_both(model, tokenizer, task, rows, config)
@@ -197,7 +197,7 @@ def test_once(trainer: STPTrainer, task: Task, tokenizer: Any, folder: Path, pic
 
 def policy_at(update: int, config: STPConfig, folder: Path) -> DiffusionModel:
     """Return the policy of a run after `update` updates, 0 for the one before RL."""
-    before = config.policy.model_name_or_path or folder / "warmup"
+    before = config.model_name_or_path or folder / "warmup"
     module: Any
     module, tokenizer = load_policy(policy_folder(folder / f"checkpoint-{update}" if update else before))
     return as_diffusion_model(module.to(pick_device(config)), tokenizer)

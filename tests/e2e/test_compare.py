@@ -93,7 +93,7 @@ def test_runs_of_a_seed_start_from_one_warm_up(compared: Path, tmp_path: Path):
         folders = [compared / "runs" / name / f"seed-{seed}" / "warmup" / "checkpoint-0" for name in ("stp", "k4")]
         shared = [load_policy(folder)[0].state_dict() for folder in folders]
         config = one_job(tmp_path).config
-        config = replace(config, run=replace(config.run, seed=seed))
+        config = replace(config, seed=seed)
         task = make_task(config)
         own, _ = prepare_policy(complete(config, task), task, tmp_path / f"own-{seed}", Events())
         for name, value in own.module.state_dict().items():

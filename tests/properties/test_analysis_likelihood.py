@@ -337,7 +337,7 @@ def test_the_trainer_without_pruning_is_the_baseline_trainer_bit_for_bit(tmp_pat
             num_generations=4,
             per_device_train_batch_size=8,
         )
-        assert config.pruning.stp_score_prior == (preset == "stp"), PruningConfig.__doc__
+        assert config.stp_score_prior == (preset == "stp"), PruningConfig.__doc__
         policy = tiny()
         STPTrainer(policy, reward, config, [{"prompt": d} for d in "0123"], tokenizer()).train()
         states.append(policy.module.state_dict())

@@ -121,7 +121,7 @@ def test_a_ratio_is_paired_by_row():
 
 
 def test_a_run_without_pruning_is_studied_with_the_presets():
-    assert with_pruning(STPConfig.make("elbo")).pruning.stp_temporal == PRUNINGS["stp"]["stp_temporal"]
+    assert with_pruning(STPConfig.make("elbo")).stp_temporal == PRUNINGS["stp"]["stp_temporal"]
     pruned = STPConfig.make("stp", stp_temporal="steps:0.4")
     assert with_pruning(pruned) is pruned
 

@@ -61,23 +61,21 @@ def make(text: str = "stp,k4=stp;num_mc=4", **fields: Any) -> Comparison:
 def test_every_variant_meets_every_seed_and_seeds_come_whole():
     jobs = make(options={"max_steps": 40, "num_mc": 1}, output_dir="out").jobs()
     assert [job.name for job in jobs] == ["stp seed 0", "k4 seed 0", "stp seed 1", "k4 seed 1"]
-    assert [job.config.likelihood.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
-    assert [job.config.run.seed for job in jobs] == [0, 0, 1, 1]
+    assert [job.config.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
+    assert [job.config.seed for job in jobs] == [0, 0, 1, 1]
     assert jobs[1].folder == Path("out/runs/k4/seed-0")
-    run = jobs[0].config.run
+    run = jobs[0].config
     assert (run.eval_steps, run.save_steps, run.logging_steps, run.resume) == (4, 4, 1, True)
-    assert make(options={"eval_steps": 3}).jobs()[0].config.run.save_steps == 3
+    assert make(options={"eval_steps": 3}).jobs()[0].config.save_steps == 3
 
 
 def test_a_config_file_holds_for_all_variants_below_flags_and_presets(tmp_path: Path):
     file = tmp_path / "base.yaml"
     file.write_text("preset: stp\nlearning_rate: 0.1\nmax_steps: 30\nstp_design: systematic\n")
     jobs = make("stp,elbo", seeds=(0,), config=str(file), options={"max_steps": 7}).jobs()
-    assert [job.config.optim.learning_rate for job in jobs] == [0.1, 0.1]
-    assert [job.config.optim.max_steps for job in jobs] == [7, 7]
-    assert [job.config.likelihood.stp_design for job in jobs] == [
-        PRESETS[name]["stp_design"] for name in ("stp", "elbo")
-    ]
+    assert [job.config.learning_rate for job in jobs] == [0.1, 0.1]
+    assert [job.config.max_steps for job in jobs] == [7, 7]
+    assert [job.config.stp_design for job in jobs] == [PRESETS[name]["stp_design"] for name in ("stp", "elbo")]
 
 
 def test_an_impossible_run_is_refused_before_any_run():
@@ -120,10 +118,10 @@ def test_a_plan_says_all_of_it_and_flags_win(tmp_path: Path):
     assert (plan.seeds, plan.baseline, plan.outputs) == ((3, 4), "elbo", {"json": "out.json"})
     assert plan.output_dir == "runs/plan"
     config = plan.jobs()[0].config
-    assert (config.run.task, config.optim.max_steps, config.pruning.stp_score_prior) == ("countdown", 30, False)
+    assert (config.task, config.max_steps, config.stp_score_prior) == ("countdown", 30, False)
     flags = {"options": {"max_steps": 5, "task": "sudoku"}, "seeds": (0,), "variants": "elbo"}
     job = read_plan(path, flags).jobs()[0]
-    assert (job.name, job.config.optim.max_steps, job.config.run.task) == ("elbo seed 0", 5, "sudoku")
+    assert (job.name, job.config.max_steps, job.config.task) == ("elbo seed 0", 5, "sudoku")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Console:
         """Close the bar and print the result."""
         if self.bar is not None:
             self.bar.close()
-        print(result_lines(summary, self.config.run.output_dir))
+        print(result_lines(summary, self.config.output_dir))
 
     def _phase(self, name: str, steps: int) -> None:
         if self.bar is not None:
@@ -57,8 +57,8 @@ class Console:
                 "learning_rate or stp_negative_advantage_weight, or raise num_generations or temperature",
                 file=sys.stderr,
             )
-        shown = self.config.run.num_completions_to_print
-        every = max(1, self.config.optim.max_steps // 4)
+        shown = self.config.num_completions_to_print
+        every = max(1, self.config.max_steps // 4)
         if shown and (result.step == 1 or result.step % every == 0):
             prompts = [str(row["prompt"]) for row in result.rollout.prompts.rows]
             table = completion_table(prompts[:shown], result.completions[:shown], result.rewards[:shown])

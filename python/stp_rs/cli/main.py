@@ -114,7 +114,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.report_to == "tensorboard":
         from stp_rs.integrations.tensorboard import TensorBoard
 
-        events = events.also(TensorBoard(Path(config.run.output_dir) / "tensorboard"))
+        events = events.also(TensorBoard(Path(config.output_dir) / "tensorboard"))
     summary = run_training(config, events)
     console.finish(summary)
     return 0
@@ -135,7 +135,7 @@ def _sample(args: argparse.Namespace) -> int:
     model, tokenizer, config, task = load_run(args.model)
     rows = task.rows("test", args.n, args.seed)
     prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
-    length = config.rollout.max_completion_length
+    length = config.max_completion_length
     priors = static_priors(config, task, tokenizer, model) if args.prior else []
     rollout = generate(
         model,

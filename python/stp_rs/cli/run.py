@@ -61,7 +61,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     set_threads(config)
     task = make_task(config)
     config = complete(config, task)
-    run = Path(config.run.output_dir)
+    run = Path(config.output_dir)
     check_spatial(config)
     make_sampler(config)
     make_design(config)
@@ -70,11 +70,11 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, events)
     sft_seconds = time.perf_counter() - sft_started
-    test_rows = task.rows("test", config.run.eval_size, TEST_SEED)
+    test_rows = task.rows("test", config.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer, model)
     before = evaluate(model, tokenizer, task, test_rows, config)
     trainer = make_trainer(config, task, model, tokenizer)
-    events.on_phase("rl", config.optim.max_steps - trainer.step)
+    events.on_phase("rl", config.max_steps - trainer.step)
     trainer.train(events.on_step)
     with trainer.ledger.time("eval"):
         after = evaluate(trainer.model, tokenizer, task, test_rows, config)
@@ -92,7 +92,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
 
 def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer: Any) -> STPTrainer:
     """Return the trainer of a task's policy, at the newest checkpoint of its run folder."""
-    rows = task.rows("train", config.run.train_size, config.run.seed)
+    rows = task.rows("train", config.train_size, config.seed)
     static = static_priors(config, task, tokenizer, model)
     read = [rows[i] for i in rows_read(config, len(rows))]
     before = Ledger(device_of(model))
@@ -115,11 +115,11 @@ def summarise(
     trainer: STPTrainer, before: dict[str, Any], after: dict[str, Any], pruned: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
-    run, ledger, seconds = trainer.args.run, trainer.ledger, trainer.ledger.seconds
+    args, ledger, seconds = trainer.args, trainer.ledger, trainer.ledger.seconds
     return {
-        "task": run.task,
+        "task": args.task,
         "preset": trainer.args.preset,
-        "seed": run.seed,
+        "seed": args.seed,
         "solved_before": before["solved"],
         "solved_after": after["solved"],
         "solved_after_prior": pruned["solved"],
@@ -149,30 +149,30 @@ def make_task(config: STPConfig, model: str | Path = "") -> Task:
 
     Questions are asked through the chat template of `model`, else of the model given, where its tokenizer has one.
     """
-    options: dict[str, Any] = {"data": config.run.data} if config.run.data else {}
-    model = model or config.policy.model_name_or_path
-    if model and config.run.task in ("gsm8k", "math"):
+    options: dict[str, Any] = {"data": config.data} if config.data else {}
+    model = model or config.model_name_or_path
+    if model and config.task in ("gsm8k", "math"):
         tokenizer = load_tokenizer(policy_folder(model))
         options |= {"tokenizer": tokenizer} if tokenizer.chat_template else {}
-    return get_task(config.run.task, **options)
+    return get_task(config.task, **options)
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
     """Return the configuration with the task's completion length where none was given."""
-    if config.rollout.max_completion_length:
+    if config.max_completion_length:
         return config
-    return replace(config, rollout=replace(config.rollout, max_completion_length=task.completion_length))
+    return replace(config, max_completion_length=task.completion_length)
 
 
 def set_threads(config: STPConfig) -> None:
     """Set torch's threads; two BLAS threads under contention were 5 times slower than one for the tiny policy."""
-    if config.run.num_threads:
-        torch.set_num_threads(config.run.num_threads)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
 
 
 def pick_device(config: STPConfig) -> torch.device:
     """Return the configured device, or cuda where there is one."""
-    return torch.device(config.run.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 _WARMUP_OPTIONS = {
@@ -191,31 +191,29 @@ def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> 
     """Return the policy before RL and its tokenizer: the given model, a finished warm-up of this run, or a new one."""
     device = pick_device(config)
     module: Any
-    if config.policy.model_name_or_path:
-        module, tokenizer = load_policy(policy_folder(config.policy.model_name_or_path))
+    if config.model_name_or_path:
+        module, tokenizer = load_policy(policy_folder(config.model_name_or_path))
         return as_diffusion_model(module.to(device), tokenizer), tokenizer
     identity = warm_up_identity(config)
-    warmed = newest_checkpoint(run / "warmup") if config.run.resume else None
+    warmed = newest_checkpoint(run / "warmup") if config.resume else None
     if warmed is not None and warmed.state.get("config") == identity:
         module, tokenizer = load_policy(warmed.path)
         return as_diffusion_model(module.to(device), tokenizer), tokenizer
     tokenizer = character_tokenizer(task.alphabet)
-    length = config.rollout.max_completion_length
-    module = tiny_policy(
-        config.policy, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=config.run.seed
-    )
+    length = config.max_completion_length
+    module = tiny_policy(config, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=config.seed)
     model = as_diffusion_model(module.to(device), tokenizer)
-    events.on_phase("sft", config.policy.sft_steps)
-    if config.policy.sft_steps:
+    events.on_phase("sft", config.sft_steps)
+    if config.sft_steps:
         warm_up(
             model,
             tokenizer,
-            task.demonstrations(config.run.train_size, config.run.seed),
+            task.demonstrations(config.train_size, config.seed),
             completion_length=length,
-            steps=config.policy.sft_steps,
-            batch_size=config.policy.sft_batch_size,
-            learning_rate=config.policy.sft_learning_rate,
-            seed=config.run.seed,
+            steps=config.sft_steps,
+            batch_size=config.sft_batch_size,
+            learning_rate=config.sft_learning_rate,
+            seed=config.seed,
             on_step=events.on_sft,
         )
     save_checkpoint(
@@ -239,7 +237,7 @@ def decode_both(
 
 def validation(model: DiffusionModel, tokenizer: Any, task: Task, config: STPConfig) -> dict[str, Any]:
     """Return scores on the validation split, free and with priors."""
-    return decode_both(model, tokenizer, task, task.rows("validation", config.run.eval_size, TEST_SEED), config)
+    return decode_both(model, tokenizer, task, task.rows("validation", config.eval_size, TEST_SEED), config)
 
 
 def logged_validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:

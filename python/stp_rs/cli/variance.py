@@ -112,7 +112,7 @@ class Source:
         if checkpoint is not None:
             module, tokenizer = load_policy(checkpoint)
             loaded = as_diffusion_model(module.to(pick_device(config)), tokenizer)
-        length = config.rollout.max_completion_length
+        length = config.max_completion_length
         prompts = encode_prompts(task.rows("train", args.rows, args.seed), tokenizer, uids=range(args.rows))
         # the vocabulary is left out: rollouts and estimates are both of the law without it
         fixed = [p for p in static_priors(config, task, tokenizer) if not isinstance(p, Vocabulary)]
@@ -124,13 +124,13 @@ class Source:
             sampling=sampling_law(config),
             prior=compose_priors(fixed, prompts, length),
             seed=args.seed,
-            slots=config.rollout.stp_slots,
+            slots=config.stp_slots,
         )
         self.setting = Setting(
             model=loaded,
-            temperature=config.rollout.temperature,
-            diffusion_steps=config.rollout.diffusion_steps or length,
-            block_length=config.rollout.block_length or -(-length // 8),
+            temperature=config.temperature,
+            diffusion_steps=config.diffusion_steps or length,
+            block_length=config.block_length or -(-length // 8),
             draws=args.resamples,
             seed=args.seed,
         )

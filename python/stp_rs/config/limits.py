@@ -41,33 +41,32 @@ def check(config: "STPConfig") -> None:
     for name, (low, high) in _RANGES.items():
         if not low <= flat[name] <= high:
             raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
-    if config.advantage.stp_dynamic_sampling and config.rollout.num_generations < 2:
+    if config.stp_dynamic_sampling and config.num_generations < 2:
         raise ConfigError(
             "stp_dynamic_sampling: got num_generations 1, needs groups of at least 2 (one reward has no other)"
         )
-    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
-    if completions % config.rollout.num_generations:
+    completions = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if completions % config.num_generations:
         raise ConfigError(
             f"per_device_train_batch_size * gradient_accumulation_steps: got {completions} completions, needs a "
-            f"multiple of num_generations ({config.rollout.num_generations}) so that groups stay whole"
+            f"multiple of num_generations ({config.num_generations}) so that groups stay whole"
         )
-    if config.likelihood.num_mc == 0 and config.likelihood.stp_design != "trajectory":
+    if config.num_mc == 0 and config.stp_design != "trajectory":
         raise ConfigError(
-            f"num_mc: got 0 (all states), needs at least 1 for the design {config.likelihood.stp_design}; only "
+            f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
             "trajectory has states of its own"
         )
-    if config.loss.stp_objective in ("stable", "linear") and config.loss.importance_sampling_level == "token":
+    if config.stp_objective in ("stable", "linear") and config.importance_sampling_level == "token":
         raise ConfigError(
-            f"stp_objective {config.loss.stp_objective}: needs importance_sampling_level sequence (one ratio per "
+            f"stp_objective {config.stp_objective}: needs importance_sampling_level sequence (one ratio per "
             "completion), got token"
         )
-    if config.loss.stp_objective == "linear" and config.likelihood.stp_bound != "elbo":
+    if config.stp_objective == "linear" and config.stp_bound != "elbo":
         raise ConfigError(
-            f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got "
-            f"{config.likelihood.stp_bound}"
+            f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got {config.stp_bound}"
         )
-    if config.policy.hidden_size % config.policy.num_attention_heads:
+    if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
-            f"hidden_size: got {config.policy.hidden_size}, needs a multiple of num_attention_heads "
-            f"({config.policy.num_attention_heads})"
+            f"hidden_size: got {config.hidden_size}, needs a multiple of num_attention_heads "
+            f"({config.num_attention_heads})"
         )

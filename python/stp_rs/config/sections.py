@@ -1,16 +1,16 @@
-"""Configuration: small frozen sections, one flat namespace for YAML files and flags.
+"""Configuration: one flat namespace for code, YAML files and flags; a class for the options that a function reads.
 
 Names are TRL's where TRL has the concept; ours start with `stp_`.
 
     config = STPConfig.make("stp", learning_rate=3e-4, max_steps=200)  # presets and prunings: presets.py
-    config.optim.learning_rate
+    config.learning_rate
 """
 
 import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from stp_rs.config.presets import PRESETS, PRUNINGS
 from stp_rs.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass
 class RolloutConfig:
     """How completions are decoded."""
 
@@ -53,7 +53,7 @@ class RolloutConfig:
     """Most tokens of one rollout forward, padding included; 0 means no bound but stp_slots."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PruningConfig:
     """Spatial and temporal pruning."""
 
@@ -94,7 +94,7 @@ class PruningConfig:
     """Share of such a group's rows."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class AdvantageConfig:
     """From rewards to advantages."""
 
@@ -108,7 +108,7 @@ class AdvantageConfig:
     """Most extra rollout batches per step that replace groups of equal rewards (DAPO); 0 replaces none."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LikelihoodConfig:
     """How the log-likelihood of a completion is estimated."""
 
@@ -134,7 +134,7 @@ class LikelihoodConfig:
     """Canvases per likelihood forward; 0 means a micro-batch's all (with constant memory: one per completion)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LossConfig:
     """Policy objective."""
 
@@ -161,7 +161,7 @@ class LossConfig:
     """Whether a negative advantage pushes scored prior tokens down too, which the policy did not choose."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class OptimConfig:
     """Optimiser and batches."""
 
@@ -182,7 +182,7 @@ class OptimConfig:
     """Micro-batches per update; their product with the batch size is the completions per rollout batch."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunConfig:
     """Where and how a run happens."""
 
@@ -212,7 +212,7 @@ class RunConfig:
     """Continue from the newest checkpoint in output_dir when it belongs to the same configuration."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyConfig:
     """The policy: a saved model, or the embedded tiny one with its supervised warm-up."""
 
@@ -226,19 +226,16 @@ class PolicyConfig:
     sft_learning_rate: float = 3e-3
 
 
-@dataclass(frozen=True)
-class STPConfig:
-    """Every option of a run, in sections. Make one with `STPConfig.make`."""
+@dataclass
+class STPConfig(
+    PolicyConfig, RunConfig, OptimConfig, LossConfig, LikelihoodConfig, AdvantageConfig, PruningConfig, RolloutConfig
+):
+    """Every option of a run by its flat name. A function that reads a section's options takes that class.
+
+    Make one with `STPConfig.make`.
+    """
 
     preset: str = "stp"
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    pruning: PruningConfig = field(default_factory=PruningConfig)
-    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     @staticmethod
     def make(preset: str = "stp", **options: Any) -> "STPConfig":
@@ -252,14 +249,10 @@ class STPConfig:
             ConfigError: an unknown name (with the nearest known one), a wrong type or a value out of range.
         """
         flat = _merge(preset, options)
-        sections = {}
-        for name, cls in _sections().items():
-            known = {f.name for f in dataclasses.fields(cls)}
-            values = {key: _coerce(key, flat.pop(key), hint) for key, hint in _hints(cls).items() if key in flat}
-            sections[name] = cls(**{k: v for k, v in values.items() if k in known})
-        if flat:
-            raise _unknown(next(iter(flat)))
-        config = STPConfig(preset=preset, **sections)
+        hints = typing.get_type_hints(STPConfig)
+        if unknown := flat.keys() - hints.keys():
+            raise _unknown(next(name for name in flat if name in unknown))
+        config = STPConfig(**{"preset": preset, **{k: _coerce(k, v, hints[k]) for k, v in flat.items()}})
         check(config)
         return config
 
@@ -287,36 +280,13 @@ class STPConfig:
 
     def to_flat(self) -> dict[str, Any]:
         """Return every option by its flat name; `STPConfig.make(**config.to_flat())` gives the same configuration."""
-        flat: dict[str, Any] = {"preset": self.preset}
-        for name in _sections():
-            flat.update(dataclasses.asdict(getattr(self, name)))
-        return flat
+        return {"preset": self.preset, **dataclasses.asdict(self)}
 
 
 def flat_fields() -> dict[str, tuple[Any, Any]]:
     """Return (type, default) of every flat option, for command-line flags."""
-    return {
-        f.name: (hint, f.default)
-        for cls in _sections().values()
-        for f, hint in zip(dataclasses.fields(cls), _hints(cls).values(), strict=True)
-    }
-
-
-def _sections() -> dict[str, type]:
-    return {
-        "rollout": RolloutConfig,
-        "pruning": PruningConfig,
-        "advantage": AdvantageConfig,
-        "likelihood": LikelihoodConfig,
-        "loss": LossConfig,
-        "optim": OptimConfig,
-        "run": RunConfig,
-        "policy": PolicyConfig,
-    }
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    hints = typing.get_type_hints(STPConfig)
+    return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(STPConfig) if f.name != "preset"}
 
 
 def _merge(preset: str, options: Mapping[str, Any]) -> dict[str, Any]:

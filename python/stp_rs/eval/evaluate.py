@@ -52,7 +52,7 @@ class Decode:
 def default_decode(config: STPConfig) -> Decode:
     """Return the greedy decode of a run's own length and steps."""
     steps = make_sampler(config, prune=False).diffusion_steps
-    return Decode(config.rollout.max_completion_length, steps, config.rollout.block_length)
+    return Decode(config.max_completion_length, steps, config.block_length)
 
 
 def evaluate(
@@ -84,7 +84,7 @@ def evaluate(
         sampling=Sampling(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
         prior=compose_priors(priors, prompts, decode.length),
         seed=decode.seed,
-        slots=max(config.rollout.stp_slots, 64),
+        slots=max(config.stp_slots, 64),
     )
     texts = decode_completions(rollout.token_ids, np.full(len(rollout), decode.length), tokenizer)
     texts = [decode.prefill + text for text in texts]
@@ -107,13 +107,12 @@ def evaluate(
 
 def with_decode(config: STPConfig, decode: Decode) -> STPConfig:
     """Return the configuration with a decode's length, steps and blocks."""
-    rollout = replace(
-        config.rollout,
+    return replace(
+        config,
         max_completion_length=decode.length,
         diffusion_steps=decode.steps,
         block_length=decode.block_length,
     )
-    return replace(config, rollout=rollout)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:

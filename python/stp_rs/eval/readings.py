@@ -32,9 +32,9 @@ EVERY = 256
 
 def with_pruning(config: STPConfig) -> STPConfig:
     """Return the configuration itself if it prunes, else with the pruning of the `stp` preset."""
-    if config.pruning.stp_spatial != "none" or config.pruning.stp_temporal != "none":
+    if config.stp_spatial != "none" or config.stp_temporal != "none":
         return config
-    return replace(config, pruning=replace(config.pruning, **PRUNINGS["stp"]))
+    return replace(config, **PRUNINGS["stp"])
 
 
 def read_as(rollout: Completions, pruning: str, diffusion_steps: int) -> Rows:

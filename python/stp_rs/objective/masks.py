@@ -72,20 +72,19 @@ def make_design(args: STPConfig) -> Design:
         ConfigError: `stp_truncate` is no range.
         DesignError: the options do not fit the design.
     """
-    likelihood, rollout = args.likelihood, args.rollout
     truncate = None
-    if likelihood.stp_truncate:
+    if args.stp_truncate:
         try:
-            low, high = (float(part) for part in likelihood.stp_truncate.split(":"))
+            low, high = (float(part) for part in args.stp_truncate.split(":"))
         except ValueError:
-            raise ConfigError(f"stp_truncate: got {likelihood.stp_truncate!r}, needs LOW:HIGH, as 0.2:0.8") from None
+            raise ConfigError(f"stp_truncate: got {args.stp_truncate!r}, needs LOW:HIGH, as 0.2:0.8") from None
         truncate = (low, high)
-    eighth = max(1, math.ceil(rollout.max_completion_length / 8))
+    eighth = max(1, math.ceil(args.max_completion_length / 8))
     return Design(
-        likelihood.stp_design,
-        likelihood.num_mc,
-        num_iterations=args.optim.num_iterations,
-        block_length=likelihood.stp_mask_block or rollout.block_length or eighth,
+        args.stp_design,
+        args.num_mc,
+        num_iterations=args.num_iterations,
+        block_length=args.stp_mask_block or args.block_length or eighth,
         truncate=truncate,
     )
 

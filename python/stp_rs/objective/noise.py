@@ -188,19 +188,19 @@ def update_noise(
     batch = next(iter(batches), None)
     if batch is None:
         return {}
-    score_prior = scores_prior(design, config.pruning.stp_score_prior)
+    score_prior = scores_prior(design, config.stp_score_prior)
     estimator = Estimator(
         design,
-        seed=config.run.seed,
-        num_iterations=config.optim.num_iterations,
+        seed=config.seed,
+        num_iterations=config.num_iterations,
         score_prior=score_prior,
-        diffusion_steps=config.rollout.diffusion_steps or config.rollout.max_completion_length,
-        temperature=config.rollout.temperature,
+        diffusion_steps=config.diffusion_steps or config.max_completion_length,
+        temperature=config.temperature,
         allowed=restricted(allowed, batch.rows),
     )
     tokens_R = (batch.unmask_step >= (-1 if score_prior else 0)).sum(1).clip(min=1)
     scale_R = tokens_R if design.per_token else np.ones(len(batch))
-    weight_R = np.where(batch.advantage < 0, config.loss.stp_negative_advantage_weight, 1.0)
+    weight_R = np.where(batch.advantage < 0, config.stp_negative_advantage_weight, 1.0)
     coefficient_R = batch.advantage * weight_R * scale_R / tokens_R
     noise = gradient_noise(model, batch, estimator, draws=UPDATE_DRAWS, coefficient_R=coefficient_R)
     variance_R = (noise.value_MR * scale_R).var(0, ddof=1)

@@ -76,19 +76,18 @@ def allowed_rows(law: Sampling, places_N: Tensor, length: int) -> Tensor | None:
 
 def make_sampler(config: STPConfig, *, prune: bool = True) -> Sampler:
     """Return the sampler of a configuration; `prune=False` leaves temporal pruning and truncation out."""
-    rollout, pruning = config.rollout, config.pruning
     return Sampler(
-        rollout.diffusion_steps or max(1, rollout.max_completion_length),
-        block_length=rollout.block_length,
-        quota=rollout.stp_quota,
-        selection=rollout.stp_selection,
-        confidence=rollout.stp_confidence,
-        temporal=pruning.stp_temporal if prune else "none",
-        max_nfe=pruning.stp_max_nfe if prune else 0,
-        eos=rollout.stp_eos if prune or rollout.stp_eos != "truncate" else "none",
+        config.diffusion_steps or max(1, config.max_completion_length),
+        block_length=config.block_length,
+        quota=config.stp_quota,
+        selection=config.stp_selection,
+        confidence=config.stp_confidence,
+        temporal=config.stp_temporal if prune else "none",
+        max_nfe=config.stp_max_nfe if prune else 0,
+        eos=config.stp_eos if prune or config.stp_eos != "truncate" else "none",
     )
 
 
 def sampling_law(config: STPConfig) -> Sampling:
     """Return the training-time sampling law of a configuration."""
-    return Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)
+    return Sampling(config.temperature, config.top_k, config.top_p)

@@ -45,7 +45,7 @@ def spatial_names(config: STPConfig) -> list[str]:
     Raises:
         ConfigError: an unknown one, or one that is named twice.
     """
-    names = [name.strip() for name in config.pruning.stp_spatial.split("+")]
+    names = [name.strip() for name in config.stp_spatial.split("+")]
     names = [] if names == ["none"] else names
     for name in names:
         if name not in NAMES or names.count(name) > 1:
@@ -60,7 +60,7 @@ def check_spatial(config: STPConfig) -> None:
         ConfigError: one cannot be read.
     """
     if "length" in spatial_names(config):
-        _quantile(config.pruning.stp_length)
+        _quantile(config.stp_length)
     _anneal(config)
 
 
@@ -77,8 +77,8 @@ def static_priors(config: STPConfig, task: "Task", tokenizer: Any, model: Diffus
             found.append(Copy(task.copies, tokenizer))
         elif name == "vocabulary":
             found.append(_vocabulary(task, tokenizer, model))
-        elif name == "length" and config.pruning.stp_length.isdecimal():
-            found.append(Length(tokenizer, budget=int(config.pruning.stp_length)))
+        elif name == "length" and config.stp_length.isdecimal():
+            found.append(Length(tokenizer, budget=int(config.stp_length)))
     return found
 
 
@@ -95,22 +95,22 @@ def training_priors(
 
     OfflineGeneration is made once per run from `rows`, the training rows that the run reads, and stored in its folder.
     """
-    names, pruning, seed = spatial_names(config), config.pruning, config.run.seed
+    names, seed = spatial_names(config), config.seed
     shared: dict[str, Any] = {
         "anneal": _anneal(config),
-        "per": pruning.stp_prior_per,
+        "per": config.stp_prior_per,
         "seed": seed,
     }
     hint: dict[str, Any] = {
         **shared,
-        "share": pruning.stp_hint,
-        "selector": pruning.stp_selector if pruning.stp_selector in SELECTORS else "random",
-        "answer_span": answer_span(task) if pruning.stp_protect_answer and task.name not in _WHOLE else None,
+        "share": config.stp_hint,
+        "selector": config.stp_selector if config.stp_selector in SELECTORS else "random",
+        "answer_span": answer_span(task) if config.stp_protect_answer and task.name not in _WHOLE else None,
     }
     priors = list(static)
-    if "length" in names and not pruning.stp_length.isdecimal():
-        priors.append(_length(pruning.stp_length, task, tokenizer))
-    if pruning.stp_rescue == "reference":
+    if "length" in names and not config.stp_length.isdecimal():
+        priors.append(_length(config.stp_length, task, tokenizer))
+    if config.stp_rescue == "reference":
         priors.append(Reference(reference_text(task), tokenizer, when="all_wrong", **hint))
     for name in names:
         if name == "offline_generation":
@@ -118,7 +118,7 @@ def training_priors(
         elif name == "reference":
             priors.append(Reference(reference_text(task), tokenizer, **hint))
         elif name == "frequency":
-            priors.append(Frequency(tokenizer, pruning.stp_frequency, config.rollout.num_generations, **shared))
+            priors.append(Frequency(tokenizer, config.stp_frequency, config.num_generations, **shared))
     return priors
 
 
@@ -146,7 +146,7 @@ def _vocabulary(task: "Task", tokenizer: Any, model: DiffusionModel | None) -> V
 
 def _anneal(config: STPConfig) -> Anneal:
     try:
-        return Anneal.parse(config.pruning.stp_prior_anneal)
+        return Anneal.parse(config.stp_prior_anneal)
     except InvalidValueError as error:
         raise ConfigError(f"stp_prior_{error}") from error
 
@@ -183,27 +183,26 @@ def _offline(
     rows: Sequence[Row],
     given: Sequence[Prior],
 ) -> OfflineGeneration:
-    pruning = config.pruning
     prior = OfflineGeneration(
-        pruning.stp_keep,
-        pruning.stp_selector,
+        config.stp_keep,
+        config.stp_selector,
         answer_span(task),
-        config.run.seed,
-        protect_answer=pruning.stp_protect_answer,
+        config.seed,
+        protect_answer=config.stp_protect_answer,
         anneal=_anneal(config),
-        per=pruning.stp_prior_per,
-        refresh=pruning.stp_prior_refresh,
+        per=config.stp_prior_per,
+        refresh=config.stp_prior_refresh,
     )
     certain = [p for p in given if not is_soft(p)]
     sampler = make_sampler(config, prune=False)
-    stored = Path(config.run.output_dir) / "offline_generation.safetensors"
-    started = newest_checkpoint(Path(config.run.output_dir)) is not None  # of these very settings: resumes check it
-    if config.run.resume and started and stored.is_file():
+    stored = Path(config.output_dir) / "offline_generation.safetensors"
+    started = newest_checkpoint(Path(config.output_dir)) is not None  # of these very settings: resumes check it
+    if config.resume and started and stored.is_file():
         prior.load(stored, tokenizer)
         prior.follow(model, tokenizer, sampler, certain)
     else:
         prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
-        length = config.rollout.max_completion_length
+        length = config.max_completion_length
         prior.build(model, prompts, tokenizer, sampler, completion_length=length, given=certain)
         prior.save(stored)
     return prior

@@ -91,25 +91,25 @@ class STPTrainer:
         self.evaluate = evaluate
         self.ledger = Ledger(device_of(self.model))
         self.step = 0
-        self.run = Path(args.run.output_dir)
-        if args.rollout.max_completion_length < 1:
+        self.run = Path(args.output_dir)
+        if args.max_completion_length < 1:
             raise ConfigError("max_completion_length: got 0, needs the tokens of a completion canvas (at least 1)")
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
-            lr=args.optim.learning_rate,
-            betas=(args.optim.adam_beta1, args.optim.adam_beta2),
-            weight_decay=args.optim.weight_decay,
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.weight_decay,
         )
-        needs_reference = args.loss.beta > 0 and args.loss.stp_kl_target == "reference"
+        needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
         self.reference = reference_policy(self.model, self.tokenizer) if needs_reference else None
         self.update = PolicyUpdate(
             args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
         )
         self.hints = next((p for p in self.priors if isinstance(p, Reference) and p.when == "all_wrong"), None)
-        if args.pruning.stp_rescue != "none" and self.hints is None:
+        if args.stp_rescue != "none" and self.hints is None:
             raise ConfigError(
                 'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
             )
@@ -119,16 +119,15 @@ class STPTrainer:
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> None:
         """Run the steps that are left; log, evaluate and save as configured."""
-        run = self.args.run
-        while self.step < self.args.optim.max_steps:
+        while self.step < self.args.max_steps:
             result = self.train_step()
             metrics = result.metrics
-            if self.evaluate is not None and run.eval_steps and self.step % run.eval_steps == 0:
+            if self.evaluate is not None and self.args.eval_steps and self.step % self.args.eval_steps == 0:
                 with self.ledger.time("eval"):
                     metrics.update(self.evaluate(self))
-            if self.step % run.logging_steps == 0:
+            if self.step % self.args.logging_steps == 0:
                 self._metrics.write({"step": self.step, **metrics, **self.ledger.measured()})
-            if run.save_steps and self.step % run.save_steps == 0:
+            if self.args.save_steps and self.step % self.args.save_steps == 0:
                 self.save()
             if on_step is not None:
                 on_step(result)
@@ -138,25 +137,23 @@ class STPTrainer:
     def train_step(self) -> StepResult:
         """Make one rollout batch and the optimiser updates on it."""
         config = self.args
-        hooks.begin_step(self.priors, self.step, config.optim.max_steps)
+        hooks.begin_step(self.priors, self.step, config.max_steps)
         played, rescued = self._play(self._prompts(self.step), self.priors), 0
-        if config.pruning.stp_rescue != "none" and self.hints is not None:
-            share = config.pruning.stp_rescue_share
+        if config.stp_rescue != "none" and self.hints is not None:
+            share = config.stp_rescue_share
             played, rescued = rescue_groups(played, self._play, self.hints, share=share, priors=self.priors)
-        most = config.advantage.stp_dynamic_sampling
+        most = config.stp_dynamic_sampling
         played, replaced = informative_groups(played, self._another_batch, most)
         rollout, completions, rewards = played.rollout, played.completions, played.rewards
         hooks.observe(self.priors, rollout, rewards)
-        advantages, metrics = group_advantages(
-            rewards, rollout.group, config.advantage.scale_rewards, config.advantage.stp_advantage
-        )
-        if config.pruning.stp_rescue != "none":
+        advantages, metrics = group_advantages(rewards, rollout.group, config.scale_rewards, config.stp_advantage)
+        if config.stp_rescue != "none":
             metrics["diffusion/rescued_share"] = rescued / len(rollout)
         if most:
             metrics["diffusion/replaced_groups"] = float(replaced)
         buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
-        allowed = allowed_tokens(self.priors, rollout.prompts, config.rollout.max_completion_length)
-        if config.run.stp_variance_every and self.step % config.run.stp_variance_every == 0:
+        allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
+        if config.stp_variance_every and self.step % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
                 batches = micro_batches(buffer, config, self.model.pad_token_id)
                 metrics.update(update_noise(self.model, self.update.design, config, batches, allowed))
@@ -171,19 +168,18 @@ class STPTrainer:
 
     def _prompts(self, number: int) -> PromptBatch:
         """Return the prompts of a rollout batch, each once per completion; numbers from `max_steps` on are extra."""
-        picked = batch_indices(number, groups_of(self.args), len(self.train_dataset), self.args.run.seed)
+        picked = batch_indices(number, groups_of(self.args), len(self.train_dataset), self.args.seed)
         prompts = encode_prompts([self.train_dataset[i] for i in picked], self.tokenizer, uids=picked)
-        return prompts.repeat(self.args.rollout.num_generations, step=number)
+        return prompts.repeat(self.args.num_generations, step=number)
 
     def _another_batch(self, attempt: int) -> Played:
         """Return an extra batch of this step: its prompts and keys are those of no step."""
-        extra = self.step * self.args.advantage.stp_dynamic_sampling + attempt - 1
-        return self._play(self._prompts(self.args.optim.max_steps + extra), self.priors)
+        extra = self.step * self.args.stp_dynamic_sampling + attempt - 1
+        return self._play(self._prompts(self.args.max_steps + extra), self.priors)
 
     def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
         """Decode one completion per row under priors, and score it."""
-        rollout_config = self.args.rollout
-        length = rollout_config.max_completion_length
+        length = self.args.max_completion_length
         with self.ledger.time("rollout"), self._autocast():
             rollout = generate(
                 self.model,
@@ -192,9 +188,9 @@ class STPTrainer:
                 completion_length=length,
                 sampling=replace(sampling_law(self.args), allowed=allowed_tokens(priors, prompts, length)),
                 prior=compose_priors(priors, prompts, length),
-                seed=self.args.run.seed,
-                slots=rollout_config.stp_slots,
-                engine=Engine(max_tokens=rollout_config.stp_max_tokens),
+                seed=self.args.seed,
+                slots=self.args.stp_slots,
+                engine=Engine(max_tokens=self.args.stp_max_tokens),
             )
             stats = rollout.stats
             forwards = stats["forwards"] + hooks.take_forwards(priors)
@@ -207,7 +203,7 @@ class STPTrainer:
         return Played(rollout, completions, rewards, by_name)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.args.run.bf16:
+        if not self.args.bf16:
             return contextlib.nullcontext()
         # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
         return torch.autocast(device_of(self.model).type, dtype=torch.bfloat16, cache_enabled=False)
@@ -239,14 +235,14 @@ class STPTrainer:
 
 def groups_of(config: STPConfig) -> int:
     """Return the prompts of a rollout batch."""
-    completions = config.optim.per_device_train_batch_size * config.optim.gradient_accumulation_steps
-    return completions // config.rollout.num_generations
+    completions = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return completions // config.num_generations
 
 
 def rows_read(config: STPConfig, num_rows: int) -> list[int]:
     """Return the rows of a dataset that a run's rollouts can read, extra batches of dynamic sampling included."""
-    batches = config.optim.max_steps * (1 + config.advantage.stp_dynamic_sampling)
-    return rows_of_batches(batches, groups_of(config), num_rows, config.run.seed)
+    batches = config.max_steps * (1 + config.stp_dynamic_sampling)
+    return rows_of_batches(batches, groups_of(config), num_rows, config.seed)
 
 
 def resumable(config: STPConfig) -> Checkpoint | None:
@@ -255,7 +251,7 @@ def resumable(config: STPConfig) -> Checkpoint | None:
     Raises:
         CheckpointError: it was made with other settings.
     """
-    checkpoint = newest_checkpoint(Path(config.run.output_dir)) if config.run.resume else None
+    checkpoint = newest_checkpoint(Path(config.output_dir)) if config.resume else None
     if checkpoint is None:
         return None
     ours, theirs = _identity(config), checkpoint.state.get("config", {})

@@ -93,11 +93,10 @@ class PolicyUpdate:
         self.args, self.model, self.reference = args, model, reference
         self.optimizer, self.ledger, self.diffusion_steps = optimizer, ledger, diffusion_steps
         self.design = make_design(args)
-        self.score_prior = scores_prior(self.design, args.pruning.stp_score_prior)
-        likelihood = args.likelihood
-        keeps_old = args.loss.beta > 0 and args.loss.stp_kl_target == "old"
-        self._reads_old = args.loss.stp_objective != "reinforce" or keeps_old
-        self._by_pass = likelihood.stp_bound != "elbo" or args.loss.stp_objective == "linear"
+        self.score_prior = scores_prior(self.design, args.stp_score_prior)
+        keeps_old = args.beta > 0 and args.stp_kl_target == "old"
+        self._reads_old = args.stp_objective != "reinforce" or keeps_old
+        self._by_pass = args.stp_bound != "elbo" or args.stp_objective == "linear"
 
     def run(self, buffer: TrajectoryBuffer, step: int, allowed: Tensor | None = None) -> Metrics:
         """Make `num_iterations` updates on the buffer; return the means of their metrics.
@@ -106,7 +105,7 @@ class PolicyUpdate:
         """
         batches = list(micro_batches(buffer, self.args, self.model.pad_token_id))
         allowed_of = [restricted(allowed, batch.rows) for batch in batches]
-        rounds = range(self.args.optim.num_iterations)
+        rounds = range(self.args.num_iterations)
         with self.ledger.time("scoring"):
             plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
         totals = self._totals(buffer)
@@ -138,17 +137,17 @@ class PolicyUpdate:
         masks = draw_masks(
             self.design,
             batch,
-            seed=self.args.run.seed,
+            seed=self.args.seed,
             iteration=iteration,
             score_prior=self.score_prior,
             diffusion_steps=self.diffusion_steps,
         )
-        ratio = self.args.likelihood.stp_prompt_mask
-        masks = mask_prompts(masks, batch, ratio, seed=self.args.run.seed, iteration=iteration)
+        ratio = self.args.stp_prompt_mask
+        masks = mask_prompts(masks, batch, ratio, seed=self.args.seed, iteration=iteration)
         filled_RL = filled_tokens(batch)
         if filled_RL.any():
             masks = without_tokens(masks, filled_RL)
-        if self.score_prior and not self.args.loss.stp_blame_prior:
+        if self.score_prior and not self.args.stp_blame_prior:
             masks = without_blame(masks, batch.unmask_step, batch.advantage)
         job = Job(batch, masks, None, None, allowed)
         if iteration > 0 and self._reads_old and self._recorded():
@@ -160,10 +159,9 @@ class PolicyUpdate:
 
     def _recorded(self) -> bool:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
-        rollout = self.args.rollout
-        same_law = rollout.top_k == 0 and rollout.top_p == 1.0 and rollout.temperature > 0.0
-        same_states = self.design.target == "trajectory" and self.args.likelihood.stp_prompt_mask == 0.0
-        return same_law and same_states and not self.args.run.bf16
+        same_law = self.args.top_k == 0 and self.args.top_p == 1.0 and self.args.temperature > 0.0
+        same_states = self.design.target == "trajectory" and self.args.stp_prompt_mask == 0.0
+        return same_law and same_states and not self.args.bf16
 
     def _estimate(self, model: DiffusionModel, job: Job) -> Estimate:
         batch, masks = job.batch, job.masks
@@ -174,7 +172,7 @@ class PolicyUpdate:
             model,
             batch,
             masks,
-            temperature=self.args.rollout.temperature,
+            temperature=self.args.temperature,
             forward_batch_size=self._canvases(job),
             allowed=job.allowed,
             cost=cost,
@@ -184,8 +182,7 @@ class PolicyUpdate:
 
     def _canvases(self, job: Job) -> int:
         """Return the canvases of a likelihood forward; 0 means all."""
-        likelihood = self.args.likelihood
-        return likelihood.stp_forward_batch_size or (len(job.batch) if likelihood.stp_constant_memory else 0)
+        return self.args.stp_forward_batch_size or (len(job.batch) if self.args.stp_constant_memory else 0)
 
     def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks) -> Tensor:
         cost = Cost()
@@ -193,7 +190,7 @@ class PolicyUpdate:
             model,
             job.batch,
             masks,
-            temperature=self.args.rollout.temperature,
+            temperature=self.args.temperature,
             forward_batch_size=self._canvases(job),
             allowed=job.allowed,
             cost=cost,
@@ -206,22 +203,22 @@ class PolicyUpdate:
 
     def _combine(self, logprob_PL: Tensor, batch: Minibatch, masks: Masks) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""
-        likelihood, device = self.args.likelihood, logprob_PL.device
+        device = logprob_PL.device
         row_P = torch.from_numpy(masks.row_P.astype(np.int64)).to(device)
         weighted_PL = torch.from_numpy(masks.weight_PL).to(device) * logprob_PL
         pass_P = None
-        if self.args.loss.stp_objective == "linear":
+        if self.args.stp_objective == "linear":
             passes_R = np.bincount(masks.row_P, minlength=len(batch))
             tokens_R = 1 if self.design.per_token else masks.scored_RL.sum(1).clip(min=1)
             scale_P = torch.from_numpy((passes_R / tokens_R)[masks.row_P].astype(np.float32)).to(device)
             pass_P = scale_P * weighted_PL.sum(-1)
-        if likelihood.stp_bound == "elbo":
+        if self.args.stp_bound == "elbo":
             total_RL = logprob_PL.new_zeros(masks.scored_RL.shape).index_add(0, row_P, weighted_PL)
             return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, pass_P)
         elbo_RL, eubo_RL = token_bounds(
-            logprob_PL, masks, beta=likelihood.stp_bound_power, per_token=self.design.per_token
+            logprob_PL, masks, beta=self.args.stp_bound_power, per_token=self.design.per_token
         )
-        mixture = 1.0 if likelihood.stp_bound == "eubo" else likelihood.stp_bound_mixture
+        mixture = 1.0 if self.args.stp_bound == "eubo" else self.args.stp_bound_mixture
         advantages_R = torch.from_numpy(batch.advantage).to(device)
         return Estimate(sandwich(elbo_RL, eubo_RL, advantages_R, mixture=mixture), pass_P)
 
@@ -234,7 +231,7 @@ class PolicyUpdate:
             row_P = torch.from_numpy(job.masks.row_P.astype(np.int64)).to(device)
             passes = Passes(new.pass_P, old_P, row_P)
         ref_RL = None if job.reference is None else job.reference.token_RL
-        if self.args.loss.beta > 0 and self.args.loss.stp_kl_target == "old":
+        if self.args.beta > 0 and self.args.stp_kl_target == "old":
             ref_RL = old_RL
         return LossInputs(
             new_RL=new.token_RL,
@@ -248,14 +245,14 @@ class PolicyUpdate:
 
     def _share(self, masks: Masks, device: torch.device) -> Tensor | None:
         """Return the weights of a published mean per token; None where the mean is over all scored tokens."""
-        if not self.design.per_token or self.args.likelihood.stp_bound != "elbo":
+        if not self.design.per_token or self.args.stp_bound != "elbo":
             return None
         return _weight_sum(masks, torch.zeros(masks.scored_RL.shape, device=device), empty=0.0)
 
     def _backward(self, job: Job, totals: Totals) -> tuple[float, Metrics]:
         """Add the micro-batch's gradient; return (loss, metrics)."""
         batch, masks = job.batch, job.masks
-        if not self.args.likelihood.stp_constant_memory:
+        if not self.args.stp_constant_memory:
             new = self._estimate(self.model, job)
             loss, metrics = self._loss(job, new, totals)
             loss.backward()
@@ -277,7 +274,7 @@ class PolicyUpdate:
     def _loss(self, job: Job, new: Estimate, totals: Totals) -> tuple[Tensor, Metrics]:
         return policy_loss(
             self._inputs(job, new),
-            self.args.loss,
+            self.args,
             num_completions=totals.completions,
             num_tokens=totals.tokens,
             mean_ratio=totals.mean_ratio,
@@ -286,12 +283,12 @@ class PolicyUpdate:
     @torch.no_grad()
     def _mean_ratio(self, jobs: list[Job]) -> float | None:
         """Return the mean clipped ratio over the update's micro-batches, where the objective reads it."""
-        if self.args.loss.stp_objective != "stable" or len(jobs) < 2 or jobs[0].old is None:
+        if self.args.stp_objective != "stable" or len(jobs) < 2 or jobs[0].old is None:
             return None  # one micro-batch has its own; at the first iteration every ratio is 1
         total = 0.0
         for job in jobs:
             inputs = self._inputs(job, self._estimate(self.model, job))
-            total += clipped_ratio_sum(inputs, self.args.loss)
+            total += clipped_ratio_sum(inputs, self.args)
         return total / max(1, sum(int((job.batch.advantage != 0).sum()) for job in jobs))
 
     def _token_elbo(self, new_RL: Tensor, masks: Masks) -> float:
@@ -307,26 +304,26 @@ class PolicyUpdate:
         everything = gather(buffer, rows)
         tokens_RL = (everything.unmask_step >= (-1 if self.score_prior else 0)) & ~filled_tokens(everything)
         tokens_R = tokens_RL.sum(1)
-        if self.args.advantage.stp_zero_std == "drop":
+        if self.args.stp_zero_std == "drop":
             tokens_R = tokens_R[everything.advantage != 0]
         return Totals(max(1, len(tokens_R)), float(tokens_R.sum()))
 
     def _set_learning_rate(self, step: int, iteration: int) -> None:
-        updates = self.args.optim.num_iterations * self.args.optim.max_steps
-        done = step * self.args.optim.num_iterations + iteration
+        updates = self.args.num_iterations * self.args.max_steps
+        done = step * self.args.num_iterations + iteration
         for group in self.optimizer.param_groups:
-            group["lr"] = self.args.optim.learning_rate * learning_rate_factor(self.args, done, updates)
+            group["lr"] = self.args.learning_rate * learning_rate_factor(self.args, done, updates)
 
     def _step_optimizer(self, step: int, iteration: int, loss: float) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.args.optim.max_grad_norm or math.inf
+        limit = self.args.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergenceError(
                 f"step {step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
-                f"was not applied. Lower learning_rate ({self.args.optim.learning_rate}), raise beta, or lower "
-                f"stp_negative_advantage_weight ({self.args.loss.stp_negative_advantage_weight}); the newest "
-                f"checkpoint in {self.args.run.output_dir} is from before"
+                f"was not applied. Lower learning_rate ({self.args.learning_rate}), raise beta, or lower "
+                f"stp_negative_advantage_weight ({self.args.stp_negative_advantage_weight}); the newest "
+                f"checkpoint in {self.args.output_dir} is from before"
             )
         self.optimizer.step()
         return norm
@@ -341,23 +338,23 @@ def micro_batches(buffer: TrajectoryBuffer, args: STPConfig, pad_token_id: int) 
     advantage = np.empty(len(buffer), dtype=np.float32)
     rows = np.arange(len(buffer), dtype=np.int32)
     buffer.minibatch(rows, advantage=advantage)
-    if args.loss.beta == 0:
-        silent = advantage < 0 if args.loss.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
+    if args.beta == 0:
+        silent = advantage < 0 if args.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
         rows = rows[(advantage != 0) & ~silent]
-    elif args.advantage.stp_zero_std == "drop":
+    elif args.stp_zero_std == "drop":
         rows = rows[advantage != 0]
-    size = args.optim.per_device_train_batch_size
+    size = args.per_device_train_batch_size
     for start in range(0, len(rows), size):
         yield gather(buffer, rows[start : start + size], pad_token_id=pad_token_id)
 
 
 def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
     """Return the learning rate's factor after `done` of `updates` optimiser updates."""
-    warmup = config.optim.warmup_steps
+    warmup = config.warmup_steps
     if done < warmup:
         return (done + 1) / warmup
     progress = (done - warmup) / max(1, updates - warmup)
-    kind = config.optim.lr_scheduler_type
+    kind = config.lr_scheduler_type
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
 
 
