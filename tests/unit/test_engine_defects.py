@@ -1,6 +1,7 @@
 """The defect families of public samplers, numbered as in docs/defects.md, each shown to be absent from ours."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -172,3 +173,29 @@ def test_16_a_model_that_overflows_stops_the_rollout_by_name():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(DivergenceError, match="NaN logits"):
             decode(stp_rs.Sampler(4), Biased({VOCAB - 1: bad}))
+
+
+class OftenEnding(Model):
+    """A model for which end-of-text is likely everywhere and the most likely token nowhere."""
+
+    def head(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((len(hidden_NH), VOCAB), -20.0)
+        logits[:, EOS], logits[:, 4] = math.log(0.4), math.log(0.6)
+        return logits
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "confidence", ["prob", "sampled_prob", "drawn_prob", "margin", "entropy", "random", "leftmost", "gumbel"]
+)
+def test_end_of_text_that_was_drawn_waits_until_nothing_else_was(confidence: str, temperature: float):
+    """What is drawn counts, not the most likely token: an early end-of-text would otherwise fix the length."""
+    sampler = stp_rs.Sampler(LENGTH, confidence=confidence, eos="last")
+    assert not sampler.exact, "the choice of positions reads the draws"
+    many = prompts().select([0] * 64, np.arange(64, dtype=np.uint64))
+    law = stp_rs.Sampling(temperature=temperature)
+    rollout = stp_rs.generate(OftenEnding(0), many, sampler, completion_length=LENGTH, sampling=law)
+    first = np.take_along_axis(rollout.token_ids, rollout.unmask_step.argmin(1)[:, None], 1)
+    chance = 0.4 ** (1 / temperature) / (0.4 ** (1 / temperature) + 0.6 ** (1 / temperature))
+    assert (first == EOS).sum() <= 1 + 64 * 5 * chance**LENGTH, "only where every position drew it"
+    assert (rollout.token_ids == EOS).any(), "it is drawn all the same"

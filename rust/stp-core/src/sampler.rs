@@ -17,8 +17,8 @@ pub enum Eos {
     /// Once everything up to the first one is revealed, the row ends and what is masked becomes end-of-text. This
     /// changes the context of no sampled token, but a tail that the policy would have filled otherwise is not sampled.
     Truncate,
-    /// Candidates that show it are revealed last. It is read from the most likely token, or from the sampled one where
-    /// the confidence reads that (LLaDA `confidence_eos_eot_inf`).
+    /// Candidates that drew it are revealed last (LLaDA `confidence_eos_eot_inf`). The choice of positions then reads
+    /// the draws, so the trajectory likelihood is biased.
     Last,
 }
 
@@ -76,8 +76,14 @@ impl Sampler {
     /// What the sampler reads of its candidates: the selection reads what its confidence does.
     #[must_use]
     pub fn reads(&self) -> Reads {
-        let shown = self.eos == Eos::Last && self.confidence.exact();
-        self.confidence.reads() | self.temporal.reads() | Reads { argmax: shown, ..Reads::default() }
+        self.confidence.reads() | self.temporal.reads()
+    }
+
+    /// Whether the choice of positions reads the state only: the trajectory log-likelihood is then the plain sum of
+    /// log-probs.
+    #[must_use]
+    pub fn exact(&self) -> bool {
+        self.confidence.exact() && self.eos != Eos::Last
     }
 
     /// Steps for `n` free positions of a block of `block` tokens: the block's share of `diffusion_steps`, pruned.

@@ -117,7 +117,7 @@ fn end_of_text_needs_its_id_and_a_prior_may_hold_it() {
 
 #[test]
 fn held_back_end_of_text_is_revealed_last() {
-    // the argmax of this model is 0, 1 or 2: with 2 as end-of-text, positions that show it wait
+    // with token 2 as end-of-text, positions that drew it wait, whatever the most likely token is
     let sampler = Sampler { eos: Eos::Last, confidence: Confidence::Leftmost, ..plain(16, "none") };
     let s = Scheduler::new(MASK, PAD, 4, 9, false).unwrap().with_eos(Some(2));
     let (rows, _) = drive_with(&cases(4, sampler), s, |_, _| ());

@@ -55,7 +55,7 @@ impl PySampler {
     /// Whether the choice of positions reads the state only, so that the trajectory log-likelihood is the plain sum.
     #[getter]
     fn exact(&self) -> bool {
-        self.inner.confidence.exact()
+        self.inner.exact()
     }
 
     #[getter]

@@ -212,11 +212,8 @@ impl Row {
     /// What ranks a candidate.
     fn rank(&self, score: &Score, position: u32) -> f32 {
         let confidence = self.sampler.confidence;
-        if self.sampler.eos == Eos::Last {
-            let shown = if confidence.exact() { score.argmax } else { score.token };
-            if shown as i64 == self.eos {
-                return f32::NEG_INFINITY;
-            }
+        if self.sampler.eos == Eos::Last && score.token as i64 == self.eos {
+            return f32::NEG_INFINITY;
         }
         let draw = confidence.is_random();
         let random = if draw { self.rng.uniform(Lane::Order, self.nfe as u32, position) } else { 0.5 };
