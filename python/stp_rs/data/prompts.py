@@ -109,7 +109,7 @@ def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[
     picked = []
     for place in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(place, num_rows)
-        picked.append(_permutation(seed, epoch, num_rows)[offset])
+        picked.append(int(_permutation(seed, epoch, num_rows)[offset]))
     return picked
 
 
@@ -120,10 +120,10 @@ def rows_of_batches(batches: int, batch_size: int, num_rows: int, seed: int) -> 
     return sorted(i for step in range(batches) for i in batch_indices(step, batch_size, num_rows, seed))
 
 
-_CACHE: dict[tuple[int, int, int], list[int]] = {}
+_CACHE: dict[tuple[int, int, int], NDArray[np.uint32]] = {}
 
 
-def _permutation(seed: int, epoch: int, num_rows: int) -> list[int]:
+def _permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.uint32]:
     key = (seed, epoch, num_rows)
     if key not in _CACHE:
         if len(_CACHE) > 4:

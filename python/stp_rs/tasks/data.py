@@ -215,7 +215,7 @@ class DataTask:
         picked: list[Row] = []
         turn = 0
         while len(picked) < n and (turn == 0 or split == "train"):
-            order = permutation(seed, row_uid(SPLITS.index(split), turn), len(rows))
+            order = permutation(seed, row_uid(SPLITS.index(split), turn), len(rows)).tolist()
             picked += [dict(rows[i]) for i in order[: n - len(picked)]]
             turn += 1
         return picked

@@ -25,7 +25,7 @@ _SIZES = {"train": 216, "validation": 24, "test": 48}
 @cache
 def split_grids() -> dict[str, tuple[int, ...]]:
     """Return the indices of the 288 solution grids by split: 216 train, 24 validation, 48 test, fixed."""
-    order = permutation(_SPLIT_SEED, 0, 288)
+    order = permutation(_SPLIT_SEED, 0, 288).tolist()
     cuts = np.cumsum([0, *_SIZES.values()])
     return {name: tuple(order[a:b]) for name, a, b in zip(_SIZES, cuts[:-1], cuts[1:], strict=True)}
 

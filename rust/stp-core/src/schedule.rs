@@ -56,14 +56,23 @@ impl Quota {
     /// The next non-zero quota: schedule steps that would reveal nothing are dropped, since they cost a forward.
     /// Returns (tokens, schedule step after it).
     #[must_use]
-    pub fn next_nonzero(self, n: usize, left: usize, mut step: usize, steps: usize) -> (usize, usize) {
-        loop {
-            let quota = self.next(n, left, step, steps);
-            step += 1;
-            if quota > 0 || left == 0 {
-                return (quota, step);
+    pub fn next_nonzero(self, n: usize, left: usize, step: usize, steps: usize) -> (usize, usize) {
+        let quota = self.next(n, left, step, steps);
+        if quota > 0 {
+            return (quota, step + 1);
+        }
+        // with the same masks left, no rule reveals nothing again once it has revealed something: bisect, since the
+        // published rules may be asked for a million steps that reveal nothing
+        let (mut low, mut high) = (step, steps.saturating_sub(1).max(step));
+        while left > 0 && low < high {
+            let middle = low + (high - low) / 2;
+            if self.next(n, left, middle, steps) == 0 {
+                low = middle + 1;
+            } else {
+                high = middle;
             }
         }
+        (self.next(n, left, low, steps), low + 1)
     }
 }
 
@@ -118,14 +127,18 @@ impl Plan {
     }
 
     /// The realised plan of a row, from the step at which each position was revealed (negative: not by the sampler).
+    /// Steps that revealed nothing are no part of it, so its size is that of the row, however large its steps are.
     #[must_use]
     pub fn from_unmask_step(unmask_step: &[i32]) -> Self {
-        let last = unmask_step.iter().copied().max().unwrap_or(-1);
-        let mut reveals = vec![0; (last + 1).max(0) as usize];
-        for &s in unmask_step.iter().filter(|&&s| s >= 0) {
-            reveals[s as usize] += 1;
+        let mut steps: Vec<i32> = unmask_step.iter().copied().filter(|&s| s >= 0).collect();
+        steps.sort_unstable();
+        let mut left = steps.len() as u32;
+        let mut counts = Vec::new();
+        for same in steps.chunk_by(|a, b| a == b) {
+            counts.push(left);
+            left -= same.len() as u32;
         }
-        Self::from_reveals(&reveals)
+        Self { counts }
     }
 
     /// l_1 > ... > l_T.
@@ -260,6 +273,16 @@ mod tests {
             prop_assert!(plan.counts().windows(2).all(|w| w[0] > w[1]));
             prop_assert!(plan.nfe() <= steps.min(n.max(1)));
             prop_assert_eq!(plan.tokens(), n);
+        }
+
+        #[test]
+        fn the_next_quota_is_that_of_a_scan(
+            n in 1usize..300, cut in 0usize..300, step in 0usize..400, steps in 1usize..400, q in 0usize..6,
+        ) {
+            let quota: Quota = Quota::NAMES[q].parse().unwrap();
+            let left = n.saturating_sub(cut);
+            let scan = (step..).map(|s| (quota.next(n, left, s, steps), s + 1)).find(|&(c, _)| c > 0 || left == 0);
+            prop_assert_eq!(Some(quota.next_nonzero(n, left, step, steps)), scan);
         }
 
         #[test]

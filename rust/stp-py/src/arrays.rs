@@ -1,5 +1,7 @@
 //! Checked views of numpy arrays: exact dtype, C-contiguous, right shape, writable where written, never aliased.
 
+use std::sync::{Mutex, PoisonError};
+
 use numpy::{
     Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
     PyUntypedArray, PyUntypedArrayMethods,
@@ -8,20 +10,80 @@ use pyo3::prelude::*;
 
 use crate::boundary::raise;
 
+/// Memory that calls are using now, of all threads. numpy's own check compares the arrays that own memory; two arrays
+/// over one foreign buffer (`numpy.frombuffer`) have different owners, so addresses are compared here.
+static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Claim {
+    start: usize,
+    end: usize,
+    written: bool,
+    process: u32,
+}
+
+/// A range of memory that is in use until this is dropped.
+#[derive(Debug)]
+struct Claimed(Option<Claim>);
+
+impl Claimed {
+    /// Claims the bytes of a contiguous array; `None` where a call that is still running writes them, or reads what
+    /// would be written.
+    fn new<T>(start: usize, elements: usize, written: bool) -> Option<Self> {
+        let end = start + elements * size_of::<T>();
+        if start == end {
+            return Some(Self(None));
+        }
+        let claim = Claim { start, end, written, process: std::process::id() };
+        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        // what another process left in a forked child's memory is claimed by nobody there
+        claims.retain(|other| other.process == claim.process);
+        let clash = |other: &Claim| start < other.end && other.start < end && (written || other.written);
+        if claims.iter().any(clash) {
+            return None;
+        }
+        claims.push(claim);
+        Some(Self(Some(claim)))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let Some(claim) = self.0 else { return };
+        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = claims.iter().rposition(|other| *other == claim) {
+            claims.swap_remove(at);
+        }
+    }
+}
+
+/// A read-only view of an array, and its claim on the memory.
+pub(crate) struct Read<'py, T: Element>(
+    PyReadonlyArrayDyn<'py, T>,
+    #[expect(dead_code, reason = "dropped with the view")] Claimed,
+);
+
+/// A writable view of an array, and its claim on the memory.
+pub(crate) struct Write<'py, T: Element>(
+    PyReadwriteArrayDyn<'py, T>,
+    #[expect(dead_code, reason = "dropped with the view")] Claimed,
+);
+
 /// A read-only view of `value` with the given shape; -1 in `shape` accepts any length on that axis.
 pub(crate) fn read<'py, T: Element>(
     name: &str,
     value: &Bound<'py, PyAny>,
     shape: &[isize],
-) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+) -> PyResult<Read<'py, T>> {
     let array = checked::<T>(name, value, shape)?;
-    array.try_readonly().map_err(|_| {
-        raise(
-            value.py(),
-            "AliasError",
-            &format!("{name}: the array is being written by the same call; pass a copy"),
-        )
-    })
+    let refuse = || {
+        let text =
+            format!("{name}: the array's memory is being written by this call or another; pass a copy");
+        raise(value.py(), "AliasError", &text)
+    };
+    let view = array.try_readonly().map_err(|_| refuse())?;
+    let claimed = Claimed::new::<T>(array.data() as usize, array.len(), false).ok_or_else(refuse)?;
+    Ok(Read(view, claimed))
 }
 
 /// A writable view of `value` with the given shape.
@@ -29,17 +91,29 @@ pub(crate) fn write<'py, T: Element>(
     name: &str,
     value: &Bound<'py, PyAny>,
     shape: &[isize],
-) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+) -> PyResult<Write<'py, T>> {
     let array = checked::<T>(name, value, shape)?;
-    array.try_readwrite().map_err(|error| {
-        let why = match error {
-            numpy::BorrowError::NotWriteable => {
-                "the array is read-only; pass one that owns its memory or is writable"
-            }
-            _ => "the array is used twice in the same call; pass two different arrays",
-        };
-        raise(value.py(), "AliasError", &format!("{name}: {why}"))
-    })
+    let refuse = |why: &str| raise(value.py(), "AliasError", &format!("{name}: {why}"));
+    let twice = "the array's memory is used twice in this call, or by another; pass two different arrays";
+    let view = array.try_readwrite().map_err(|error| match error {
+        numpy::BorrowError::NotWriteable => {
+            refuse("the array is read-only; pass one that owns its memory or is writable")
+        }
+        _ => refuse(twice),
+    })?;
+    let claimed = Claimed::new::<T>(array.data() as usize, array.len(), true).ok_or_else(|| refuse(twice))?;
+    Ok(Write(view, claimed))
+}
+
+/// Most rows of a batch: more is a mistake, and memory for it would end the process.
+const MOST_ROWS: usize = 1 << 24;
+
+/// Refuses more rows than a batch may have: an empty array of any shape costs its caller nothing.
+pub(crate) fn bounded(py: Python<'_>, name: &str, rows: usize) -> PyResult<()> {
+    if rows <= MOST_ROWS {
+        return Ok(());
+    }
+    Err(raise(py, "InvalidValueError", &format!("{name}: got {rows}, needs at most {MOST_ROWS}")))
 }
 
 /// The length of axis `axis`, after a check of dtype and number of dimensions.
@@ -94,11 +168,11 @@ fn checked<'a, 'py, T: Element>(
 }
 
 /// The slice behind a read-only view that `read` has checked.
-pub(crate) fn slice<'a, T: Element>(view: &'a PyReadonlyArrayDyn<'_, T>) -> PyResult<&'a [T]> {
-    view.as_slice().map_err(Into::into)
+pub(crate) fn slice<'a, T: Element>(view: &'a Read<'_, T>) -> PyResult<&'a [T]> {
+    view.0.as_slice().map_err(Into::into)
 }
 
 /// The slice behind a writable view that `write` has checked.
-pub(crate) fn slice_mut<'a, T: Element>(view: &'a mut PyReadwriteArrayDyn<'_, T>) -> PyResult<&'a mut [T]> {
-    view.as_slice_mut().map_err(Into::into)
+pub(crate) fn slice_mut<'a, T: Element>(view: &'a mut Write<'_, T>) -> PyResult<&'a mut [T]> {
+    view.0.as_slice_mut().map_err(Into::into)
 }

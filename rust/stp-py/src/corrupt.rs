@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stp_core::corrupt::{self, Batch, Keys, Options, Out, Scratch};
 
-use crate::arrays::{dim, read, slice, slice_mut, write};
+use crate::arrays::{bounded, dim, read, slice, slice_mut, write};
 use crate::boundary::{enter, lock, to_python};
 
 /// A law over weighted masks.
@@ -92,6 +92,7 @@ impl Design {
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
         let (rows, length) = (dim("eligible", eligible, 0)?, dim("eligible", eligible, 1)?);
         let max_steps = dim("unmask_counts", unmask_counts, 1)?;
+        bounded(py, "rows", rows)?;
         let eligible = read::<u8>("eligible", eligible, &[-1, -1])?;
         let unmask_counts = read::<i32>("unmask_counts", unmask_counts, &[rows as isize, -1])?;
         let batch = Batch {

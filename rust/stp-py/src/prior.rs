@@ -4,11 +4,8 @@ use pyo3::prelude::*;
 use stp_core::prior::{self, SOURCES, Selector};
 use stp_core::rng::RowRng;
 
-use crate::arrays::{dim, read, slice, slice_mut, write};
+use crate::arrays::{bounded, dim, read, slice, slice_mut, write};
 use crate::boundary::{enter, raise, to_python};
-
-/// Most rows of a set: more is a mistake, and memory for it would end the process.
-const MOST_ROWS: usize = 1 << 24;
 
 /// A ragged batch of fixed completion tokens, immutable.
 #[pyclass(name = "PriorSet", module = "stp_rs._core", frozen, eq)]
@@ -22,10 +19,7 @@ impl PyPriorSet {
     /// No prior on any of `rows` rows.
     #[staticmethod]
     fn empty(py: Python<'_>, rows: usize) -> PyResult<Self> {
-        if rows > MOST_ROWS {
-            let text = format!("rows: got {rows}, needs at most {MOST_ROWS}");
-            return Err(raise(py, "InvalidValueError", &text));
-        }
+        bounded(py, "rows", rows)?;
         Ok(Self { inner: prior::PriorSet::empty(rows) })
     }
 
@@ -41,6 +35,7 @@ impl PyPriorSet {
         let (rows, length) = (dim("ids", ids, 0)?, dim("ids", ids, 1)?);
         let view = read::<i64>("ids", ids, &[-1, -1])?;
         let values = slice(&view)?;
+        bounded(py, "rows", rows)?;
         if length == 0 {
             return Ok(Self { inner: prior::PriorSet::empty(rows) });
         }
@@ -63,6 +58,7 @@ impl PyPriorSet {
 
     /// Rows by index, in that order, with repeats.
     fn select(&self, py: Python<'_>, rows: Vec<usize>) -> PyResult<Self> {
+        bounded(py, "rows", rows.len())?;
         enter(py, || self.inner.select(&rows)).map(|inner| Self { inner })
     }
 

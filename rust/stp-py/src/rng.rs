@@ -1,7 +1,11 @@
 //! Philox and row uids for Python.
 
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
+use stp_core::error::Error;
 use stp_core::rng;
+
+use crate::boundary::enter;
 
 /// One Philox4x32-10 block: four u32 for a key of two and a counter of four.
 #[pyfunction]
@@ -16,12 +20,25 @@ fn row_uid(a: u64, b: u64, c: u64) -> u64 {
     rng::row_uid(a, b, c)
 }
 
-/// A uniformly random order of `0..n`: a pure function of (seed, uid).
+/// Most elements of a permutation: a gigabyte of them.
+const MOST: u32 = 1 << 28;
+
+/// A uniformly random order of `0..n` as u32 `[n]`: a pure function of (seed, uid).
 #[pyfunction]
-fn permutation(seed: u64, uid: u64, n: u32) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..n).collect();
-    rng::RowRng::new(seed, uid).stream(rng::Lane::Shuffle, 0).shuffle(&mut order);
-    order
+fn permutation(py: Python<'_>, seed: u64, uid: u64, n: u32) -> PyResult<Bound<'_, PyArray1<u32>>> {
+    let order = enter(py, || {
+        if n > MOST {
+            return Err(Error::value("n", n, format!("at most {MOST}")));
+        }
+        let mut order: Vec<u32> = Vec::new();
+        order
+            .try_reserve_exact(n as usize)
+            .map_err(|_| Error::state(format!("no memory for {n} numbers"), "take fewer"))?;
+        order.extend(0..n);
+        rng::RowRng::new(seed, uid).stream(rng::Lane::Shuffle, 0).shuffle(&mut order);
+        Ok(order)
+    })?;
+    Ok(order.into_pyarray(py))
 }
 
 /// Adds this file's functions to the module.

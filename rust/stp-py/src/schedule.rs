@@ -125,6 +125,10 @@ fn scored_counts(
 ) -> PyResult<()> {
     let py = unmask_step.py();
     let quota: Quota = quota.parse().map_err(|e| to_python(py, &e))?;
+    if diffusion_steps > Plan::LONGEST {
+        let need = format!("at most {}", Plan::LONGEST);
+        return Err(to_python(py, &Error::value("diffusion_steps", diffusion_steps, need)));
+    }
     let (rows, length) = (dim("unmask_step", unmask_step, 0)?, dim("unmask_step", unmask_step, 1)?);
     let steps = read::<i32>("unmask_step", unmask_step, &[rows as isize, length as isize])?;
     let mut target = write::<i32>("out", out, &[rows as isize, length as isize])?;

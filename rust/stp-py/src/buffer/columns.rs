@@ -1,11 +1,11 @@
 //! The columns of a buffer as keyword arguments: which names a call takes, and checked views of what it got.
 
-use numpy::{Element, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
+use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stp_core::buffer::{Minibatch, Rollouts};
 
-use crate::arrays::{dim, read, slice, slice_mut, write};
+use crate::arrays::{Read, Write, dim, read, slice, slice_mut, write};
 use crate::boundary::raise;
 
 /// What a push takes, all of it.
@@ -108,16 +108,16 @@ pub(crate) fn allocate(
 
 /// Read-only views of the arrays of a push.
 pub(crate) struct Incoming<'py> {
-    prompt_ids: PyReadonlyArrayDyn<'py, i64>,
+    prompt_ids: Read<'py, i64>,
     prompt_width: usize,
-    prompt_length: PyReadonlyArrayDyn<'py, i32>,
-    token_ids: PyReadonlyArrayDyn<'py, i64>,
-    unmask_step: PyReadonlyArrayDyn<'py, i32>,
-    logprob: PyReadonlyArrayDyn<'py, f32>,
-    stop_reason: PyReadonlyArrayDyn<'py, u8>,
-    uid: PyReadonlyArrayDyn<'py, u64>,
-    group: PyReadonlyArrayDyn<'py, i64>,
-    policy_version: PyReadonlyArrayDyn<'py, i64>,
+    prompt_length: Read<'py, i32>,
+    token_ids: Read<'py, i64>,
+    unmask_step: Read<'py, i32>,
+    logprob: Read<'py, f32>,
+    stop_reason: Read<'py, u8>,
+    uid: Read<'py, u64>,
+    group: Read<'py, i64>,
+    policy_version: Read<'py, i64>,
 }
 
 impl<'py> Incoming<'py> {
@@ -128,7 +128,7 @@ impl<'py> Incoming<'py> {
             given: &Bound<'py, PyDict>,
             name: &str,
             shape: &[isize],
-        ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+        ) -> PyResult<Read<'py, T>> {
             read(name, &required(call, given, name)?, shape)
         }
         let n = dim("uid", &required(call, given, "uid")?, 0)? as isize;
@@ -165,7 +165,7 @@ impl<'py> Incoming<'py> {
     }
 }
 
-type Out<'py, T> = Option<PyReadwriteArrayDyn<'py, T>>;
+type Out<'py, T> = Option<Write<'py, T>>;
 
 /// Writable views of the arrays that a minibatch fills.
 pub(crate) struct Outgoing<'py> {
