@@ -49,7 +49,7 @@ def check_statements(setting: Setting, unmerged: Reading, merged: Reading) -> Ch
             continue
         table = score_table(setting.model, unmerged.rows, row, temperature=setting.temperature)
         levels = exact_levels(table)
-        order = permutation(setting.seed, int(unmerged.rows.uid[row]), n)
+        order = permutation(setting.seed, int(unmerged.rows.uid[row]), n).tolist()
         fewer = exact_levels(table.with_anchors(order[: n // 2]))
         full, half = list(range(n, 0, -1)), list(range(fewer.n, 0, -1))
         before = sum(independent_variance(levels, plan, 1))
