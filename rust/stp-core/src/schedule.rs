@@ -281,7 +281,8 @@ mod tests {
         ) {
             let quota: Quota = Quota::NAMES[q].parse().unwrap();
             let left = n.saturating_sub(cut);
-            let scan = (step..step.max(steps) + 1).map(|s| (quota.next(n, left, s, steps), s + 1)).find(|&(c, _)| c > 0 || left == 0);
+            let mut scan = (step..=step.max(steps)).map(|s| (quota.next(n, left, s, steps), s + 1));
+            let scan = scan.find(|&(c, _)| c > 0 || left == 0);
             prop_assert_eq!(Some(quota.next_nonzero(n, left, step, steps)), scan);
         }
 
