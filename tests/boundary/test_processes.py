@@ -61,7 +61,7 @@ def start(script: str) -> "subprocess.Popen[str]":
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_goes_on_with_its_own_copy() -> None:
     process = start(FORK)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 7
 
 
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_a_loop_of_calls_and_leaves_a_whole_buffer() -> None:
     time.sleep(0.1)  # well into the loop
     process.send_signal(signal.SIGINT)
     try:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 5

@@ -207,7 +207,7 @@ worker.main(sys.argv[1:])
 def test_a_killed_comparison_goes_on_as_if_it_had_not_been(compared: Path, tmp_path: Path):
     job = one_job(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(job.folder)], check=False, capture_output=True, text=True, timeout=150
+        [sys.executable, "-c", KILLED, str(job.folder)], check=False, capture_output=True, text=True, timeout=800
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     newest = newest_checkpoint(job.folder)

@@ -116,7 +116,7 @@ def test_the_snippets_of_users_documents_run(tmp_path: Path):
             folder.mkdir()
             command = [sys.executable, "-c", program]
             done = subprocess.run(
-                command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=170
+                command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=800
             )
             assert done.returncode == 0, f"{path}:\n{done.stderr}"
 

@@ -94,7 +94,7 @@ def test_four_processes_draw_what_one_draws():
         )
         for worker in range(4)
     ]
-    lines = [worker.communicate(timeout=170)[0] for worker in workers]
+    lines = [worker.communicate(timeout=800)[0] for worker in workers]
     assert all(worker.returncode == 0 for worker in workers)
     found = sorted(entry for line in lines for entry in eval(line))
     want = sorted((name, uid, m.hex(), w.hex()) for name in NAMES for uid, (m, w) in drawn(name, batch()).items())
