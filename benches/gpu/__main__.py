@@ -84,7 +84,10 @@ def main(arguments: list[str] | None = None) -> Report:
     for given, needed in ((names, known), (shapes, set(SHAPES))):
         if unknown := sorted(set(given) - needed):
             parser.error(f"got {', '.join(unknown)}, needs some of {', '.join(sorted(needed))}")
-    report = Report(args.json, torch.device(args.device), args.budget)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    report = Report(args.json, device, args.budget)
     print(environment(report.device), flush=True)
     for name in shapes:
         shape = in_small(SHAPES[name]) if args.small else SHAPES[name]

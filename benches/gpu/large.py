@@ -62,13 +62,11 @@ class World:
             return
         self.compiled = True
 
-        def probe() -> object:
-            with torch.no_grad(), self.autocast():
-                return self.adapted.hidden(self.ids_BS[:2, :-1], None)
-
-        with torch.no_grad():
+        with self.autocast():
             start = time.perf_counter()
-            blocks = acceleration.compile_blocks(self.adapted.module, backend=self.backend, probe=probe)
+            blocks = acceleration.compile_blocks(
+                self.adapted.module, backend=self.backend, probe=lambda: acceleration.first_pass(self.adapted)
+            )
             self.report.wait()
         if not self._reported:
             self._reported = True
@@ -172,25 +170,24 @@ def rollout(world: World) -> None:
 
     with world.ours():
         library.roll(world.adapted, shape, batch, temporal="steps:0.05")  # what compiles, compiles here
-        ours("rollout, adapters: ours, temporal", world.adapted, temporal=library.TEMPORAL)
         with library.clocked(world.adapted, world.device) as read:
-            library.roll(world.adapted, shape, batch, temporal=library.TEMPORAL)
+            ours("rollout, adapters: ours, temporal", world.adapted, temporal=library.TEMPORAL)
             parts = read()
         for name in ("forward", "head", "reduction", "host"):
             report.add(f"step of that rollout: {name}", parts[name] / parts["wall"], "share", seconds=parts[name])
         replayed(world, batch)
-    with world.base, torch.no_grad():
-        world.uncompile()
-        if report.affords(15, "rollout, base"):
-            ours("rollout, base: ours, temporal", world.adapted, temporal=library.TEMPORAL)
-        if report.affords(12, "rollout, base: anchors"):
-            ours("rollout, base: temporal and anchors", world.adapted, temporal=library.TEMPORAL, anchors=0.05)
+        if report.affords(13, "rollout, adapters: ours, temporal and anchors"):
+            ours(
+                "rollout, adapters: ours, temporal and anchors", world.adapted,
+                temporal=library.TEMPORAL, anchors=library.ANCHORS,
+            )  # fmt: skip
+    world.uncompile()
     published_rollouts(world)
     with world.base, torch.no_grad():
-        if report.affords(25, "rollout, base: unpruned"):
-            ours("rollout, base: ours, unpruned", world.adapted)
-        if report.affords(22, "rollout, base: published exit"):
-            ours("rollout, base: the published exit", world.adapted, temporal=library.EXIT)
+        for name, temporal, seconds in (("unpruned", "none", 21), ("temporal", library.TEMPORAL, 13),
+                                        ("the published exit", library.EXIT, 20)):  # fmt: skip
+            if report.affords(seconds, f"rollout, base: {name}"):
+                ours(f"rollout, base: {name}", world.adapted, temporal=temporal)
 
 
 def replayed(world: World, batch: stp_rs.PromptBatch) -> None:

@@ -221,6 +221,14 @@ class PolicyConfig:
     hidden_size: int = 64
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
+    stp_compile: Literal["auto", "blocks", "none"] = "auto"
+    """Compile the network's blocks one by one (torch.compile), which takes some time once. auto: on a CUDA device, from
+    half a billion parameters."""
+    stp_adapter_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+    """Type in which LoRA weights are stored and updated. Passes compute in bf16's wherever bf16 is on; stored in bf16,
+    an update below 1/256 of a weight is lost."""
+    stp_rollout_weights: Literal["adapters", "merged"] = "adapters"
+    """Whether rollouts add adapters to each layer's output, as scoring does, or to its weights, which are rounded."""
     sft_steps: int = 400
     sft_batch_size: int = 48
     sft_learning_rate: float = 3e-3

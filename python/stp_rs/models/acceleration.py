@@ -6,11 +6,13 @@ What it changes in the numbers is said at each function and tested in `tests/uni
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from stp_rs.models.base import DiffusionModel, device_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,6 +69,25 @@ def compile_blocks(
     return len(blocks)
 
 
+LARGE = 500_000_000
+"""Parameters from which compiling pays for itself within a few steps."""
+
+
+def wants_compiled(module: nn.Module, choice: str) -> bool:
+    """Return whether `stp_compile` asks for a network's blocks to be compiled: `auto` does for large ones on CUDA."""
+    if choice != "auto":
+        return choice == "blocks"
+    parameters = list(module.parameters())
+    return bool(parameters) and parameters[0].is_cuda and sum(p.numel() for p in parameters) >= LARGE
+
+
+def first_pass(model: DiffusionModel) -> Tensor:
+    """Return the hidden states of two short canvases: a pass that makes what is compiled on demand."""
+    ids_BS = torch.full((2, 9), model.mask_token_id, device=device_of(model))
+    with adapters_ready(model.module):
+        return model.hidden(ids_BS, None)
+
+
 def uncompile_blocks(module: nn.Module) -> None:
     """Run the blocks as they are again."""
     for block in repeated_blocks(module):
@@ -115,14 +136,46 @@ def adapters_cast(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def adapters_off(module: nn.Module) -> Iterator[None]:
+def adapters_ready(module: nn.Module) -> Iterator[None]:
+    """Run passes without gradient with the adapters in the type that autocast computes in, where it is on."""
+    device = next(module.parameters()).device.type
+    with torch.no_grad():
+        if torch.is_autocast_enabled(device):
+            with adapters_cast(module, torch.get_autocast_dtype(device)):
+                yield
+        else:
+            yield
+
+
+def set_adapter_dtype(module: nn.Module, dtype: torch.dtype) -> None:
+    """Store the adapters' weights in a type; before an optimiser is made of them."""
+    for layer in adapter_layers(module):
+        for part in (layer.lora_A, layer.lora_B):
+            part.to(dtype)
+
+
+def has_other_parts(module: nn.Module) -> bool:
+    """Return whether peft keeps trained copies of whole modules, which no LoRA layer switches off."""
+    return any(type(part).__name__ in _OTHER_PARTS for part in module.modules())
+
+
+_OTHER_PARTS = ("ModulesToSaveWrapper", "TrainableTokensLayer")
+
+
+@contextlib.contextmanager
+def adapters_off(module: nn.Module, layers: Sequence[Any] | None = None) -> Iterator[None]:
     """Run the network without its adapters: the policy before RL.
 
-    As peft's `disable_adapter`, which walks every module twice and switches gradients of all parameters: here one flag
-    of each adapted layer is set.
+    As peft's `disable_adapter`, which walks every module twice and switches the gradients of all adapters: here one
+    flag of each adapted layer is set.
+
+    Args:
+        module: the policy's network.
+        layers: its `adapter_layers`, where the caller has them already.
     """
-    layers = adapter_layers(module)
-    if not layers or any(type(part).__name__ == "ModulesToSaveWrapper" for part in module.modules()):
+    if layers is None:
+        layers = [] if has_other_parts(module) else adapter_layers(module)
+    if not layers:
         with cast(Any, module).disable_adapter():
             yield
         return
@@ -157,7 +210,7 @@ def adapters_merged(module: nn.Module) -> Iterator[None]:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the sum is made in fp32
             for layer in layers:
                 weight = layer.get_base_layer().weight
-                kept.append((layer, weight.data.cpu() if host else weight.data, layer._disable_adapters))
+                kept.append((layer, weight.data.to("cpu", copy=True) if host else weight.data, layer._disable_adapters))
                 total = weight.data.float()
                 for name in layer.active_adapters:
                     total = total + layer.get_delta_weight(name).float()

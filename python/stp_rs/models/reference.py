@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stp_rs.models.acceleration import adapter_layers, adapters_off, has_other_parts
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.masked_lm import MaskedLMAdapter
 
@@ -18,15 +19,16 @@ class WithoutAdapters:
         self.mask_token_id, self.pad_token_id = policy.mask_token_id, policy.pad_token_id
         self.eos_token_id, self.logit_shift = policy.eos_token_id, policy.logit_shift
         self.respects_padding = policy.respects_padding
+        self._layers = [] if has_other_parts(self.module) else adapter_layers(self.module)
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return the base model's hidden states [B, S, H]."""
-        with self.module.disable_adapter():  # type: ignore[operator]
+        with adapters_off(self.module, self._layers):
             return self.policy.hidden(ids_BS, lengths_B)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return the base model's logits [N, V]."""
-        with self.module.disable_adapter():  # type: ignore[operator]
+        with adapters_off(self.module, self._layers):
             return self.policy.head(hidden_NH)
 
 

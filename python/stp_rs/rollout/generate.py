@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet, RolloutScheduler, Sampler
 from stp_rs.data.prompts import PromptBatch
+from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.rollout.loop import Cohort, Engine, drive
 from stp_rs.rollout.params import Sampling, check_allowed
@@ -111,7 +112,7 @@ def generate(
         )
         _submit(scheduler, prompts, part, completion_length, samplers if len(samplers) == 1 else samplers[part], prior)
         cohorts.append(Cohort(model, scheduler, _first_rows(law, part), max(1, min(slots, rows)), completion_length))
-    with passes_without_dropout(model.module):
+    with passes_without_dropout(model.module), adapters_ready(model.module):
         drive(cohorts)
     for cohort, part in zip(cohorts, parts, strict=True):
         _collect(rollout, part, cohort.scheduler)

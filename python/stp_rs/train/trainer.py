@@ -8,6 +8,7 @@ Each call is public; `examples/custom_loop.py` makes the same steps by hand.
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
 from stp_rs.errors import CheckpointError, ConfigError
+from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
 from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
@@ -97,6 +99,8 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.sampler = make_sampler(args)
+        if args.stp_adapter_dtype != "keep":
+            set_adapter_dtype(self.model.module, getattr(torch, args.stp_adapter_dtype))
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.module.parameters() if p.requires_grad],
             lr=args.learning_rate,
@@ -105,6 +109,7 @@ class STPTrainer:
         )
         needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
         self.reference = reference_policy(self.model, self.tokenizer) if needs_reference else None
+        self._compile()
         self.update = PolicyUpdate(
             args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
         )
@@ -180,7 +185,7 @@ class STPTrainer:
     def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
         """Decode one completion per row under priors, and score it."""
         length = self.args.max_completion_length
-        with self.ledger.time("rollout"), self._autocast():
+        with self.ledger.time("rollout"), self._autocast(), self._rollout_weights():
             rollout = generate(
                 self.model,
                 prompts,
@@ -201,6 +206,17 @@ class STPTrainer:
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
             rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
         return Played(rollout, completions, rewards, by_name)
+
+    def _compile(self) -> None:
+        """Compile the blocks of the policy and of a reference of its own, as configured."""
+        for model in {id(m.module): m for m in (self.model, self.reference) if m is not None}.values():
+            if wants_compiled(model.module, self.args.stp_compile):
+                with self._autocast():
+                    compile_blocks(model.module, probe=partial(first_pass, model))
+
+    def _rollout_weights(self) -> contextlib.AbstractContextManager[None]:
+        merged = self.args.stp_rollout_weights == "merged"
+        return adapters_merged(self.model.module) if merged else contextlib.nullcontext()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.args.bf16:
@@ -273,5 +289,5 @@ def _mean(values: Any) -> float:
 def _identity(config: STPConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run; a resume with others would be another run."""
     free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
-    free |= {"num_completions_to_print", "stp_slots", "eval_size", "stp_variance_every"}
+    free |= {"stp_compile", "num_completions_to_print", "stp_slots", "eval_size", "stp_variance_every"}
     return {k: v for k, v in config.to_flat().items() if k not in free}

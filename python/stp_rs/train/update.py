@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stp_rs.config.sections import STPConfig
 from stp_rs.errors import DivergenceError
+from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of
 from stp_rs.objective.bounds import pass_logprobs, sandwich, token_bounds
 from stp_rs.objective.likelihood import token_elbo
@@ -106,7 +107,7 @@ class PolicyUpdate:
         batches = list(micro_batches(buffer, self.args, self.model.pad_token_id))
         allowed_of = [restricted(allowed, batch.rows) for batch in batches]
         rounds = range(self.args.num_iterations)
-        with self.ledger.time("scoring"):
+        with self.ledger.time("scoring"), adapters_ready(self.model.module):
             plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
         totals = self._totals(buffer)
         logged: dict[str, list[float]] = {}
@@ -161,7 +162,8 @@ class PolicyUpdate:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
         same_law = self.args.top_k == 0 and self.args.top_p == 1.0 and self.args.temperature > 0.0
         same_states = self.design.target == "trajectory" and self.args.stp_prompt_mask == 0.0
-        return same_law and same_states and not self.args.bf16
+        same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
+        return same_law and same_states and same_weights
 
     def _estimate(self, model: DiffusionModel, job: Job) -> Estimate:
         batch, masks = job.batch, job.masks
