@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self, Unpack
 
 __all__ = [
+    "MARKS",
+    "STOP_REASONS",
     "Design",
     "PriorSet",
     "RolloutScheduler",
@@ -40,6 +42,10 @@ __all__ = [
 ]
 
 __version__: Final[str]
+
+# the values of `types.Mark` and `types.StopReason`, by name
+MARKS: Final[dict[str, int]]
+STOP_REASONS: Final[dict[str, int]]
 
 def provoke_panic(message: str) -> None: ...
 
@@ -226,7 +232,7 @@ class _Pushed(TypedDict):
     prompt_ids: NDArray[np.int64]  # [R, P], right-padded; what follows prompt_length is not read
     prompt_length: NDArray[np.int32]  # [R]
     token_ids: NDArray[np.int64]  # [R, L]
-    unmask_step: NDArray[np.int32]  # [R, L]: denoising step, -1 prior, -2 outside the completion
+    unmask_step: NDArray[np.int32]  # [R, L]: denoising step, or a `types.Mark`
     logprob: NDArray[np.float32]  # [R, L]: under the law that drew the token, 0 where unmask_step < 0
     stop_reason: NDArray[np.uint8]  # [R]
     uid: NDArray[np.uint64]  # [R]
@@ -239,7 +245,7 @@ class _Read(TypedDict, total=False):
     prompt_length: NDArray[np.int32]  # [R]
     token_ids: NDArray[np.int64]  # [R, L]
     unmask_step: NDArray[np.int32]  # [R, L]
-    prior_mask: NDArray[np.uint8]  # [R, L]: 1 where unmask_step is -1
+    prior_mask: NDArray[np.uint8]  # [R, L]: 1 where a prior fixed the token
     logprob: NDArray[np.float32]  # [R, L]
     stop_reason: NDArray[np.uint8]  # [R]
     reward: NDArray[np.float32]  # [R]

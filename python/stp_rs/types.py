@@ -1,14 +1,43 @@
 """What several parts of the library hand to each other."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stp_rs._core import MARKS, STOP_REASONS
+
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 """One problem: `prompt` (text or chat messages) and whatever columns the rewards read."""
+
+
+class Mark(IntEnum):
+    """What `unmask_step` says of a position that no forward revealed; all are negative, steps count from 0."""
+
+    PRIOR = MARKS["PRIOR"]
+    """A prior fixed it before decoding."""
+    OUTSIDE = MARKS["OUTSIDE"]
+    """It lies beyond the row's completion."""
+    UNDRAWN = MARKS["UNDRAWN"]
+    """Nobody drew it: the row ended before, and it was filled with end-of-text. It was masked in every state."""
+
+
+class StopReason(IntEnum):
+    """Why a row of a rollout ended."""
+
+    PLAN = STOP_REASONS["PLAN"]
+    """Its plan reached the end."""
+    TEMPORAL = STOP_REASONS["TEMPORAL"]
+    """Its temporal rule committed the rest."""
+    MAX_NFE = STOP_REASONS["MAX_NFE"]
+    """Its forward budget committed the rest."""
+    PRIOR = STOP_REASONS["PRIOR"]
+    """The prior fixed every position: no forward was needed."""
+    EOS = STOP_REASONS["EOS"]
+    """Everything up to its first end-of-text token was revealed."""
 
 
 @dataclass

@@ -212,7 +212,7 @@ def test_numbers_outside_their_domain_name_row_and_position() -> None:
     bad = errors.InvalidValueError
     refused(buffer, bad, "token_ids: got -1 at row 1, position 2", **at("token_ids", -1, (1, 2)))
     refused(buffer, bad, "token_ids: got 4294967296", **at("token_ids", 2**32, (0, 0)))
-    refused(buffer, bad, "unmask_step: got -3 at row 0, position 5", **at("unmask_step", -3, (0, 5)))
+    refused(buffer, bad, "unmask_step: got -4 at row 0, position 5", **at("unmask_step", -4, (0, 5)))
     refused(buffer, bad, "unmask_step: got 32768", **at("unmask_step", 2**15, (0, 5)))
     refused(buffer, bad, "logprob: got NaN", **at("logprob", np.nan, (1, 0)))
     refused(buffer, bad, "take the logarithm", **at("logprob", 0.25, (1, 0)))

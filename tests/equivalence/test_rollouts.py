@@ -14,6 +14,7 @@ from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks
 from stp_rs.rollout.generate import Rollout, generate
 from stp_rs.rollout.params import GREEDY, Sampling
+from stp_rs.types import Mark, StopReason
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer
 
 SAMPLERS = {
@@ -107,10 +108,10 @@ def test_forwards_are_those_the_plans_predict(model: MaskedLMAdapter):
         # the three samples of a prompt share their first forward
         assert done.stats["forwards"] == len(prompts) * steps - 2 * len(ROWS)
         assert (done.token_ids[:, [0, 3, 5]] == [[8, 5, 9]]).all()
-        assert (done.unmask_step[:, [0, 3, 5]] == -1).all()
+        assert (done.unmask_step[:, [0, 3, 5]] == Mark.PRIOR).all()
     nothing = Template(dict.fromkeys(range(LENGTH), "1"), tokenizer())(prompts, LENGTH)
     done = roll(model, prompts, Sampler(3), prior=nothing)
-    assert (done.stats["forwards"], done.nfe.sum(), set(done.stop_reason.tolist())) == (0, 0, {4})
+    assert (done.stats["forwards"], done.nfe.sum(), set(done.stop_reason.tolist())) == (0, 0, {StopReason.PRIOR})
 
 
 @pytest.mark.parametrize("law", [Sampling(), Sampling(0.7), GREEDY])

@@ -15,9 +15,9 @@ from stp_rs.data.prompts import batch_indices
 from stp_rs.errors import ConfigError
 from stp_rs.models.reference import WithoutAdapters, reference_policy
 from stp_rs.objective.masks import make_design
-from stp_rs.rollout.buffer import filled_tokens
 from stp_rs.train import update as module
 from stp_rs.train.trainer import rows_read
+from stp_rs.types import Mark
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_updates import close, gradients_of_step, ones, spied
 
@@ -284,13 +284,15 @@ def test_prior_tokens_are_not_blamed_and_free_tokens_as_before(tmp_path: Path):
 def test_tokens_that_truncation_filled_in_are_not_scored(preset: str, tmp_path: Path):
     options = {"stp_eos": "truncate", "num_iterations": 3, "learning_rate": 0.0, "pruning": "none"}
     made = trainer(tmp_path, preset=preset, **options)
-    with spied("policy_loss") as losses, spied("gather") as gathered:
+    with spied("policy_loss") as losses, spied("draw_masks") as drawn:
         rollout = made.train_step().rollout
-    filled = (rollout.stop_reason == 5)[:, None] & (rollout.logprob == 0)
-    assert filled.sum() > 0
-    batch = gathered[1][2]
-    rows = filled_tokens(batch)
-    assert rows.sum() > 0
+    assert (rollout.unmask_step == Mark.UNDRAWN).any()
+    rows = drawn[0][0][1].unmask_step == Mark.UNDRAWN
+    assert rows.any()
+    for _, _, masks in drawn:
+        if masks.mask_PL.shape[1] == rows.shape[1] and len(masks.scored_RL) == len(rows):
+            assert (masks.mask_PL[rows[masks.row_P]] == 1).all(), "no token that was drawn ever saw them"
+            assert (masks.weight_PL[rows[masks.row_P]] == 0).all()
     for (inputs, *_), _, (_, metrics) in losses:
         assert (inputs.scored_RL.numpy()[rows] == 0).all()
         assert float((inputs.new_RL.detach() - inputs.old_RL).abs().max()) < 1e-5

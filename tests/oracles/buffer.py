@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from stp_rs.types import Mark
+
 Row = dict[str, Any]
 
 
@@ -35,7 +37,9 @@ class ListBuffer:
     def state_at(self, row: int, step: int, mask_token_id: int) -> list[int]:
         record = self.rows[row]
         pairs = zip(record["token_ids"], record["unmask_step"], strict=True)
-        return [mask_token_id if revealed >= step else token for token, revealed in pairs]
+        ended = all(revealed < step for revealed in record["unmask_step"])
+        hidden = (Mark.UNDRAWN,) if not ended else ()
+        return [mask_token_id if revealed >= step or revealed in hidden else token for token, revealed in pairs]
 
     def nbytes(self) -> int:
         return sum(41 + 10 * self.completion_length + 4 * len(row["prompt_ids"]) for row in self.rows)
@@ -72,7 +76,7 @@ def random_rows(n: int, completion_length: int, seed: int, *, version: int = 0) 
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(n):
-        steps = rng.integers(-2, completion_length, completion_length).tolist()
+        steps = rng.integers(Mark.UNDRAWN, completion_length, completion_length).tolist()
         logprob = -rng.exponential(size=completion_length).astype(np.float32)
         rows.append(
             {

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from stp_rs.types import StopReason
 from tests.oracles.schedule import Options, block_steps, blocks, quota, spatial_reveals
 
 SAMPLE, ORDER, PRIOR_LANE, KEY = 0, 1, 3, 6
-PLAN, TEMPORAL, MAX_NFE, NOTHING = 1, 2, 3, 4
+PLAN, TEMPORAL, MAX_NFE = StopReason.PLAN, StopReason.TEMPORAL, StopReason.MAX_NFE
+NOTHING = StopReason.PRIOR
 
 Scores = Sequence[float]
 """token, logprob, top1, top2, entropy, sampled, argmax of one candidate."""

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from stp_rs.types import Mark
+
 QUOTAS = ("ceil_remaining", "llada", "dllm", "dream", "powers_of_two")
 
 
@@ -106,11 +108,12 @@ def scored(unmask_step: Sequence[int], *, score_prior: bool, steps: int, rule: s
     own = realised(unmask_step)
     if not score_prior:
         return own
-    length = sum(s >= -1 for s in unmask_step)
-    whole = counts(list(quotas(rule, length, steps)))
+    length = sum(s >= Mark.PRIOR for s in unmask_step)
+    canvas = sum(s != Mark.OUTSIDE for s in unmask_step)
+    whole = counts(list(quotas(rule, length, pruned_steps(length, canvas, steps))))
     if not own:
         return whole
-    alone = counts(list(quotas(rule, own[0], pruned_steps(own[0], length, steps))))
+    alone = counts(list(quotas(rule, own[0], pruned_steps(own[0], canvas, steps))))
     if own[-1] <= alone[-1]:  # its last step is an ordinary one: nothing was merged
         return whole
     share = math.ceil(length * own[-1] / own[0])

@@ -11,13 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from stp_rs.errors import StateError
 from stp_rs.rollout.buffer import TrajectoryBuffer, minibatches
+from stp_rs.types import Mark
 from tests.oracles.buffer import ListBuffer, Row, columns, random_rows, same_arrays
 
 L = 3
 CAPACITY = 9
 MASK = 12345
 # few and small, so that a replayed step is often the one that revealed a token
-steps = st.one_of(st.integers(-2, 3), st.just(2**15 - 1))
+steps = st.one_of(st.integers(Mark.UNDRAWN, 3), st.just(2**15 - 1))
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -101,7 +102,7 @@ class BufferMachine(RuleBasedStateMachine):
         rows = self.some_rows(data)
         records = [self.oracle.rows[row] for row in rows]
         expected = columns(records, L, pad_token_id=1)
-        expected["prior_mask"] = (expected["unmask_step"] == -1).astype(np.uint8)
+        expected["prior_mask"] = (expected["unmask_step"] == Mark.PRIOR).astype(np.uint8)
         out: dict[str, Any] = {name: np.empty_like(array) for name, array in expected.items()}
         self.buffer.minibatch(np.array(rows, np.int32), pad_token_id=1, **out)
         assert same_arrays(expected, out)
@@ -153,5 +154,6 @@ def test_each_denoising_step_reveals_exactly_its_own_tokens(rows: list[Row], ste
     states = np.empty((2, len(rows), L), np.int64)
     for at in (0, 1):
         buffer.replay(indices, np.full(len(rows), step + at, np.int32), MASK, states[at])
-    revealed = (states[0] == MASK) & (states[1] != MASK)
+    drawn = np.array([row["unmask_step"] for row in rows]).reshape(-1, L) != Mark.UNDRAWN
+    revealed = (states[0] == MASK) & (states[1] != MASK) & drawn
     assert revealed.tolist() == [[at == step for at in row["unmask_step"]] for row in rows]

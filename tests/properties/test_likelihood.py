@@ -15,6 +15,7 @@ from stp_rs.errors import DesignError, InvalidValueError
 from stp_rs.objective import likelihood
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks, draw_masks
+from stp_rs.types import Mark
 from tests.fixtures import Tabular, tiny
 from tests.oracles import loss as oracle
 
@@ -110,7 +111,7 @@ def test_any_weighted_masks_are_the_slow_loop(rows: SimpleNamespace, passes: int
     """Not only those of today's designs: any order of rows, negative weights, masked tokens that are not scored."""
     generator = np.random.default_rng(seed)
     row_P = generator.integers(0, len(rows.uid), passes).astype(np.int32)
-    inside = rows.unmask_step >= -1
+    inside = rows.unmask_step != Mark.OUTSIDE
     mask_PL = (generator.random((passes, LENGTH)) < 0.6) & inside[row_P]
     weight_PL = np.where(mask_PL & (generator.random((passes, LENGTH)) < 0.7), generator.normal(size=mask_PL.shape), 0)
     masks = Masks(
@@ -163,8 +164,8 @@ def test_masks_cover_what_is_scored_and_a_row_keeps_its_own(
         )
 
     masks = draw(rows)
-    assert masks.scored_RL.tolist() == (rows.unmask_step >= (-1 if score_prior else 0)).tolist()
-    assert masks.length_R.tolist() == (rows.unmask_step >= -1).sum(1).tolist()
+    assert masks.scored_RL.tolist() == (rows.unmask_step >= (Mark.PRIOR if score_prior else 0)).tolist()
+    assert masks.length_R.tolist() == (rows.unmask_step != Mark.OUTSIDE).sum(1).tolist()
     counts = np.zeros_like(rows.unmask_step)
     scored_counts(rows.unmask_step, counts, score_prior=score_prior, diffusion_steps=4)
     for k, row in enumerate(masks.row_P.tolist()):

@@ -15,6 +15,7 @@ from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.generate import Rollout, generate
 from stp_rs.rollout.params import Sampling
 from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.types import Mark
 from tests.fixtures import Tabular, tokenizer
 from tests.oracles import priors as oracle
 from tests.unit.test_prior_sources import rolled
@@ -64,7 +65,7 @@ def test_what_priors_fix_stands_through_a_rollout(found: list[str], names: set[s
     want = np.empty((len(prompts), LENGTH), np.int64)
     fixed.fill(want)
     rollout = play(model, prompts, seed, fixed, temporal)
-    assert ((rollout.unmask_step == -1) == (want >= 0)).all()
+    assert ((rollout.unmask_step == Mark.PRIOR) == (want >= 0)).all()
     assert (rollout.token_ids[want >= 0] == want[want >= 0]).all()
     assert not rollout.logprob[want >= 0].any()
     free = play(model, prompts, seed, None, temporal)

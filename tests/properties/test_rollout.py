@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs._core import PriorSet, RolloutScheduler, Sampler
+from stp_rs.types import Mark
 from tests.oracles import rollout as oracle
 from tests.oracles.rollout import Trajectory
 from tests.oracles.schedule import QUOTAS, Options, plan
@@ -164,7 +165,7 @@ def test_the_scheduler_is_the_slow_decoder_in_any_batch_and_any_slots(fixed, row
 def test_prior_positions_never_change_and_no_mask_is_left(rows, chosen, seed):
     got, _, _ = drive(rows, chosen, slots=4, seed=seed, share_first=True)
     for job, row in zip(rows, got, strict=True):
-        fixed = {p for p, step in enumerate(row.unmask_step) if step == -1}
+        fixed = {p for p, step in enumerate(row.unmask_step) if step == Mark.PRIOR}
         assert fixed == set(job.prior)
         assert all(row.token_ids[p] == token for p, token in job.prior.items())
         assert all(row.logprob[p] == 0 for p in job.prior)

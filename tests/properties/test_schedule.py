@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs._core import Sampler, plan_counts, scored_counts
+from stp_rs.types import Mark
 from tests.oracles import schedule as oracle
 from tests.oracles.schedule import QUOTAS, Options
 
@@ -123,11 +124,11 @@ def test_a_plan_that_depends_on_the_model_is_none(adaptive: dict[str, str]):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(-2, 6), max_size=24), st.booleans(), st.integers(1, 30), RULES)
+@given(st.lists(st.integers(Mark.UNDRAWN, 6), max_size=24), st.booleans(), st.integers(1, 30), RULES)
 def test_the_plan_that_is_scored(unmask_step: list[int], score_prior: bool, steps: int, rule: str):
     got = rust_scored(unmask_step, score_prior=score_prior, steps=steps, rule=rule)
     assert got == oracle.scored(unmask_step, score_prior=score_prior, steps=steps, rule=rule)
-    scored = sum(s >= (-1 if score_prior else 0) for s in unmask_step)
+    scored = sum(s >= (Mark.PRIOR if score_prior else 0) for s in unmask_step)
     assert got[:1] == ([scored] if scored else [])
 
 

@@ -6,6 +6,7 @@ import torch
 
 from stp_rs.errors import InvalidValueError, ShapeError, StateError
 from stp_rs.rollout.buffer import Minibatch, TrajectoryBuffer, gather, minibatches
+from stp_rs.types import Mark
 from tests.oracles.buffer import columns, random_rows, same_arrays
 
 L = 5
@@ -65,7 +66,7 @@ def test_any_subset_of_the_columns_may_be_read():
     buffer.minibatch(np.array([2, 0], np.int32), group=group, prior_mask=prior)
     whole = gather(buffer, np.array([2, 0], np.int32))
     assert group.tolist() == [1, 0]
-    assert prior.tolist() == (whole.unmask_step == -1).astype(int).tolist()
+    assert prior.tolist() == (whole.unmask_step == Mark.PRIOR).astype(int).tolist()
 
 
 def test_prompts_are_padded_on_the_right():

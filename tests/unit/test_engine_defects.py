@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import stp_rs
+from stp_rs import _core
 from stp_rs.errors import DivergenceError
+from stp_rs.objective.masks import scored_tokens
 from stp_rs.rollout.generate import Rollout
 from stp_rs.rollout.logits import candidate_logits
+from stp_rs.types import Mark, StopReason
 from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, prompts
 
 TINY_TAIL = 20_000
@@ -93,17 +96,52 @@ def stratified(count: int) -> np.ndarray:
 
 def test_06_nothing_is_drawn_after_the_end_of_text_that_ends_a_row():
     rollout = decode(stp_rs.Sampler(LENGTH, confidence="leftmost", eos="truncate"), Biased({EOS: 1.0}))
-    ended = rollout.stop_reason == 5
+    ended = rollout.stop_reason == StopReason.EOS
     assert ended.any()
     for row in np.flatnonzero(ended):
         first = rollout.token_ids[row].tolist().index(EOS)
         tail = slice(first + 1, None)
         assert (rollout.token_ids[row, tail] == EOS).all()
         assert (rollout.logprob[row, tail] == 0).all(), "a token that nobody drew has no log-prob"
-        assert (rollout.unmask_step[row, tail] == rollout.nfe[row] - 1).all(), "it was masked in every state"
+        assert (rollout.unmask_step[row, tail] == Mark.UNDRAWN).all()
         assert rollout.nfe[row] == first + 1
     whole = decode(stp_rs.Sampler(LENGTH, confidence="leftmost"), Biased({EOS: 1.0}))
     assert (whole.nfe == LENGTH).all(), "off by default"
+
+
+def test_07_a_token_of_log_prob_zero_was_drawn_all_the_same():
+    """A policy that is sure of its end-of-text: its log-prob is exactly 0 in f32, and the tail's is 0 too."""
+    sampler = stp_rs.Sampler(LENGTH, confidence="leftmost", eos="truncate")
+    rollout = decode(sampler, Biased({EOS: 500.0}))
+    assert (rollout.logprob == 0).all()
+    assert (rollout.stop_reason == StopReason.EOS).all()
+    drawn = np.zeros(rollout.unmask_step.shape, dtype=bool)
+    drawn[:, 0] = True
+    assert ((rollout.unmask_step >= 0) == drawn).all()
+    assert (scored_tokens(rollout.unmask_step, True) == drawn).all()
+    masks = stp_rs.draw_masks(stp_rs.Design("trajectory", 0), rollout, seed=0)
+    assert (masks.scored_RL == drawn).all()
+    assert (masks.mask_PL == 1).all(), "the tail was masked where the token was drawn"
+    other = stp_rs.replay_logprobs(Biased({}), rollout)
+    assert (other[drawn] < -1e-3).all(), "another policy was not sure of it"
+    assert (other[~drawn] == 0).all()
+    estimate = stp_rs.token_elbo(Biased({}), rollout, masks).detach().numpy()
+    assert np.allclose(estimate, other, atol=1e-6)
+
+
+def test_08_an_end_of_text_in_the_prior_leaves_nothing_to_score():
+    ids = np.full((6, LENGTH), -1, dtype=np.int64)
+    ids[:, 0] = EOS
+    rollout = decode(stp_rs.Sampler(LENGTH, eos="truncate"), prior=stp_rs.PriorSet.from_dense(ids))
+    assert (rollout.unmask_step[:, 0] == Mark.PRIOR).all()
+    assert (rollout.unmask_step[:, 1:] == Mark.UNDRAWN).all(), "the prior did not fix the tail"
+    masks = stp_rs.draw_masks(stp_rs.Design("cover", 2), rollout, seed=0, score_prior=True, diffusion_steps=LENGTH)
+    assert (masks.scored_RL.sum(1) == 1).all()
+
+
+def test_09_the_names_of_marks_and_stop_reasons_are_those_of_rust():
+    assert {m.name: int(m) for m in Mark} == _core.MARKS
+    assert {r.name: int(r) for r in StopReason} == _core.STOP_REASONS
 
 
 def test_10_what_is_stored_is_the_ids_that_were_drawn():
@@ -124,7 +162,7 @@ def test_11_rows_with_different_priors_keep_them_and_leave_no_mask(quota: str):
     rollout = decode(stp_rs.Sampler(5, quota=quota), prior=stp_rs.PriorSet.from_dense(ids))
     assert (rollout.token_ids != MASK).all()
     assert np.array_equal(rollout.token_ids[ids >= 0], ids[ids >= 0])
-    assert ((rollout.unmask_step == -1) == (ids >= 0)).all()
+    assert ((rollout.unmask_step == Mark.PRIOR) == (ids >= 0)).all()
 
 
 @pytest.mark.parametrize("selection", ["top_k", "threshold:0.0", "factor:9", "entropy_bound:99"])
@@ -164,7 +202,7 @@ def test_15_finished_rows_cost_nothing_and_only_candidates_meet_the_head():
     sampler = stp_rs.Sampler(LENGTH, block_length=4)
     rollout = decode(sampler, prior=stp_rs.PriorSet.from_dense(ids))
     assert rollout.nfe.tolist() == [LENGTH - 4 * row for row in range(6)]
-    assert rollout.stats["forwards"] == rollout.nfe.sum() == rollout.stats["useful_rows"]
+    assert rollout.stats["forwards"] == rollout.nfe.sum()
     per_block = 4 + 3 + 2 + 1
     assert rollout.stats["head_rows"] == per_block * rollout.nfe.sum() // 4, "not the prompt, not finished blocks"
 

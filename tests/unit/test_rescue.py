@@ -15,6 +15,7 @@ from stp_rs.rollout.generate import generate
 from stp_rs.rollout.regroup import Play, Played
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import decode_completions, score_rewards
+from stp_rs.types import Mark
 from tests.fixtures import LENGTH, ROWS, Tabular, tokenizer, trainer
 
 GROUP = 4
@@ -69,7 +70,7 @@ def test_failed_groups_get_hinted_rows_and_the_others_stay():
     assert same(merged, first, rest)
     for row in hinted:
         assert merged.rollout.token_ids[row, :4].tolist() == [6] * 4
-        assert merged.rollout.unmask_step[row].tolist()[:4] == [-1] * 4
+        assert merged.rollout.unmask_step[row].tolist()[:4] == [Mark.PRIOR] * 4
         assert merged.completions[row].startswith("2222")
         assert merged.rewards[row] == merged.by_name["twos"][row] == 1.0
         assert merged.rollout.uid[row] != first.rollout.uid[row]

@@ -15,7 +15,7 @@ from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Completions, Rows
 from stp_rs.objective.noise import Estimator
-from stp_rs.types import Floats
+from stp_rs.types import Floats, Mark
 
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 """Shares of anchors that the third picture compares."""
@@ -49,7 +49,7 @@ def with_random_anchors(rows: Rows, share: float, seed: int) -> Rows:
         scored_N = np.flatnonzero(step_L >= 0)
         order_N = scored_N[permutation(seed, uid, len(scored_N))]
         anchors = round(share * len(scored_N))
-        step_L[order_N[:anchors]] = -1
+        step_L[order_N[:anchors]] = Mark.PRIOR
         step_L[order_N[anchors:]] = np.arange(len(scored_N) - anchors)
     return replace(rows, unmask_step=unmask_step)
 

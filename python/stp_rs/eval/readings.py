@@ -18,8 +18,17 @@ from stp_rs.config.presets import PRUNINGS
 from stp_rs.config.sections import STPConfig
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.bounds import pass_logprobs
-from stp_rs.objective.masks import MAX_TOKENS, Completions, Masks, Rows
+from stp_rs.objective.masks import (
+    MAX_TOKENS,
+    Completions,
+    Masks,
+    Rows,
+    canvas_lengths,
+    hide_undrawn,
+    scored_tokens,
+)
 from stp_rs.testing.exact import Levels, exact_levels, score_table
+from stp_rs.types import Mark
 
 READINGS = {"none": (False, False), "spatial": (True, False), "temporal": (False, True), "both": (True, True)}
 """Pruning -> (anchors are context only, the row's temporal merge is kept)."""
@@ -57,8 +66,8 @@ def read_as(rollout: Completions, pruning: str, diffusion_steps: int) -> Rows:
     scored_counts(rows.unmask_step, merged_RL, score_prior=True, diffusion_steps=diffusion_steps)
     unmask_step = rows.unmask_step.copy()
     for old_L, new_L, merged_L in zip(rows.unmask_step, unmask_step, merged_RL, strict=True):
-        scored_N = np.flatnonzero(old_L >= (0 if spatial else -1))
-        length = int((old_L >= -1).sum())
+        scored_N = np.flatnonzero(scored_tokens(old_L, not spatial))
+        length = int((old_L != Mark.OUTSIDE).sum())
         steps = math.ceil(len(scored_N) * diffusion_steps / max(length, 1))
         counts = merged_L[merged_L > 0].tolist() if temporal else plan_counts(len(scored_N), steps)
         order_N = scored_N[np.argsort(old_L[scored_N], kind="stable")]
@@ -100,8 +109,9 @@ def row_levels(model: DiffusionModel, rows: Rows, row: int, *, temperature: floa
         weight_PL=mask_PL.astype(np.float32),
         row_P=np.zeros(len(mask_PL), dtype=np.int32),
         scored_RL=(one.unmask_step >= 0).astype(np.uint8),
-        length_R=(one.unmask_step >= -1).sum(1, dtype=np.int32),
+        length_R=canvas_lengths(one.unmask_step),
     )
+    hide_undrawn(masks.mask_PL, one.unmask_step, masks.row_P)
     with torch.no_grad(), passes_without_dropout(model.module):
         logprob_PL = pass_logprobs(model, one, masks, temperature=temperature, forward_batch_size=512)
     mean_P = logprob_PL.sum(1).double().cpu().numpy() / count_P

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from stp_rs._core import Design, prompt_mask, scored_counts
 from stp_rs.config.sections import STPConfig
 from stp_rs.errors import ConfigError, InvalidValueError
-
-_OUTSIDE = -2
-"""`unmask_step` of a position beyond a row's completion."""
+from stp_rs.types import Mark
 
 
 class Completions(Protocol):
@@ -39,7 +37,7 @@ class Completions(Protocol):
 
     @property
     def unmask_step(self) -> NDArray[np.int32]:
-        """[R, L] forward at which a position was revealed; -1 prior, -2 outside the completion."""
+        """[R, L] forward at which a position was revealed, or a `Mark`."""
         ...
 
     @property
@@ -118,14 +116,14 @@ def draw_masks(
     uids_R = np.ascontiguousarray(completions.uid)
     counts_RT = np.empty_like(unmask_step_RL)
     scored_counts(unmask_step_RL, counts_RT, score_prior=score_prior, diffusion_steps=diffusion_steps)
-    scored_RL = (unmask_step_RL >= (-1 if score_prior else 0)).astype(np.uint8)
+    scored_RL = scored_tokens(unmask_step_RL, score_prior).astype(np.uint8)
     passes = int(np.sum(design.passes(scored_RL, counts_RT)))
     masks = Masks(
         mask_PL=np.empty((passes, unmask_step_RL.shape[1]), dtype=np.uint8),
         weight_PL=np.empty((passes, unmask_step_RL.shape[1]), dtype=np.float32),
         row_P=np.empty(passes, dtype=np.int32),
         scored_RL=scored_RL,
-        length_R=(unmask_step_RL > _OUTSIDE).sum(1, dtype=np.int32),
+        length_R=canvas_lengths(unmask_step_RL),
     )
     design.draw(
         scored_RL,
@@ -138,7 +136,25 @@ def draw_masks(
         masks.weight_PL,
         masks.row_P,
     )
+    hide_undrawn(masks.mask_PL, unmask_step_RL, masks.row_P)
     return masks
+
+
+def scored_tokens(unmask_step_RL: NDArray[np.int32], score_prior: bool) -> NDArray[np.bool_]:
+    """Return [R, L], true at tokens that a likelihood is about: those drawn, and with `score_prior` the prior's."""
+    scored: NDArray[np.bool_] = unmask_step_RL >= (Mark.PRIOR if score_prior else 0)
+    return scored
+
+
+def canvas_lengths(unmask_step_RL: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return [R]: the completion tokens of each canvas; what lies beyond is padding."""
+    lengths: NDArray[np.int32] = (unmask_step_RL != Mark.OUTSIDE).sum(1, dtype=np.int32)
+    return lengths
+
+
+def hide_undrawn(mask_PL: NDArray[np.uint8], unmask_step_RL: NDArray[np.int32], row_P: NDArray[np.int32]) -> None:
+    """Mask what nobody drew in every pass: no token that was drawn ever saw it."""
+    mask_PL[(unmask_step_RL == Mark.UNDRAWN)[row_P]] = 1
 
 
 def mask_prompts(masks: Masks, completions: Completions, ratio: float, *, seed: int, iteration: int = 0) -> Masks:
@@ -162,17 +178,8 @@ def without_blame(masks: Masks, unmask_step_RL: NDArray[np.int32], advantage_R: 
     What hides the tokens and what a mean is over stay as they are: the free tokens keep their part of the estimate and
     of the gradient; the prior tokens' estimate is 0 under every policy, their ratio 1.
     """
-    blamed_RL = (unmask_step_RL == -1) & (advantage_R < 0)[:, None]
+    blamed_RL = (unmask_step_RL == Mark.PRIOR) & (advantage_R < 0)[:, None]
     return replace(masks, weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL))
-
-
-def without_tokens(masks: Masks, left_out_RL: NDArray[np.bool_]) -> Masks:
-    """Return the masks without some tokens: not scored, and no part of a mean."""
-    return replace(
-        masks,
-        weight_PL=np.where(left_out_RL[masks.row_P], np.float32(0.0), masks.weight_PL),
-        scored_RL=np.where(left_out_RL, np.uint8(0), masks.scored_RL),
-    )
 
 
 def take_passes(masks: Masks, part: slice) -> Masks:
@@ -224,7 +231,7 @@ def every_mask(completions: Completions, row: int, *, score_prior: bool = False)
         InvalidValueError: more than 12 scored tokens.
     """
     one = Rows.of(completions, [row])
-    scored_L = one.unmask_step[0] >= (-1 if score_prior else 0)
+    scored_L = scored_tokens(one.unmask_step, score_prior)[0]
     free = np.flatnonzero(scored_L)
     if len(free) > MAX_TOKENS:
         raise InvalidValueError(
@@ -237,8 +244,9 @@ def every_mask(completions: Completions, row: int, *, score_prior: bool = False)
         weight_PL=mask_PL.astype(np.float32),
         row_P=np.zeros(len(mask_PL), dtype=np.int32),
         scored_RL=scored_L[None].astype(np.uint8),
-        length_R=(one.unmask_step >= -1).sum(1, dtype=np.int32),
+        length_R=canvas_lengths(one.unmask_step),
     )
+    hide_undrawn(masks.mask_PL, one.unmask_step, masks.row_P)
     return one, masks
 
 

@@ -15,7 +15,7 @@ from stp_rs._core import Design, row_uid
 from stp_rs.config.sections import STPConfig
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Completions, Masks, draw_masks, every_mask, reveals, scores_prior
+from stp_rs.objective.masks import Completions, Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior
 from stp_rs.rollout.buffer import Minibatch
 from stp_rs.rollout.params import restricted
 from stp_rs.types import Floats
@@ -157,11 +157,11 @@ def exact_gradient(
 ) -> tuple[float, Tensor]:
     """Return E(plan) of a row and its gradient, f64 [D], over all masks of its (at most 12) scored tokens."""
     one, masks = every_mask(completions, row, score_prior=score_prior)
-    size_P = masks.mask_PL.sum(1, dtype=np.int64)
+    size_P = masks.weight_PL.sum(1).astype(np.int64)
     n = counts[0]
     weight_l = np.zeros(n + 1)
     weight_l[list(counts)] = reveals(counts) / [math.comb(n, count) * count for count in counts]
-    weighted = replace(masks, weight_PL=(masks.mask_PL * weight_l[size_P, None]).astype(np.float32))
+    weighted = replace(masks, weight_PL=(masks.weight_PL * weight_l[size_P, None]).astype(np.float32))
     with passes_without_dropout(model.module):
         value_R, gradient_D = value_and_gradient(model, one, weighted, torch.ones(1), temperature=temperature)
     return float(value_R[0]), gradient_D
@@ -198,7 +198,7 @@ def update_noise(
         temperature=config.temperature,
         allowed=restricted(allowed, batch.rows),
     )
-    tokens_R = (batch.unmask_step >= (-1 if score_prior else 0)).sum(1).clip(min=1)
+    tokens_R = scored_tokens(batch.unmask_step, score_prior).sum(1).clip(min=1)
     scale_R = tokens_R if design.per_token else np.ones(len(batch))
     weight_R = np.where(batch.advantage < 0, config.stp_negative_advantage_weight, 1.0)
     coefficient_R = batch.advantage * weight_R * scale_R / tokens_R

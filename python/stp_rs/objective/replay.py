@@ -3,33 +3,17 @@
 Shapes: R rows, L completion length, P passes (row, step), S canvas width, N revealed positions, V vocabulary.
 """
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows, passes_without_dropout
-from stp_rs.objective.masks import Completions
+from stp_rs.objective.masks import Completions, canvas_lengths
 from stp_rs.rollout.logits import law_logprobs
 from stp_rs.rollout.params import Sampling, allowed_rows, check_allowed
-
-_EOS = 5
-"""`stop_reason` of a row that ended at its end-of-text token."""
-
-
-class Trajectories(Completions, Protocol):
-    """Rows with all that a rollout records: a `Rollout`, or a `Minibatch` of the buffer."""
-
-    @property
-    def logprob(self) -> NDArray[np.float32]:
-        """[R, L] recorded log-probs."""
-        ...
-
-    @property
-    def stop_reason(self) -> NDArray[np.uint8]:
-        """[R]."""
-        ...
+from stp_rs.types import Mark
 
 
 def state_at(trajectories: Completions, step: int, mask_token_id: int) -> NDArray[np.int64]:
@@ -38,13 +22,20 @@ def state_at(trajectories: Completions, step: int, mask_token_id: int) -> NDArra
     A row that ended earlier is shown as it ended. `TrajectoryBuffer.replay` is the same for rows of a buffer, each at a
     step of its own, into an array of yours.
     """
-    return np.where(trajectories.unmask_step >= step, mask_token_id, trajectories.token_ids)
+    last_R1 = trajectories.unmask_step.max(1, initial=-1, keepdims=True)
+    return np.where(_hidden(trajectories.unmask_step, step, last_R1), mask_token_id, trajectories.token_ids)
+
+
+def _hidden(step_RL: NDArray[np.int32], before: Any, last: Any) -> NDArray[np.bool_]:
+    """Return which positions show the mask before a step: those revealed later, and until the end those undrawn."""
+    hidden: NDArray[np.bool_] = (step_RL >= before) | ((step_RL == Mark.UNDRAWN) & (last >= before))
+    return hidden
 
 
 @torch.no_grad()
 def replay_logprobs(
     model: DiffusionModel,
-    trajectories: Trajectories,
+    trajectories: Completions,
     sampling: Sampling | None = None,
     *,
     forward_batch_size: int = 64,
@@ -83,9 +74,7 @@ def replay_logprobs(
                 logprob_NV = law_logprobs(model.head(hidden_NH), law, model.mask_token_id, allowed)
                 drawn_N1 = torch.from_numpy(token_ids_RL[row_N[part], place_N[part]]).to(device)[:, None]
                 out_RL[row_N[part], place_N[part]] = logprob_NV.gather(-1, drawn_N1).squeeze(-1).cpu().numpy()
-    # the tail behind an end-of-text token was filled, not drawn
-    filled_RL = (trajectories.stop_reason == _EOS)[:, None] & (trajectories.logprob == 0)
-    return np.where(filled_RL, np.float32(0), out_RL)
+    return out_RL
 
 
 def _canvases(
@@ -93,8 +82,9 @@ def _canvases(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return canvases [P, S] and their lengths [P]."""
     step_PL, prompt_P = trajectories.unmask_step[row_P], trajectories.prompt_length[row_P]
-    lengths_P = (prompt_P + (step_PL > -2).sum(1)).astype(np.int32)
-    shown_PL = np.where(step_PL >= step_P[:, None], model.mask_token_id, trajectories.token_ids[row_P])
+    lengths_P = prompt_P + canvas_lengths(step_PL)
+    hidden_PL = _hidden(step_PL, step_P[:, None], step_P[:, None])
+    shown_PL = np.where(hidden_PL, model.mask_token_id, trajectories.token_ids[row_P])
     prompt_PS = np.pad(trajectories.prompt_ids[row_P], ((0, 0), (0, step_PL.shape[1])))
     columns = np.arange(prompt_PS.shape[1])
     np.put_along_axis(prompt_PS, prompt_P[:, None] + np.arange(step_PL.shape[1]), shown_PL, axis=1)

@@ -13,7 +13,7 @@ from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import fixed_where
 from stp_rs.priors.hashes import tokenizer_hash
 from stp_rs.priors.lifecycle import check_tokenizer
-from stp_rs.types import Stored
+from stp_rs.types import Mark, Stored
 
 if TYPE_CHECKING:
     from stp_rs.rollout.generate import Rollout
@@ -90,7 +90,7 @@ class Length:
         del prompts, rewards
         if self.quantile is None:
             return
-        ended_RL = (rollout.token_ids == end_of_text_id(self.tokenizer)) | (rollout.unmask_step < -1)
+        ended_RL = (rollout.token_ids == end_of_text_id(self.tokenizer)) | (rollout.unmask_step == Mark.OUTSIDE)
         length = ended_RL.shape[1]
         length_R = np.where(ended_RL.any(1), ended_RL.argmax(1), length)
         seen = np.bincount(length_R, minlength=max(length + 1, len(self._seen)))

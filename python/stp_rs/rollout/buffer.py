@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Minibatch", "TrajectoryBuffer", "fill_buffer", "gather", "minibatches"]
 
-_EOS = 5
-"""`stop_reason` of a row that ended at its end-of-text token."""
 _HOST_ONLY = frozenset({"rows", "uid"})
 """Row numbers and random keys are arguments of Rust calls; no device computes with them."""
 
@@ -66,7 +64,7 @@ class Minibatch:
     token_ids: npt.NDArray[np.int64]
     """`[N, L]`."""
     unmask_step: npt.NDArray[np.int32]
-    """`[N, L]` denoising step that revealed the token, -1 prior, -2 outside the completion."""
+    """`[N, L]` denoising step that revealed the token, or a `Mark`."""
     prior_mask: npt.NDArray[np.uint8]
     """`[N, L]` 1 where a spatial prior fixed the token."""
     logprob: npt.NDArray[np.float32]
@@ -152,13 +150,6 @@ def gather(buffer: TrajectoryBuffer, rows: npt.NDArray[np.int32], *, pad_token_i
     }
     buffer.minibatch(rows, pad_token_id=pad_token_id, **out)
     return Minibatch(rows=rows, **out)
-
-
-def filled_tokens(batch: Minibatch) -> npt.NDArray[np.bool_]:
-    """Return [N, L], true at tokens that truncation filled in behind an end-of-text: nobody drew them."""
-    ended_N = batch.stop_reason == _EOS
-    filled: npt.NDArray[np.bool_] = ended_N[:, None] & (batch.logprob == 0) & (batch.unmask_step >= 0)
-    return filled
 
 
 def minibatches(

@@ -16,6 +16,7 @@ from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.rollout.loop import Cohort, Engine, drive
 from stp_rs.rollout.params import Sampling, check_allowed
+from stp_rs.types import Mark, StopReason
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,17 @@ class Rollout:
     token_ids: NDArray[np.int64]
     """[R, L]."""
     unmask_step: NDArray[np.int32]
-    """[R, L] forward at which a position was revealed; -1 fixed by the prior, -2 outside the completion."""
+    """[R, L] forward at which a position was revealed, or a `Mark`."""
     logprob: NDArray[np.float32]
     """[R, L] log-probability under the law that drew the token; 0 where nothing was sampled."""
     nfe: NDArray[np.int32]
     """[R] forwards of the row (a shared first forward counts for every row that used it)."""
     stop_reason: NDArray[np.uint8]
-    """[R] 1 plan, 2 temporal rule, 3 forward budget, 4 nothing to decode, 5 end-of-text."""
+    """[R] a `StopReason`."""
     exact: bool
     """Whether the sum of `logprob` is the trajectory's log-likelihood (the choice of positions read the state only)."""
     stats: dict[str, int]
-    """Counters: forwards (canvases computed), useful_rows (those for which a row gained a token: all of them), calls,
-    nfe, head_rows (logits read), tokens, padding among them, nan."""
+    """Counters: forwards (canvases computed), calls, nfe, head_rows (logits read), tokens, padding among them, nan."""
 
     def __len__(self) -> int:
         """Return R."""
@@ -178,14 +178,10 @@ def _first_rows(law: Sampling, part: slice) -> Sampling:
     return Sampling(law.temperature, law.top_k, law.top_p, law.allowed[part])
 
 
-_TEMPORAL = 2
-"""`stop_reason` of a temporal rule."""
-
-
 def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> dict[str, float]:
     """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
     length = rollout.token_ids.shape[1]
-    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step >= -1).sum(1)
+    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step != Mark.OUTSIDE).sum(1)
     length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
     groups: dict[int, set[str]] = {}
     for group, text in zip(rollout.group.tolist(), completions, strict=True):
@@ -193,9 +189,8 @@ def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: 
     return {
         "completions/mean_length": float(length_R.mean()),
         "diffusion/nfe": float(rollout.nfe.mean()),
-        "diffusion/useful_row_share": rollout.stats["useful_rows"] / max(1, rollout.stats["forwards"]),
         "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),
-        "diffusion/anchor_share": float((rollout.unmask_step == -1).sum() / (len(rollout) * length)),
-        "diffusion/temporal_stop_share": float((rollout.stop_reason == _TEMPORAL).mean()),
+        "diffusion/anchor_share": float((rollout.unmask_step == Mark.PRIOR).sum() / (len(rollout) * length)),
+        "diffusion/temporal_stop_share": float((rollout.stop_reason == StopReason.TEMPORAL).mean()),
         "diffusion/distinct": float(np.mean([len(texts) for texts in groups.values()])),
     }

@@ -16,7 +16,7 @@ from stp_rs.errors import InvalidValueError
 RewardFunc = Callable[..., Sequence[float | None]]
 
 
-def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.int64], tokenizer: Any) -> list[str]:
+def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.integer], tokenizer: Any) -> list[str]:
     """Return completion texts: tokens up to the first end-of-text, special tokens left out."""
     eos = end_of_text_id(tokenizer)
     kept = []

@@ -23,6 +23,7 @@ from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
 from stp_rs.objective.advantages import group_advantages
+from stp_rs.objective.masks import canvas_lengths
 from stp_rs.objective.noise import update_noise
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
@@ -202,8 +203,7 @@ class STPTrainer:
             self.ledger.add(Cost(forwards, stats["tokens"], stats["head_rows"]), "rollout")
             self.ledger.completions += len(rollout)
         with self.ledger.time("reward"):
-            lengths = (rollout.unmask_step >= -1).sum(1)
-            completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
+            completions = decode_completions(rollout.token_ids, canvas_lengths(rollout.unmask_step), self.tokenizer)
             rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
         return Played(rollout, completions, rewards, by_name)
 

@@ -26,12 +26,12 @@ from stp_rs.objective.masks import (
     draw_masks,
     make_design,
     mask_prompts,
+    scored_tokens,
     scores_prior,
     take_passes,
     without_blame,
-    without_tokens,
 )
-from stp_rs.rollout.buffer import Minibatch, TrajectoryBuffer, filled_tokens, gather
+from stp_rs.rollout.buffer import Minibatch, TrajectoryBuffer, gather
 from stp_rs.rollout.params import restricted
 from stp_rs.train.metrics import Ledger
 from stp_rs.types import Cost
@@ -145,9 +145,6 @@ class PolicyUpdate:
         )
         ratio = self.args.stp_prompt_mask
         masks = mask_prompts(masks, batch, ratio, seed=self.args.seed, iteration=iteration)
-        filled_RL = filled_tokens(batch)
-        if filled_RL.any():
-            masks = without_tokens(masks, filled_RL)
         if self.score_prior and not self.args.stp_blame_prior:
             masks = without_blame(masks, batch.unmask_step, batch.advantage)
         job = Job(batch, masks, None, None, allowed)
@@ -304,7 +301,7 @@ class PolicyUpdate:
         """Return the completions and scored tokens of the update that its mean is over."""
         rows = np.arange(len(buffer), dtype=np.int32)
         everything = gather(buffer, rows)
-        tokens_RL = (everything.unmask_step >= (-1 if self.score_prior else 0)) & ~filled_tokens(everything)
+        tokens_RL = scored_tokens(everything.unmask_step, self.score_prior)
         tokens_R = tokens_RL.sum(1)
         if self.args.stp_zero_std == "drop":
             tokens_R = tokens_R[everything.advantage != 0]

@@ -16,10 +16,6 @@ use incoming::check;
 pub use gather::Minibatch;
 pub use incoming::Rollouts;
 
-/// `unmask_step` of a position that a spatial prior fixed before decoding.
-pub const PRIOR: i32 = -1;
-/// `unmask_step` of a position outside the row's completion.
-pub const PADDING: i32 = -2;
 /// Token id (u32), step (i16) and log-probability (f32).
 pub const BYTES_PER_COMPLETION_TOKEN: usize = 4 + 2 + 4;
 /// Token id (u32).

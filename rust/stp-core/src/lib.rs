@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod corrupt;
 pub mod error;
 pub mod layout;
+pub mod marks;
 pub mod prior;
 pub mod rng;
 pub mod rollout;

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result, check_len};
+use crate::marks::{OUTSIDE, PRIOR, Stop, UNDRAWN};
 use crate::prior::Anchor;
 use crate::rng::Lane;
 use crate::sampler::Sampler;
@@ -15,32 +16,9 @@ mod row;
 
 use row::{Row, Turn};
 
-/// `unmask_step` of a position that a prior fixed.
-pub const PRIOR: i32 = -1;
-/// `unmask_step` of a position outside the row's completion.
-pub const OUTSIDE: i32 = -2;
-
-/// A row keeps two bytes per token for its step map: [`PRIOR`] and [`MASKED`] as they stand there.
+/// A row keeps two bytes per token for its step map: [`PRIOR`] and [`UNDRAWN`], what is masked, as they stand there.
 const FIXED: i16 = PRIOR as i16;
-const MASKED: i16 = -3;
-
-/// Why a row ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Stop {
-    /// It has not ended.
-    Running = 0,
-    /// Its plan reached the end.
-    Plan = 1,
-    /// Its temporal rule committed the rest.
-    Temporal = 2,
-    /// Its forward budget committed the rest.
-    MaxNfe = 3,
-    /// The prior fixed every position: no forward was needed.
-    Prior = 4,
-    /// Everything up to its first end-of-text token was revealed.
-    Eos = 5,
-}
+const MASKED: i16 = UNDRAWN as i16;
 
 /// One completion to decode.
 #[derive(Debug, Clone)]
@@ -87,9 +65,6 @@ pub struct Stats {
     pub padding: u64,
     /// Candidates whose numbers were NaN.
     pub nan: u64,
-    /// Canvases computed for which a row gained a token. Every forward reveals at least one token of each of its rows,
-    /// so this is `forwards`: no row whose canvas did not change is ever computed again.
-    pub useful_rows: u64,
 }
 
 /// Decodes a queue of rows through model calls that the caller makes.
@@ -254,8 +229,8 @@ impl Scheduler {
                 step.rows += 1;
             }
             previous = Some(turn.row);
-            (turn.start, turn.canvas) = (step.candidates, step.rows - 1);
-            let base = turn.canvas * width + row.layout.prompt;
+            turn.start = step.candidates;
+            let base = (step.rows - 1) * width + row.layout.prompt;
             for (i, &position) in row.masked[..turn.total].iter().enumerate() {
                 candidates[turn.start + i] = (base + position as usize) as i32;
                 uniforms[turn.start + i] = row.rng.uniform(Lane::Sample, row.nfe as u32, position);
@@ -361,15 +336,10 @@ impl Scheduler {
             }
         }
         self.pending = None;
-        let mut counted = usize::MAX;
         for turn in &self.turns {
             let scores = &scores[turn.start..turn.start + turn.total];
             self.stats.nan += scores.iter().filter(|s| s[2].is_nan()).count() as u64;
-            let gained = self.rows[turn.row].commit(turn, scores, &mut self.keys);
-            if gained > 0 && turn.canvas != counted {
-                counted = turn.canvas;
-                self.stats.useful_rows += 1;
-            }
+            self.rows[turn.row].commit(turn, scores, &mut self.keys);
         }
         let rows = &self.rows;
         self.active.retain(|&r| rows[r].stop == Stop::Running);
@@ -383,7 +353,7 @@ impl Scheduler {
     }
 
     /// Writes the trajectories of all rows in the order of submission, padded to `length` columns: `token_ids`,
-    /// `unmask_step` (>= 0, [`PRIOR`] or [`OUTSIDE`]), `logprob` (0 where nothing was sampled), `nfe` and `stop`.
+    /// `unmask_step` (>= 0, or one of [`crate::marks::MARKS`]), `logprob` (0 where nothing was sampled), `nfe` and `stop`.
     pub fn results(&self, length: usize, out: &mut Results<'_>) -> Result<()> {
         if self.unfinished() > 0 {
             let got = format!("{} rows are not finished", self.unfinished());

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::marks::{OUTSIDE, PRIOR};
 
 /// How the masks that are left are spread over the steps that are left. Only [`Quota::CeilRemaining`] corrects itself
 /// when priors or thresholds change the count on the way.
@@ -178,8 +179,8 @@ impl Plan {
         }
     }
 
-    /// The plan that a row's likelihood is computed for. Without `score_prior`: the realised plan of the free positions.
-    /// With it: all L positions at the nominal `steps`, with the row's own temporal merge carried over by its share
+    /// The plan that a row's likelihood is computed for. Without `score_prior`: the realised plan of the drawn positions.
+    /// With it: drawn and prior positions at the tokens per step of the nominal `steps` for L, with the row's own temporal merge carried over by its share
     /// of tokens in the last step (prior tokens have no unmask step). A last step no larger than that of the free
     /// positions' own plan merged nothing, so nothing is carried over.
     #[must_use]
@@ -188,10 +189,11 @@ impl Plan {
         if !score_prior {
             return realised;
         }
-        let length = unmask_step.iter().filter(|&&s| s >= -1).count();
-        let mut plan = Self::even(length, steps, quota);
+        let whole = unmask_step.iter().filter(|&&s| s != OUTSIDE).count();
+        let length = unmask_step.iter().filter(|&&s| s >= PRIOR).count();
+        let mut plan = Self::even(length, pruned_steps(length, whole, steps), quota);
         let free = realised.tokens();
-        let unmerged = Self::even(free, pruned_steps(free, length, steps), quota);
+        let unmerged = Self::even(free, pruned_steps(free, whole, steps), quota);
         if let (Some(&last), Some(&ordinary)) = (realised.counts.last(), unmerged.counts.last())
             && last > ordinary
         {

@@ -16,12 +16,16 @@ mod rollout;
 mod schedule;
 
 use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
+use stp_core::marks::{MARKS, Stop};
 
 /// The Rust core of `stp_rs`.
 #[pymodule(gil_used = false)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add_function(wrap_pyfunction!(boundary::provoke_panic, m)?)?;
+    m.add("MARKS", MARKS.iter().copied().into_py_dict(m.py())?)?;
+    m.add("STOP_REASONS", Stop::NAMES.map(|(name, stop)| (name, stop as u8)).into_py_dict(m.py())?)?;
     rng::register(m)?;
     buffer::register(m)?;
     corrupt::register(m)?;

@@ -161,7 +161,7 @@ impl PyScheduler {
         enter(py, || lock(&self.inner).results(length, &mut out))
     }
 
-    /// Counters: forwards, calls, nfe, head_rows, tokens, padding, nan, useful_rows.
+    /// Counters: forwards, calls, nfe, head_rows, tokens, padding, nan.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let s = lock(&self.inner).stats();
         let dict = PyDict::new(py);
@@ -173,7 +173,6 @@ impl PyScheduler {
             ("tokens", s.tokens),
             ("padding", s.padding),
             ("nan", s.nan),
-            ("useful_rows", s.useful_rows),
         ] {
             dict.set_item(name, value)?;
         }

@@ -1,8 +1,9 @@
 //! Reading the buffer: rows into caller-owned arrays, and the states of a denoising rebuilt.
 
+use super::Buffer;
 use super::incoming::{TOKEN_NEED, check, is_token};
-use super::{Buffer, PRIOR};
 use crate::error::{Error, Result, check_len};
+use crate::marks::{PRIOR, hidden};
 
 /// Where [`Buffer::minibatch`] writes: any subset of the columns, each for N rows.
 #[derive(Debug, Default)]
@@ -123,7 +124,8 @@ impl Buffer {
 
     /// Rebuilds completions as they were before a denoising step: `out` is `[N, L]`.
     ///
-    /// A position revealed at `step` or later shows the mask; prior and padding always show their token. Step 0
+    /// A position revealed at `step` or later shows the mask, and so does what nobody drew until the row has ended;
+    /// prior and padding always show their token. Step 0
     /// gives the canvas that the rollout started from, any step after the last one the finished completion.
     pub fn replay(&self, rows: &[i32], step: &[i32], mask_token_id: i64, out: &mut [i64]) -> Result<()> {
         let length = self.completion_length;
@@ -134,9 +136,10 @@ impl Buffer {
         let rows = self.indices(rows)?;
         for ((line, row), &step) in out.chunks_exact_mut(length).zip(rows).zip(step) {
             let here = row * length..(row + 1) * length;
+            let last = self.unmask_step[here.clone()].iter().max().map_or(-1, |&last| i32::from(last));
             let tokens = self.token_ids[here.clone()].iter().zip(&self.unmask_step[here]);
             for (to, (&token, &revealed)) in line.iter_mut().zip(tokens) {
-                *to = if i32::from(revealed) < step { i64::from(token) } else { mask_token_id };
+                *to = if hidden(revealed.into(), step, last) { mask_token_id } else { i64::from(token) };
             }
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
-use super::PADDING;
 use crate::error::{Error, Result, check_len};
+use crate::marks::{MARKS, UNDRAWN};
 
 /// Rounding may lift the log of a probability of one a little above zero; anything more is no log-probability.
 const LOGPROB_SLACK: f32 = 1e-3;
@@ -19,9 +19,9 @@ pub struct Rollouts<'a> {
     pub prompt_length: &'a [i32],
     /// `[N, L]`, all of it, also after an end of text.
     pub token_ids: &'a [i64],
-    /// `[N, L]`: the denoising step that revealed a position, [`super::PRIOR`] or [`PADDING`].
+    /// `[N, L]`: the denoising step that revealed a position, or one of [`MARKS`].
     pub unmask_step: &'a [i32],
-    /// `[N, L]`: log-probability under the law that drew the token; 0 on prior and padding.
+    /// `[N, L]`: log-probability under the law that drew the token; 0 where none did.
     pub logprob: &'a [f32],
     /// `[N]`.
     pub stop_reason: &'a [u8],
@@ -63,9 +63,10 @@ impl Rollouts<'_> {
             }
         }
         check("token_ids", completion_length, self.token_ids, TOKEN_NEED, is_token)?;
-        let need = "a step from 0 to 32767, -1 (prior) or -2 (padding)";
-        check("unmask_step", completion_length, self.unmask_step, need, |step: i32| {
-            (PADDING..=i32::from(i16::MAX)).contains(&step)
+        let marks: Vec<String> = MARKS.iter().map(|(name, mark)| format!("{mark} ({name})")).collect();
+        let need = format!("a step from 0 to 32767, or one of {}", marks.join(", "));
+        check("unmask_step", completion_length, self.unmask_step, &need, |step: i32| {
+            (UNDRAWN..=i32::from(i16::MAX)).contains(&step)
         })?;
         let need = "a finite log-probability (at most 0); take the logarithm of a probability";
         check("logprob", completion_length, self.logprob, need, |logprob: f32| {
@@ -77,7 +78,7 @@ impl Rollouts<'_> {
             Some(at) => Err(Error::value(
                 "logprob",
                 located(self.logprob[at], at, completion_length),
-                "0 on prior and padding positions (unmask_step < 0): no law drew their tokens",
+                "0 where unmask_step < 0: no law drew these tokens",
             )),
         }
     }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::marks::{OUTSIDE, PRIOR, UNDRAWN};
 
 /// One rollout as a record of its own: what the struct of arrays must agree with.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +22,7 @@ const L: usize = 4;
 
 fn rows() -> impl Strategy<Value = Vec<Row>> {
     let tokens = prop::collection::vec(0..=i64::from(u32::MAX), L);
-    let steps = prop::collection::vec(-2..9i32, L);
+    let steps = prop::collection::vec(UNDRAWN..9, L);
     let row =
         (prop::collection::vec(0..50i64, 0..5), tokens, steps, any::<u8>(), any::<u64>(), 0..4i64, -3..4i64)
             .prop_map(|(prompt, tokens, steps, stop, uid, group, version)| {
@@ -149,7 +150,7 @@ fn one() -> Row {
     Row {
         prompt: vec![5, 6],
         tokens: vec![1, 2, 3, 4],
-        steps: vec![1, PRIOR, 0, PADDING],
+        steps: vec![1, PRIOR, 0, OUTSIDE],
         logprobs: vec![-1.0, 0.0, -2.0, 0.0],
         stop: 3,
         uid: u64::MAX,
@@ -187,8 +188,10 @@ proptest! {
         for (index, row) in all.iter().enumerate() {
             let mut out = [0; L];
             buffer.state_at(index as i32, step, 77, &mut out).unwrap();
+            let ended = row.steps.iter().all(|&s| s < step);
             for (i, &shown) in out.iter().enumerate() {
-                prop_assert_eq!(shown, if row.steps[i] >= step { 77 } else { row.tokens[i] });
+                let masked = row.steps[i] >= step || (row.steps[i] == UNDRAWN && !ended);
+                prop_assert_eq!(shown, if masked { 77 } else { row.tokens[i] });
             }
         }
     }

@@ -62,7 +62,7 @@ pub struct Batch<'a> {
     pub max_steps: usize,
     /// `i32[R, T]`: `l_1 = n > l_2 > ... > 0`, zero-padded on the right.
     pub unmask_counts: &'a [i32],
-    /// `i32[R, L]`: the step that revealed a position; -1 prior, -2 outside the completion.
+    /// `i32[R, L]`: the step that revealed a position, or one of [`crate::marks::MARKS`].
     pub unmask_step: &'a [i32],
 }
 

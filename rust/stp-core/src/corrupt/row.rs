@@ -13,7 +13,7 @@ pub(super) struct Row<'a> {
     pub(super) free: &'a [u32],
     /// `l_1 = n > ... > l_T > 0`. Empty for designs that do not read the plan.
     pub(super) plan: &'a [i32],
-    /// Step that revealed each completion position; -1 prior, -2 outside the completion.
+    /// Step that revealed each completion position, or one of [`crate::marks::MARKS`].
     pub(super) unmask_step: &'a [i32],
 }
 

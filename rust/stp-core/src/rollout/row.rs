@@ -1,8 +1,9 @@
 //! One row of a rollout: its canvas, its place in the plan, and what a forward commits.
 
-use super::{FIXED, MASKED, Request, Stop};
+use super::{FIXED, MASKED, Request};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::marks::Stop;
 use crate::rng::{Lane, RowRng, unit_f32};
 use crate::sampler::{Eos, Sampler};
 use crate::schedule::Quota;
@@ -37,8 +38,6 @@ pub(super) struct Row {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
     pub(super) row: usize,
-    /// Its canvas in the call; rows that share a forward share it.
-    pub(super) canvas: usize,
     /// Its first candidate in the call.
     pub(super) start: usize,
     /// Candidates that may be selected.
@@ -126,7 +125,7 @@ impl Row {
             || self.nfe + 1 == self.sampler.max_nfe
             || self.sampler.temporal.fires(&self.state(may_fire), std::iter::empty());
         let total = if all { self.masked.len() } else { in_block };
-        Turn { row, canvas: 0, start: 0, in_block, total, quota, exit: false }
+        Turn { row, start: 0, in_block, total, quota, exit: false }
     }
 
     /// The quota of the next schedule step that reveals something.
@@ -162,15 +161,9 @@ impl Row {
         RowState { length, filled_after, step: self.nfe, planned: self.planned, stable: self.stable }
     }
 
-    /// Commits a forward's numbers; returns how many tokens the row gained from them.
-    pub(super) fn commit(
-        &mut self,
-        turn: &Turn,
-        scores: &[[f32; Score::COLUMNS]],
-        keys: &mut Vec<u64>,
-    ) -> usize {
+    /// Commits a forward's numbers.
+    pub(super) fn commit(&mut self, turn: &Turn, scores: &[[f32; Score::COLUMNS]], keys: &mut Vec<u64>) {
         let sampler = self.sampler;
-        let masked = self.masked.len();
         keys.clear();
         for (i, score) in scores[..turn.in_block].iter().enumerate() {
             keys.push(rank_key(self.rank(&Score::read(score), self.masked[i]), i));
@@ -203,10 +196,8 @@ impl Row {
                 self.stop = Stop::Plan;
             }
         }
-        let gained = masked - self.masked.len();
         self.nfe += 1;
         self.truncate();
-        gained
     }
 
     /// What ranks a candidate.
@@ -220,8 +211,8 @@ impl Row {
         confidence.rank(score, position, random)
     }
 
-    /// Ends the row where everything up to its first end-of-text token is revealed. The rest was not drawn: it becomes
-    /// end-of-text at the step that ended the row, with log-prob 0.
+    /// Ends the row where everything up to its first end-of-text token is revealed. The rest becomes end-of-text, with
+    /// log-prob 0, and keeps the mark of what nobody drew.
     fn truncate(&mut self) {
         if self.sampler.eos != Eos::Truncate {
             return;
@@ -234,7 +225,6 @@ impl Row {
         }
         for &position in &self.masked {
             self.canvas[self.layout.prompt + position as usize] = self.eos;
-            self.unmask_step[position as usize] = self.nfe as i16 - 1;
         }
         self.masked.clear();
         self.stop = Stop::Eos;

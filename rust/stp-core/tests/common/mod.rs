@@ -9,9 +9,10 @@
 )]
 
 use proptest::prelude::*;
+use stp_core::marks::OUTSIDE;
 use stp_core::prior::Anchor;
 use stp_core::rng::philox4x32;
-use stp_core::rollout::{OUTSIDE, Request, Results, Scheduler, Stats, Step};
+use stp_core::rollout::{Request, Results, Scheduler, Stats, Step};
 use stp_core::sampler::{Eos, Sampler};
 use stp_core::select::Score;
 
