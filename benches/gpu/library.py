@@ -126,7 +126,7 @@ class Update:
         self.buffer = stp_rs.fill_buffer(rollout, rewards, advantages, version=0)
         self.ledger = Ledger()
         optimizer = adam(policy.module)
-        reference = reference_policy(policy, None) if args.beta > 0 else None
+        reference = reference_policy(policy) if args.beta > 0 else None
         self._update = PolicyUpdate(args, policy, reference, optimizer, self.ledger, shape.steps)
 
     def run(self) -> dict[str, float]:

@@ -124,7 +124,7 @@ class RolloutScheduler:
         slots: int,
         seed: int,
         share_first: bool = True,
-        eos_token_id: int | None = None,
+        eos_token_ids: Sequence[int] = (),
         max_tokens: int = 0,
         length_sorted: bool = False,
     ) -> RolloutScheduler: ...

@@ -198,7 +198,7 @@ def test_adapters_switched_off_are_the_reference():
     model.hidden = lambda *args: (seen.append(state["on"]), hidden(*args))[1]  # type: ignore[method-assign]
     model.head = lambda *args: (seen.append(state["on"]), head(*args))[1]  # type: ignore[method-assign]
     model.module.disable_adapter = Off
-    reference = reference_policy(model, None)
+    reference = reference_policy(model)
     assert isinstance(reference, WithoutAdapters)
     ids = torch.tensor([[4, 1, 5]])
     logits = reference.head(reference.hidden(ids, None)[0])

@@ -200,7 +200,7 @@ def table(run: Path) -> Any:
 @pytest.mark.parametrize("make", [shifted, table])
 def test_the_reference_is_a_frozen_copy_of_the_same_kind(make: Callable[[Path], Any], tmp_path: Path):
     model = make(tmp_path)
-    copied = reference_policy(model, tokenizer())
+    copied = reference_policy(model)
     assert type(copied) is type(model)
     assert copied.logit_shift == model.logit_shift
     canvas = torch.tensor([[4, 5, 1, 1]])

@@ -1,5 +1,6 @@
 """Adapters: the head on gathered rows is the model's own, and a row never depends on its batch."""
 
+import copy
 import types
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,14 @@ from torch import nn
 
 from stp_rs import MaskedLMAdapter, Sampler, as_diffusion_model
 from stp_rs.config.sections import PolicyConfig
-from stp_rs.data.prompts import encode_prompts
+from stp_rs.data.prompts import encode_prompts, end_of_text_ids, text_lengths
 from stp_rs.errors import CheckpointError, ModelError
 from stp_rs.models import load_policy, tiny_policy
 from stp_rs.models.base import DiffusionModel, encode, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
-from stp_rs.rollout.generate import generate
+from stp_rs.rollout.generate import generate, rollout_metrics
+from stp_rs.rollout.rewards import decode_completions
 from tests.fixtures import Tabular, tiny, tokenizer
 
 VOCAB = len(tokenizer())
@@ -210,8 +212,12 @@ def test_an_unknown_model_is_split_at_its_output_embedding():
     with pytest.raises(RuntimeError, match="out of memory"):
         adapter.hidden(canvas, None)
     assert isinstance(module.tail["out"], nn.Linear), "the head is put back whatever happens"
+    headless = nn.Linear(2, 2)
+    with pytest.raises(ModelError, match=r"it has no config.*pass an object with the members"):
+        as_diffusion_model(headless, tokenizer())
+    headless.config = types.SimpleNamespace(vocab_size=VOCAB, model_type="toy")
     with pytest.raises(ModelError, match=r"no output head was found; pass an object with the members"):
-        MaskedLMAdapter(nn.Linear(2, 2), tokenizer())
+        MaskedLMAdapter(headless, tokenizer())
 
 
 def test_what_cannot_be_a_policy_says_why():
@@ -220,7 +226,7 @@ def test_what_cannot_be_a_policy_says_why():
     with pytest.raises(ModelError, match=r"tokenizer: got None, needs the model's tokenizer"):
         as_diffusion_model(masked_lm("Bert"))
     bare = types.SimpleNamespace(mask_token_id=None, pad_token_id=0, eos_token_id=2)
-    with pytest.raises(ModelError, match="mask_token_id is None; set it"):
+    with pytest.raises(ModelError, match=r"mask_token_id is None; set it to the token that the model was trained with"):
         MaskedLMAdapter(masked_lm("Bert"), bare)
     bert_like = types.SimpleNamespace(mask_token_id=1, pad_token_id=0, eos_token_id=None, sep_token_id=5)
     assert MaskedLMAdapter(masked_lm("Bert"), bert_like).eos_token_id == 5
@@ -264,3 +270,69 @@ def test_the_tiny_policy_is_seeded_and_comes_back_from_disk(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be opened"):
         load_policy(tmp_path)
+
+
+def chat_tokenizer() -> Any:
+    """Return the tests' tokenizer with the two ends of a chat model, as special tokens."""
+    made = copy.deepcopy(tokenizer())
+    made.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|eot_id|>"]})
+    return made
+
+
+def test_every_token_that_ends_a_text_ends_a_completion():
+    chat = chat_tokenizer()
+    end, turn = chat.eos_token_id, chat.convert_tokens_to_ids("<|im_end|>")
+    one, two = chat.convert_tokens_to_ids("1"), chat.convert_tokens_to_ids("2")
+    assert end_of_text_ids(chat) == (end, turn, chat.convert_tokens_to_ids("<|eot_id|>"))
+    rows = np.array([[one, two, turn, one, one], [one, end, two, turn, one], [two] * 5, [turn] * 5])
+    assert decode_completions(rows, np.array([5, 5, 4, 5]), chat) == ["12", "1", "2222", ""]
+    assert text_lengths(rows, chat).tolist() == [2, 1, 5, 0]
+    assert end_of_text_ids(types.SimpleNamespace(eos_token_id=None, sep_token_id=7)) == (7,)
+    assert end_of_text_ids(types.SimpleNamespace(eos_token_id=None)) == ()
+
+
+def test_a_row_that_shows_any_end_of_text_is_truncated_there():
+    model = Tabular(vocab=8, width=12, seed=0)
+    with torch.no_grad():
+        model.module.own[:, 6] = 8.0  # the second of two ends is drawn nearly everywhere
+    model.eos_token_ids = (2, 6)
+    prompts = encode_prompts([{"prompt": "01"}], tokenizer(), uids=[4])
+    rollout = generate(model, prompts, Sampler(6, confidence="random", eos="truncate"), completion_length=6)
+    first = int(np.isin(rollout.token_ids[0], (2, 6)).argmax())
+    assert rollout.token_ids[0, first] == 6
+    assert (rollout.token_ids[0, first + 1 :] == 2).any() or rollout.nfe[0] == 6, "the first end fills the rest"
+    assert rollout_metrics(rollout, [""], (2, 6))["completions/mean_length"] == first + 1
+    alone = Tabular(vocab=8, width=12, seed=0)
+    alone.module.load_state_dict(model.module.state_dict())
+    whole = generate(alone, prompts, Sampler(6, confidence="random", eos="truncate"), completion_length=6)
+    assert whole.nfe[0] >= rollout.nfe[0], "a policy with one end reads the other as a token"
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_models_with_an_encoder_and_a_decoder_are_refused_by_name(kind: str):
+    module = nn.Linear(1, 1)
+    module.config = types.SimpleNamespace(model_type=kind, is_encoder_decoder=True)
+    with pytest.raises(ModelError, match=rf"{kind}: it has an encoder and a causal decoder, and no canvas to fill"):
+        as_diffusion_model(module, tokenizer())
+
+
+def test_special_tokens_beyond_the_embedding_are_one_sentence():
+    module = masked_lm("Bert")
+    for name in ("mask_token_id", "pad_token_id", "eos_token_id"):
+        far = types.SimpleNamespace(**{"mask_token_id": 1, "pad_token_id": 0, "eos_token_id": 2, name: VOCAB})
+        with pytest.raises(ModelError, match=rf"{name}: got {VOCAB}, but the model has embeddings for the ids 0 to"):
+            MaskedLMAdapter(module, far)
+    same = types.SimpleNamespace(mask_token_id=2, pad_token_id=0, eos_token_id=2)
+    with pytest.raises(ModelError, match="mask_token_id: got 2, which also pads or ends a text"):
+        MaskedLMAdapter(module, same)
+    grown = hf.BertForMaskedLM(hf.BertConfig(**SIZE))
+    grown.resize_token_embeddings(VOCAB + 2)
+    far = types.SimpleNamespace(mask_token_id=VOCAB + 1, pad_token_id=0, eos_token_id=2)
+    assert MaskedLMAdapter(grown, far).mask_token_id == VOCAB + 1
+
+
+def test_configuration_and_tokenizer_must_name_one_mask_token():
+    config = hf.BertConfig(**SIZE, mask_token_id=3)
+    with pytest.raises(ModelError, match=r"mask_token_id: the tokenizer says 1 and the model's configuration 3"):
+        MaskedLMAdapter(hf.BertForMaskedLM(config), tokenizer())
+    assert MaskedLMAdapter(hf.BertForMaskedLM(config), tokenizer(), mask_token_id=3).mask_token_id == 3

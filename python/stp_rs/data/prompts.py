@@ -99,9 +99,44 @@ def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:
     return list(ids)
 
 
+_ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|role_end|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>")
+"""Tokens that end a text or a turn in the chat formats of this field."""
+
+
+def end_of_text_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end a completion: the tokenizer's `eos_token_id` (or `sep_token_id`, BERT), then those of
+    `_ENDS` that are special tokens of its vocabulary.
+
+    A chat model ends its turn with another token than its documents: both end a completion.
+    """
+    first = getattr(tokenizer, "eos_token_id", None)
+    first = getattr(tokenizer, "sep_token_id", None) if first is None else first
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    others = [i for i, token in added.items() if token.special and str(token) in _ENDS]
+    return tuple(dict.fromkeys(others if first is None else [int(first), *others]))
+
+
+def text_lengths(
+    token_ids_RL: NDArray[np.int64], tokenizer: Any, lengths_R: NDArray[np.integer] | None = None
+) -> NDArray[np.int64]:
+    """Return how many tokens of each row come before its first one that ends a text, [R]; `lengths_R` bounds them."""
+    length = token_ids_RL.shape[1]
+    ended_RL = np.isin(token_ids_RL, end_of_text_ids(tokenizer))
+    if lengths_R is not None:
+        ended_RL = ended_RL | (np.arange(length) >= np.asarray(lengths_R)[:, None])
+    return np.where(ended_RL.any(1), ended_RL.argmax(1) if length else 0, length)
+
+
 def end_of_text_id(tokenizer: Any) -> int:
-    """Return the id that ends a completion: `eos_token_id`, or `sep_token_id` where there is none (BERT)."""
-    return int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id)
+    """Return the id that fills a completion after its text: the first of `end_of_text_ids`.
+
+    Raises:
+        InvalidValueError: there is none.
+    """
+    ids = end_of_text_ids(tokenizer)
+    if not ids:
+        raise InvalidValueError("tokenizer: it has no end-of-text token; set tokenizer.eos_token to the model's own")
+    return ids[0]
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:

@@ -54,6 +54,11 @@ def encode(model: DiffusionModel, ids_BS: Tensor, lengths_B: NDArray[np.int32]) 
     return torch.cat([hidden for _, hidden in parts])[order]
 
 
+def end_token_ids(model: DiffusionModel) -> tuple[int, ...]:
+    """Return the ids that end a text: the policy's `eos_token_ids` where it has several, else its `eos_token_id`."""
+    return tuple(getattr(model, "eos_token_ids", ())) or (model.eos_token_id,)
+
+
 def device_of(model: DiffusionModel) -> torch.device:
     """Return the device of the policy's parameters."""
     return next(model.module.parameters()).device

@@ -1,180 +1,174 @@
-"""The model protocol and its adapter for bidirectional masked LMs of transformers.
+"""The adapter that makes a `DiffusionModel` of a masked-diffusion language model of transformers.
 
 Shapes: B canvases, S canvas width, N candidate positions, H hidden size, V vocabulary.
 The head never sees positions whose logits nobody reads: [B, S, V] is never made.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from stp_rs.errors import ModelError
-from stp_rs.models.base import DiffusionModel, _eval_mode
+from stp_rs.models.base import DiffusionModel
+from stp_rs.models.families import Family, family_named, family_of
+from stp_rs.models.gate import gate, hidden_states
+from stp_rs.models.probes import check
+from stp_rs.models.tokens import end_ids, special_ids
 
 
 class MaskedLMAdapter:
-    """A transformers masked LM (BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, ModernBERT, ...) as a `DiffusionModel`.
+    """A model of transformers (BERT, RoBERTa, ModernBERT, ..., LLaDA, Dream, SDAR) as a `DiffusionModel`.
 
-    On construction it is probed on the model's device: the gathered head must give the model's own logits, attention
-    must be bidirectional, and a row alone must equal the row in a padded batch (else `respects_padding` is False).
+    Its own root module is called, with the output head gated (`stp_rs.models.gate`). How it is called stands in its
+    family (`stp_rs.models.families`), by its `model_type`; every trait can be given by hand instead. On construction it
+    is probed on the model's device: the gathered head must give the model's own logits, attention must be what the
+    family says, and a row alone must equal the row in a padded batch (else `respects_padding` is False).
 
     Args:
         model: a model whose output has `.logits` [B, S, V].
         tokenizer: gives mask, pad and end-of-text ids (`eos_token_id`, or `sep_token_id` where there is none).
-        logit_shift: 1 for models whose row p - 1 predicts token p.
+        logit_shift: 1 for models whose row p - 1 predicts token p; the family's by default.
+        family: the name of a family, for a model whose configuration does not say it.
+        mask_token_id: the tokenizer's or the configuration's by default.
+        pad_token_id: the tokenizer's by default.
+        eos_token_ids: all ids that end a text, the one that fills the rest first.
 
     Raises:
-        ModelError: a missing special token, a causal model, a head that cannot be split off, or DiffusionGemma.
+        ModelError: a special token that is missing or beyond the embedding, a model that is no masked-diffusion model,
+            or a head that cannot be split off.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, logit_shift: int = 0) -> None:
-        kind = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-        if "diffusion_gemma" in kind or "diffusiongemma" in kind.lower():
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        logit_shift: int | None = None,
+        family: str | None = None,
+        mask_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        eos_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        self._root, self.module = model, unwrapped(model)
+        config = getattr(self.module, "config", None)
+        if config is None:
             raise ModelError(
-                "DiffusionGemma is not a masked-diffusion model (accepted tokens are re-noised uniformly, so a canvas "
-                "has no masked log-likelihood); use LLaDA, Dream or a masked LM"
+                f"{type(self.module).__name__}: it has no config, so it is no model of transformers; pass an object "
+                "with the members of stp_rs.DiffusionModel"
             )
-        self.module = model
-        self.logit_shift = logit_shift
-        self.mask_token_id = _special(tokenizer, "mask_token_id")
-        self.pad_token_id = _special(tokenizer, "pad_token_id")
-        self.eos_token_id = _special(tokenizer, "eos_token_id", "sep_token_id")
-        self._base, self._head = _split(model)
+        self.family: Family = family_of(config) if family is None else family_named(family)
+        for name, value in self.family.settings:
+            setattr(config, name, value)
+        self.logit_shift = self.family.logit_shift if logit_shift is None else logit_shift
+        given = {"mask_token_id": mask_token_id, "pad_token_id": pad_token_id}
+        ends = end_ids(tokenizer, self.family) if eos_token_ids is None else tuple(eos_token_ids)
+        self.mask_token_id, self.pad_token_id = special_ids(tokenizer, self.family, self.module, ends, given)
+        self.eos_token_id, self.eos_token_ids = ends[0], ends
+        self.context_length = _context_length(config, self.family)
+        self._head = _find_head(self.module)
         self.respects_padding = True
-        with torch.no_grad(), _eval_mode(model):
-            self.respects_padding = self._probe()
+        self.respects_padding = check(self)
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return final hidden states [B, S, H]; see `DiffusionModel.hidden`."""
-        room = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
-        if room is not None and ids_BS.shape[1] > room:
+        width, room = ids_BS.shape[1], self.context_length
+        if room and width > room:
             raise ModelError(
-                f"a canvas of {ids_BS.shape[1]} tokens does not fit the model's {room} positions; shorten the prompts "
+                f"a canvas of {width} tokens does not fit the model's {room} positions; shorten the prompts "
                 "or the completion length"
             )
-        if lengths_B is None:
-            return self._base(input_ids=ids_BS, attention_mask=None)
-        positions_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
-        mask_BS = (positions_S < lengths_B[:, None]).long()
-        return self._base(input_ids=ids_BS, attention_mask=mask_BS)
+        with hidden_states():
+            output = self.own_output(ids_BS, lengths_B)
+        return cast(Tensor, output.logits if hasattr(output, "logits") else output[0])
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return logits [N, V]."""
-        return self._head(hidden_NH)
+        # code that makes its logits float makes the hidden states float too; this takes the exact way back
+        dtype = self._dtype()
+        if dtype != torch.float32 and not torch.is_autocast_enabled(hidden_NH.device.type):
+            hidden_NH = hidden_NH.to(dtype)
+        for part in self._head:
+            hidden_NH = part(hidden_NH)
+        return hidden_NH
 
-    def _probe(self) -> bool:
-        device = next(self.module.parameters()).device
-        vocab = int(self.module.config.vocab_size)  # type: ignore[union-attr, arg-type]
-        plain = [i for i in range(vocab) if i not in (self.mask_token_id, self.pad_token_id)][:7]
-        ids = torch.tensor([[plain[i % len(plain)] for i in range(4)]], device=device)
-        ids[0, 2] = self.mask_token_id
-        logits = self.head(self.hidden(ids, None)[0])
-        whole = self.module(input_ids=ids).logits[0]
-        scale = 1e-4 * max(1.0, float(whole.abs().max()))
-        if not torch.allclose(logits, whole, atol=scale, rtol=0):
-            gap = float((logits - whole).abs().max())
-            raise ModelError(
-                f"{type(self.module).__name__}: the head applied to gathered rows differs from the model's logits by "
-                f"{gap:.2g}; pass an object with the members of stp_rs.DiffusionModel instead"
-            )
-        changed = ids.clone()
-        changed[0, -1] = plain[0] if int(ids[0, -1]) != plain[0] else plain[-1]
-        if torch.allclose(self.head(self.hidden(changed, None)[0, :1]), logits[:1], atol=1e-6, rtol=1e-6):
-            raise ModelError(
-                f"{type(self.module).__name__}: its first position does not see its last token, so it is causal; a "
-                "masked-diffusion policy needs bidirectional attention"
-            )
-        padded = torch.cat([ids, torch.full_like(ids[:, :2], self.pad_token_id)], dim=1)
-        batch = torch.cat([padded, torch.cat([ids, ids[:, :2]], dim=1)])
-        lengths = torch.tensor([ids.shape[1], padded.shape[1]], device=device)
-        return torch.allclose(self.head(self.hidden(batch, lengths)[0, : ids.shape[1]]), logits, atol=scale, rtol=0)
+    def own_output(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Any:
+        """Return what the root module returns for canvases, called as its family needs it."""
+        inputs: dict[str, Any] = {}
+        if lengths_B is not None:
+            allowed_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) < lengths_B[:, None]
+            inputs = self.family.mask(allowed_BS, self._dtype())
+        else:
+            inputs = {"attention_mask": None}
+        return self._root(input_ids=ids_BS, **inputs)
+
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self._head[0].parameters() if p.is_floating_point()), torch.float32)
 
 
-def as_diffusion_model(model: Any, tokenizer: Any = None) -> DiffusionModel:
-    """Return `model` as a `DiffusionModel`: itself if it is one, else a `MaskedLMAdapter` of it and its tokenizer."""
+def as_diffusion_model(model: Any, tokenizer: Any = None, **traits: Any) -> DiffusionModel:
+    """Return `model` as a `DiffusionModel`: itself if it is one, else a `MaskedLMAdapter` of it and its tokenizer.
+
+    Args:
+        model: a model of transformers, as it is or with adapters of peft or compiled; or a `DiffusionModel`.
+        tokenizer: the model's.
+        traits: what `MaskedLMAdapter` takes by name, `logit_shift=1` for example.
+    """
     if isinstance(model, DiffusionModel):
         return model
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: got {type(model).__name__}, needs a transformers masked LM or a DiffusionModel")
     if tokenizer is None:
         raise ModelError("tokenizer: got None, needs the model's tokenizer (processing_class)")
-    shift = 1 if "dream" in str(getattr(model.config, "model_type", "")).lower() else 0
-    return MaskedLMAdapter(model, tokenizer, logit_shift=shift)
+    return MaskedLMAdapter(model, tokenizer, **traits)
 
 
-def _special(tokenizer: Any, *names: str) -> int:
-    for name in names:
-        value = getattr(tokenizer, name, None)
-        if value is not None:
-            return int(value)
-    raise ModelError(f"tokenizer: {names[0]} is None; set it (tokenizer.add_special_tokens) before training")
+_REFUSED_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
 
 
-_Call = Callable[..., Tensor]
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside `torch.compile`'s wrapper, or the module itself.
+
+    Raises:
+        ModelError: it is wrapped in something whose own forward pass must see every step.
+    """
+    name = type(model).__name__
+    if name in _REFUSED_WRAPPERS:
+        raise ModelError(f"model: got {name}, which stp_rs does not drive; pass the module inside it (model.module)")
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
-def _split(model: nn.Module) -> tuple[_Call, _Call]:
-    """Return (canvas -> hidden states, gathered hidden states -> logits) of a masked LM."""
+def _context_length(config: Any, family: Family) -> int:
+    """Return how many tokens fit, 0 where the configuration does not say."""
+    rooms = [int(getattr(config, name)) for name in family.context if getattr(config, name, None)]
+    return max(0, rooms[0] - family.positions_taken) if rooms else 0
+
+
+_HEADS = (
+    ("cls",),
+    ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    ("generator_predictions", "generator_lm_head"),
+    ("head", "decoder"),
+    ("lm_head",),
+    ("predictions",),
+)
+"""Modules that a root applies one after the other to hidden states: all of the head or none of it is gated, so that its
+transform, where it has one, runs on gathered rows only."""
+
+
+def _find_head(model: nn.Module) -> list[nn.Module]:
+    """Return the gated modules of the output head, in the order in which they apply."""
     m = cast(Any, model)
     if callable(getattr(m, "get_base_model", None)):  # peft: the adapters live inside the model that it wraps
         m = m.get_base_model()
-    base = getattr(m, "base_model", m)
-    if base is not m:
-
-        def encode(**inputs: Any) -> Tensor:
-            return cast(Tensor, base(**inputs)[0])
-
-        for head in (_attribute_head, _distilbert_head, _electra_head, _modernbert_head):
-            found = head(m)
-            if found is not None:
-                return encode, found
-    return _swap_decoder(m)
-
-
-def _attribute_head(m: Any) -> _Call | None:
-    for name in ("cls", "lm_head", "predictions"):
-        if isinstance(getattr(m, name, None), nn.Module):
-            return cast(_Call, getattr(m, name))
-    return None
-
-
-def _distilbert_head(m: Any) -> _Call | None:
-    if not hasattr(m, "vocab_projector"):
-        return None
-    return lambda h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))
-
-
-def _electra_head(m: Any) -> _Call | None:
-    if not hasattr(m, "generator_predictions"):
-        return None
-    return lambda h: m.generator_lm_head(m.generator_predictions(h))
-
-
-def _modernbert_head(m: Any) -> _Call | None:
-    if not (hasattr(m, "head") and hasattr(m, "decoder")):
-        return None
-    return lambda h: m.decoder(m.head(h))
-
-
-def _swap_decoder(m: Any) -> tuple[_Call, _Call]:
-    """Split any other model at its output embedding: the forward runs with the identity in its place."""
+    for names in _HEADS:
+        parts = [getattr(m, name, None) for name in names]
+        if all(isinstance(part, nn.Module) for part in parts):
+            return [gate(cast(nn.Module, part)) for part in parts]
     decoder = m.get_output_embeddings() if hasattr(m, "get_output_embeddings") else None
-    paths = [name for name, module in m.named_modules() if module is decoder] if decoder is not None else []
-    if not paths:
+    if not isinstance(decoder, nn.Module) or isinstance(decoder, nn.Embedding):
         raise ModelError(
             f"{type(m).__name__}: no output head was found; pass an object with the members of stp_rs.DiffusionModel"
         )
-    parent_path, _, leaf = paths[0].rpartition(".")
-    parent = m.get_submodule(parent_path)
-    head = cast(_Call, decoder)
-
-    def encode(**inputs: Any) -> Tensor:
-        setattr(parent, leaf, nn.Identity())
-        try:
-            return cast(Tensor, m(**inputs).logits)
-        finally:
-            setattr(parent, leaf, decoder)
-
-    return encode, head
+    return [gate(decoder)]

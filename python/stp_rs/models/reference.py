@@ -1,13 +1,11 @@
 """The reference of a KL term: the policy before RL, at no cost in memory where it trains adapters."""
 
 import copy
-from typing import Any
 
 from torch import Tensor, nn
 
 from stp_rs.models.acceleration import adapter_layers, adapters_off, has_other_parts
 from stp_rs.models.base import DiffusionModel
-from stp_rs.models.masked_lm import MaskedLMAdapter
 
 
 class WithoutAdapters:
@@ -32,14 +30,10 @@ class WithoutAdapters:
             return self.policy.head(hidden_NH)
 
 
-def reference_policy(model: DiffusionModel, tokenizer: Any) -> DiffusionModel:
+def reference_policy(model: DiffusionModel) -> DiffusionModel:
     """Return the policy as it is now, for good: with adapters switched off where it has some, else a frozen copy."""
     if callable(getattr(model.module, "disable_adapter", None)):
         return WithoutAdapters(model)
-    if isinstance(model, MaskedLMAdapter):  # split again: its parts are closures over the policy's own modules
-        module = copy.deepcopy(model.module).eval()
-        copied: DiffusionModel = MaskedLMAdapter(module, tokenizer, logit_shift=model.logit_shift)
-    else:
-        copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     copied.module.eval().requires_grad_(False)
     return copied

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet, choose_anchors
-from stp_rs.data.prompts import PromptBatch, end_of_text_id
+from stp_rs.data.prompts import PromptBatch, text_lengths
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.hashes import prompt_keys
 
@@ -126,9 +126,8 @@ def eligible_tokens(token_ids_RL: NDArray[np.int64], tokenizer: Any, span: Answe
     eligible_RL = np.ones(token_ids_RL.shape, dtype=np.uint8)
     if span is None:
         return eligible_RL
-    eos = end_of_text_id(tokenizer)
-    for row, ids in enumerate(token_ids_RL.tolist()):
-        end = ids.index(eos) if eos in ids else len(ids)
+    ends_R = text_lengths(token_ids_RL, tokenizer).tolist()
+    for row, (ids, end) in enumerate(zip(token_ids_RL.tolist(), ends_R, strict=True)):
         pieces = [tokenizer.decode([i], skip_special_tokens=True) if p < end else "" for p, i in enumerate(ids)]
         ends = np.cumsum([len(piece) for piece in pieces])
         found = span("".join(pieces))

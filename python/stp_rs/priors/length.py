@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet
-from stp_rs.data.prompts import PromptBatch, end_of_text_id
+from stp_rs.data.prompts import PromptBatch, end_of_text_id, text_lengths
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import fixed_where
 from stp_rs.priors.hashes import tokenizer_hash
@@ -90,9 +90,8 @@ class Length:
         del prompts, rewards
         if self.quantile is None:
             return
-        ended_RL = (rollout.token_ids == end_of_text_id(self.tokenizer)) | (rollout.unmask_step == Mark.OUTSIDE)
-        length = ended_RL.shape[1]
-        length_R = np.where(ended_RL.any(1), ended_RL.argmax(1), length)
+        length = rollout.token_ids.shape[1]
+        length_R = text_lengths(rollout.token_ids, self.tokenizer, (rollout.unmask_step != Mark.OUTSIDE).sum(1))
         seen = np.bincount(length_R, minlength=max(length + 1, len(self._seen)))
         seen[: len(self._seen)] += self._seen
         self._seen = seen.astype(np.int64)

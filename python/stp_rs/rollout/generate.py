@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stp_rs._core import PriorSet, RolloutScheduler, Sampler
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.models.acceleration import adapters_ready
-from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
 from stp_rs.rollout.loop import Cohort, Engine, drive
 from stp_rs.rollout.params import Sampling, check_allowed
 from stp_rs.types import Mark, StopReason
@@ -103,7 +103,7 @@ def generate(
         scheduler = RolloutScheduler(
             mask_token_id=model.mask_token_id,
             pad_token_id=model.pad_token_id,
-            eos_token_id=model.eos_token_id,
+            eos_token_ids=end_token_ids(model),
             slots=max(1, slots // len(parts)),
             seed=seed,
             share_first=engine.share_first,
@@ -178,10 +178,10 @@ def _first_rows(law: Sampling, part: slice) -> Sampling:
     return Sampling(law.temperature, law.top_k, law.top_p, law.allowed[part])
 
 
-def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_id: int) -> dict[str, float]:
-    """Return TRL's completion metrics (lengths with the end-of-text token) and the diffusion ones of a rollout."""
+def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_ids: Sequence[int]) -> dict[str, float]:
+    """Return TRL's completion metrics (lengths with the token that ends the text) and the diffusion ones."""
     length = rollout.token_ids.shape[1]
-    ended_RL, canvas_R = rollout.token_ids == eos_token_id, (rollout.unmask_step != Mark.OUTSIDE).sum(1)
+    ended_RL, canvas_R = np.isin(rollout.token_ids, eos_token_ids), (rollout.unmask_step != Mark.OUTSIDE).sum(1)
     length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
     groups: dict[int, set[str]] = {}
     for group, text in zip(rollout.group.tolist(), completions, strict=True):

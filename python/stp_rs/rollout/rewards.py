@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stp_rs.data.prompts import end_of_text_id
+from stp_rs.data.prompts import text_lengths
 from stp_rs.errors import InvalidValueError
 
 RewardFunc = Callable[..., Sequence[float | None]]
 
 
 def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.integer], tokenizer: Any) -> list[str]:
-    """Return completion texts: tokens up to the first end-of-text, special tokens left out."""
-    eos = end_of_text_id(tokenizer)
-    kept = []
-    for ids, length in zip(token_ids_RL.tolist(), lengths_R.tolist(), strict=True):
-        row = ids[:length]
-        kept.append(row[: row.index(eos)] if eos in row else row)
+    """Return completion texts: tokens up to the first that ends a text, special tokens left out."""
+    ends_R = text_lengths(token_ids_RL, tokenizer, lengths_R)
+    kept = [ids[:end] for ids, end in zip(token_ids_RL.tolist(), ends_R.tolist(), strict=True)]
     return list(tokenizer.batch_decode(kept, skip_special_tokens=True))
 
 

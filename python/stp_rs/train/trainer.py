@@ -19,7 +19,7 @@ from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
 from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
-from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
 from stp_rs.objective.advantages import group_advantages
@@ -109,7 +109,7 @@ class STPTrainer:
             weight_decay=args.weight_decay,
         )
         needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
-        self.reference = reference_policy(self.model, self.tokenizer) if needs_reference else None
+        self.reference = reference_policy(self.model) if needs_reference else None
         self._compile()
         self.update = PolicyUpdate(
             args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
@@ -166,7 +166,7 @@ class STPTrainer:
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
             metrics.update(self.update.run(buffer, self.step, allowed))
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
-        metrics.update(rollout_metrics(rollout, completions, self.model.eos_token_id))
+        metrics.update(rollout_metrics(rollout, completions, end_token_ids(self.model)))
         self.step += 1
         metrics["epoch"] = self.step * groups_of(self.args) / len(self.train_dataset)
         metrics.update(self.ledger.counts())

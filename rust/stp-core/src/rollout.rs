@@ -4,6 +4,7 @@
 //! its trajectory; finished rows leave at once and queued ones take their place (continuous batching).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::error::{Error, Result, check_len};
 use crate::marks::{OUTSIDE, PRIOR, Stop, UNDRAWN};
@@ -72,7 +73,7 @@ pub struct Stats {
 pub struct Scheduler {
     mask_token_id: i64,
     pad_token_id: i64,
-    eos_token_id: Option<i64>,
+    eos_token_ids: Arc<[i64]>,
     slots: usize,
     max_tokens: usize,
     length_sorted: bool,
@@ -105,7 +106,7 @@ impl Scheduler {
         Ok(Self {
             mask_token_id,
             pad_token_id,
-            eos_token_id: None,
+            eos_token_ids: Arc::from([]),
             slots,
             max_tokens: 0,
             length_sorted: false,
@@ -121,10 +122,10 @@ impl Scheduler {
         })
     }
 
-    /// The end-of-text token, for samplers that read it.
+    /// The tokens that end a text, for samplers that read them; the first fills what is truncated.
     #[must_use]
-    pub fn with_eos(mut self, eos_token_id: Option<i64>) -> Self {
-        self.eos_token_id = eos_token_id;
+    pub fn with_eos(mut self, eos_token_ids: &[i64]) -> Self {
+        self.eos_token_ids = Arc::from(eos_token_ids);
         self
     }
 
@@ -139,7 +140,7 @@ impl Scheduler {
 
     /// Queues rows; their order is that of the results. Either all are queued or none.
     pub fn submit(&mut self, requests: &[Request<'_>]) -> Result<()> {
-        let make = |r| Row::new(r, self.mask_token_id, self.eos_token_id, self.seed);
+        let make = |r| Row::new(r, self.mask_token_id, &self.eos_token_ids, self.seed);
         let rows: Vec<Row> = requests.iter().map(make).collect::<Result<_>>()?;
         for row in rows {
             if row.stop == Stop::Running {

@@ -12,7 +12,7 @@ use stp_core::sampler::{Eos, Sampler};
 use stp_core::select::Confidence;
 
 fn scheduler(slots: usize, max_tokens: usize, sorted: bool) -> Scheduler {
-    Scheduler::new(MASK, PAD, slots, 9, true).unwrap().with_eos(Some(EOS)).with_admission(max_tokens, sorted)
+    Scheduler::new(MASK, PAD, slots, 9, true).unwrap().with_eos(&[EOS]).with_admission(max_tokens, sorted)
 }
 
 proptest! {
@@ -113,14 +113,14 @@ fn end_of_text_needs_its_id_and_a_prior_may_hold_it() {
     let mut bare = Scheduler::new(MASK, PAD, 1, 0, false).unwrap();
     let request =
         stp_core::rollout::Request { uid: 0, prompt: &[5], completion_length: 4, prior: &[], sampler };
-    assert!(bare.submit(&[request]).unwrap_err().to_string().contains("eos_token_id"));
+    assert!(bare.submit(&[request]).unwrap_err().to_string().contains("eos_token_ids"));
 }
 
 #[test]
 fn held_back_end_of_text_is_revealed_last() {
     // with token 2 as end-of-text, positions that drew it wait, whatever the most likely token is
     let sampler = Sampler { eos: Eos::Last, confidence: Confidence::Leftmost, ..plain(16, "none") };
-    let s = Scheduler::new(MASK, PAD, 4, 9, false).unwrap().with_eos(Some(2));
+    let s = Scheduler::new(MASK, PAD, 4, 9, false).unwrap().with_eos(&[2]);
     let (rows, _) = drive_with(&cases(4, sampler), s, |_, _| ());
     let (free, _) = drive(&cases(4, Sampler { eos: Eos::None, ..sampler }), 4, false);
     let leftmost: Vec<i32> = (0..16).collect();

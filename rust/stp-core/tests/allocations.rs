@@ -73,7 +73,7 @@ fn no_step_allocates() {
         prior: &prior,
         sampler: samplers[i % samplers.len()],
     };
-    let mut scheduler = Scheduler::new(1, 0, 8, 3, true).unwrap().with_eos(Some(7)).with_admission(250, true);
+    let mut scheduler = Scheduler::new(1, 0, 8, 3, true).unwrap().with_eos(&[7]).with_admission(250, true);
     scheduler.submit(&(0..40).map(request).collect::<Vec<_>>()).unwrap();
     let (tokens, positions) = scheduler.capacity();
     let (mut ids, mut lengths) = (vec![0; tokens], vec![0; 8]);

@@ -26,7 +26,7 @@ struct PyScheduler {
 #[pymethods]
 impl PyScheduler {
     #[new]
-    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true, eos_token_id=None,
+    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true, eos_token_ids=vec![],
                         max_tokens=0, length_sorted=false))]
     fn new(
         py: Python<'_>,
@@ -35,12 +35,12 @@ impl PyScheduler {
         slots: usize,
         seed: u64,
         share_first: bool,
-        eos_token_id: Option<i64>,
+        eos_token_ids: Vec<i64>,
         max_tokens: usize,
         length_sorted: bool,
     ) -> PyResult<Self> {
         let inner = Scheduler::new(mask_token_id, pad_token_id, slots, seed, share_first)
-            .map(|s| s.with_eos(eos_token_id).with_admission(max_tokens, length_sorted));
+            .map(|s| s.with_eos(&eos_token_ids).with_admission(max_tokens, length_sorted));
         inner.map(|s| Self { inner: Mutex::new(s) }).map_err(|e| to_python(py, &e))
     }
 

@@ -1,5 +1,7 @@
 //! One row of a rollout: its canvas, its place in the plan, and what a forward commits.
 
+use std::sync::Arc;
+
 use super::{FIXED, MASKED, Request};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -28,8 +30,8 @@ pub(super) struct Row {
     pub(super) block_steps: usize,
     pub(super) block_step: usize,
     pub(super) stop: Stop,
-    /// The end-of-text token; no token where the sampler does not read it.
-    eos: i64,
+    /// The tokens that end a text, shared by all rows; the first fills what is truncated.
+    eos: Arc<[i64]>,
     /// Positions before this one are revealed and not end-of-text.
     scanned: usize,
 }
@@ -54,10 +56,10 @@ impl Row {
     pub(super) fn new(
         request: &Request<'_>,
         mask_token_id: i64,
-        eos_token_id: Option<i64>,
+        eos_token_ids: &Arc<[i64]>,
         seed: u64,
     ) -> Result<Self> {
-        check(request, mask_token_id, eos_token_id)?;
+        check(request, mask_token_id, eos_token_ids)?;
         let sampler = request.sampler;
         let layout = Layout::new(request.prompt.len(), request.completion_length, sampler.block_length);
         let length = layout.completion;
@@ -96,7 +98,7 @@ impl Row {
             block_masks: 0,
             block_steps: 0,
             block_step: 0,
-            eos: eos_token_id.unwrap_or(-1),
+            eos: Arc::clone(eos_token_ids),
             scanned: 0,
         };
         row.truncate();
@@ -203,7 +205,7 @@ impl Row {
     /// What ranks a candidate.
     fn rank(&self, score: &Score, position: u32) -> f32 {
         let confidence = self.sampler.confidence;
-        if self.sampler.eos == Eos::Last && score.token as i64 == self.eos {
+        if self.sampler.eos == Eos::Last && self.eos.contains(&(score.token as i64)) {
             return f32::NEG_INFINITY;
         }
         let draw = confidence.is_random();
@@ -219,12 +221,12 @@ impl Row {
         }
         let Some(&first) = self.masked.first() else { return };
         let shown = &self.canvas[self.layout.prompt + self.scanned..self.layout.prompt + first as usize];
-        if !shown.contains(&self.eos) {
+        if !shown.iter().any(|id| self.eos.contains(id)) {
             self.scanned = first as usize;
             return;
         }
         for &position in &self.masked {
-            self.canvas[self.layout.prompt + position as usize] = self.eos;
+            self.canvas[self.layout.prompt + position as usize] = self.eos[0];
         }
         self.masked.clear();
         self.stop = Stop::Eos;
@@ -254,11 +256,11 @@ impl Row {
 }
 
 /// Refuses a request that cannot be decoded, whatever its prior.
-fn check(request: &Request<'_>, mask_token_id: i64, eos_token_id: Option<i64>) -> Result<()> {
+fn check(request: &Request<'_>, mask_token_id: i64, eos_token_ids: &[i64]) -> Result<()> {
     request.sampler.check()?;
-    if request.sampler.eos != Eos::None && eos_token_id.is_none() {
-        let need = "the scheduler's eos_token_id for a sampler that reads it";
-        return Err(Error::value("eos_token_id", "none", need));
+    if request.sampler.eos != Eos::None && eos_token_ids.is_empty() {
+        let need = "the scheduler's eos_token_ids for a sampler that reads them";
+        return Err(Error::value("eos_token_ids", "none", need));
     }
     if request.completion_length > i16::MAX as usize {
         let need = format!("at most {}: a step map has two bytes per token", i16::MAX);

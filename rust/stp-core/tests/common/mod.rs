@@ -62,7 +62,7 @@ pub fn model(canvas: &[i64], at: usize, uniform: f32) -> [f32; Score::COLUMNS] {
 }
 
 pub fn drive(cases: &[Case], slots: usize, share: bool) -> (Vec<Trajectory>, Stats) {
-    drive_with(cases, Scheduler::new(MASK, PAD, slots, 9, share).unwrap().with_eos(Some(EOS)), |_, _| ())
+    drive_with(cases, Scheduler::new(MASK, PAD, slots, 9, share).unwrap().with_eos(&[EOS]), |_, _| ())
 }
 
 /// Runs the rows through a scheduler; `watch` sees every step and the widths of its rows.
