@@ -104,10 +104,10 @@ _ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|role_end|>", "<|end_of_
 
 
 def end_of_text_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end a completion: the tokenizer's `eos_token_id` (or `sep_token_id`, BERT), then those of
-    `_ENDS` that are special tokens of its vocabulary.
+    """Return the ids that end a completion: the tokenizer's own first, then the special tokens of `_ENDS` that it has.
 
-    A chat model ends its turn with another token than its documents: both end a completion.
+    Its own is `eos_token_id`, or `sep_token_id` where there is none (BERT). A chat model ends its turn with another
+    token than its documents: both end a completion.
     """
     first = getattr(tokenizer, "eos_token_id", None)
     first = getattr(tokenizer, "sep_token_id", None) if first is None else first
