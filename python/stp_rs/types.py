@@ -42,7 +42,7 @@ class StopReason(IntEnum):
 
 @dataclass
 class Cost:
-    """What some model calls computed; functions that call the model add to it."""
+    """What some model calls computed: what runs the model returns it, or adds to one it is given."""
 
     forwards: int = 0
     """Canvases."""
@@ -50,6 +50,10 @@ class Cost:
     """Tokens of the canvases, padding included."""
     head_rows: int = 0
     """Positions that the head ran on."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Return the cost of both."""
+        return Cost(self.forwards + other.forwards, self.tokens + other.tokens, self.head_rows + other.head_rows)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def learning(run: Path, **options: Any) -> STPTrainer:
     if made.step == 0:
         prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
         sampler = make_sampler(made.args, prune=False)
-        offline.build(made.model, prompts, tokenizer(), sampler, completion_length=LENGTH, given=priors[:2])
+        cost = offline.build(made.model, prompts, tokenizer(), sampler, completion_length=LENGTH, given=priors[:2])
+        made.ledger.add(cost, "prior")
     else:
         offline.follow(made.model, tokenizer(), make_sampler(made.args, prune=False), priors[:2])
     return made
@@ -102,7 +103,10 @@ def test_a_run_without_priors_that_learn_stores_none(tmp_path: Path):
 
 def test_refreshes_are_counted_as_forwards(tmp_path: Path):
     made = learning(tmp_path, max_steps=8)
-    built = made.priors[5].forwards  # type: ignore[attr-defined]
+    ledger = made.ledger
+    built = ledger.forwards["prior"]
     assert built == len(ROWS) * (LENGTH - 1 + 1), "a forward per token that the template leaves, and one for confidence"
+    assert built < ledger.head_rows["prior"] < ledger.tokens["prior"]
     result = made.train_step()
-    assert made.ledger.forwards["rollout"] == result.rollout.stats["forwards"] + built
+    assert ledger.forwards["rollout"] == result.rollout.stats["forwards"]
+    assert ledger.forwards["prior"] == built, "nothing is refreshed yet"

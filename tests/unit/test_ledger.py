@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from stp_rs.data.prompts import encode_prompts
+from stp_rs.priors import Reference
+from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.metrics import Ledger, read_metrics
 from stp_rs.types import Cost
-from tests.fixtures import tiny, trainer
+from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 
 
-@pytest.mark.parametrize("options", [{}, {"beta": 0.1, "gradient_accumulation_steps": 2, "stp_temporal": "steps:0.6"}])
-def test_tokens_and_head_rows_are_those_the_model_saw(options: dict[str, Any], tmp_path: Path):
-    made = trainer(tmp_path, num_mc=3, num_iterations=2, **options)
+def watched(*models: Any) -> "Counter[tuple[str, str]]":
+    """Return what the models see from now on: by name, with a graph or with none."""
     seen: Counter[tuple[str, str]] = Counter()
 
     def watch(model: Any) -> None:
@@ -35,9 +37,16 @@ def test_tokens_and_head_rows_are_those_the_model_saw(options: dict[str, Any], t
 
         model.hidden, model.head = counting, heading
 
-    for model in (made.model, made.reference):
+    for model in models:
         if model is not None:
             watch(model)
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1, "gradient_accumulation_steps": 2, "stp_temporal": "steps:0.6"}])
+def test_tokens_and_head_rows_are_those_the_model_saw(options: dict[str, Any], tmp_path: Path):
+    made = trainer(tmp_path, num_mc=3, num_iterations=2, **options)
+    seen = watched(made.model, made.reference)
     metrics = made.train_step().metrics
     ledger = made.ledger
     for name in ("forwards", "tokens", "head_rows"):
@@ -50,6 +59,25 @@ def test_tokens_and_head_rows_are_those_the_model_saw(options: dict[str, Any], t
     assert metrics["diffusion/forward_equivalents"] == expected
 
 
+def test_everything_that_the_model_saw_is_on_the_ledger(tmp_path: Path):
+    """Anchors made and refreshed, mask noise, rescues and extra batches, not only rollout and update."""
+    model = tiny()
+    offline = OfflineGeneration(0.4, "random", refresh=1)
+    hints = Reference(lambda _: "12", tokenizer(), when="all_wrong")
+    options = {"stp_rescue": "reference", "stp_dynamic_sampling": 2, "stp_variance_every": 1, "max_steps": 3}
+    made = trainer(tmp_path, model, priors=[offline, hints], **options)
+    seen = watched(made.model)
+    prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
+    made.ledger.add(offline.build(model, prompts, tokenizer(), made.sampler, completion_length=LENGTH), "prior")
+    for _ in range(3):
+        made.train_step()
+    for name in ("forwards", "tokens", "head_rows"):
+        counts = getattr(made.ledger, name)
+        assert counts["prior"] > 0
+        assert counts["variance"] > 0
+        assert sum(counts.values()) - counts["backward"] == seen[name, "graph"] + seen[name, "none"]
+
+
 def test_seconds_are_logged_apart_from_what_a_seed_decides(tmp_path: Path):
     for name in ("a", "b"):
         trainer(tmp_path / name, tiny(), max_steps=2).train()
@@ -60,7 +88,7 @@ def test_seconds_are_logged_apart_from_what_a_seed_decides(tmp_path: Path):
     assert {"diffusion/cpu_seconds", "diffusion/cpu_seconds_scoring", "diffusion/seconds_rollout"} <= measured
     assert "diffusion/forward_equivalents" in plain[1]
     line = whole[1]
-    total = sum(line[f"diffusion/cpu_seconds_{phase}"] for phase in ("rollout", "reward", "update"))
+    total = sum(line[f"diffusion/cpu_seconds_{phase}"] for phase in ("prior", "rollout", "reward", "update"))
     assert line["diffusion/cpu_seconds"] == pytest.approx(total)
     assert line["diffusion/cpu_seconds_scoring"] <= line["diffusion/cpu_seconds_update"]
     assert line["diffusion/cpu_seconds"] > whole[0]["diffusion/cpu_seconds"] > 0, "cumulative"

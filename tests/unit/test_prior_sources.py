@@ -28,6 +28,7 @@ from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.generate import Rollout, generate
 from stp_rs.rollout.params import GREEDY
 from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.types import Cost
 from tests.fixtures import Tabular, tokenizer
 
 EOS, ZERO, ONE, TWO, OPEN, CLOSE = 2, 4, 5, 6, 8, 9
@@ -341,26 +342,29 @@ def test_a_completion_depends_on_its_prompt_and_not_on_its_batch():
 def test_a_refresh_makes_completions_anew_when_their_prompt_comes_up():
     prior, model, prompts = offline(keep=1.0, refresh=4)
     first, hashes = dense(prior(prompts, LENGTH)), dict(prior.hashes)
-    assert hooks.take_forwards([prior]) > 0
     model.module.own.data[:] = Tabular(vocab=10, width=12, seed=5).own.data
     hooks.begin_step([prior], 3, 20)
-    assert dense(prior(prompts, LENGTH)) == first, "the period is not over"
-    assert hooks.take_forwards([prior]) == 0
+    assert hooks.prepare([prior], prompts, LENGTH) == Cost(), "the period is not over"
+    assert dense(prior(prompts, LENGTH)) == first
     hooks.begin_step([prior], 6, 20)
     one = prompts.select([1, 1])
     greedy = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    cost = hooks.prepare([prior], one, LENGTH)
     assert dense(prior(one, LENGTH)) == [greedy[1].tolist()] * 2
-    assert hooks.take_forwards([prior]) == 3 + 1, "a group's completion is made once"
+    assert cost.forwards == 3 + 1, "a group's completion is made once"
+    assert cost.tokens == cost.forwards * (int(one.prompt_length[0]) + LENGTH)
+    assert cost.head_rows > LENGTH
     assert prior.hashes["policy"] != hashes["policy"]
     stored = prior.state_dict().arrays["version"]
     assert sorted(stored.tolist()) == [0, 0, 0, 6]
     model.module.own.data[:] = 0
     hooks.begin_step([prior], 7, 20)
+    assert hooks.prepare([prior], one, LENGTH) == Cost()
     assert dense(prior(one, LENGTH)) == [greedy[1].tolist()] * 2, "once per period"
     lost = OfflineGeneration(refresh=1)
     hooks.begin_step([lost], 1, 2)
     with pytest.raises(InvalidValueError, match="refresh needs a policy; call build or follow"):
-        lost(prompts, LENGTH)
+        hooks.prepare([lost], prompts, LENGTH)
 
 
 # --- states ---

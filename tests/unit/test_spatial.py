@@ -16,6 +16,7 @@ from stp_rs.priors import Frequency, Length, Prior, Reference, Vocabulary, compo
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Constrained, Referenced, Task
 from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.train.metrics import Ledger
 from stp_rs.train.priors import answer_span, check_spatial, reference_text, static_priors, training_priors
 
 GSM8K = [{"question": f"{n} + 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(9)]
@@ -35,7 +36,7 @@ def made(task: Task, tmp_path: Path, **options: Any) -> list[Prior]:
     model = MaskedLMAdapter(module, tokenizer)
     static = static_priors(config, task, tokenizer, model)
     rows = task.rows("train", 3, 0)
-    return training_priors(config, task, model, tokenizer, rows=rows, static=static)
+    return training_priors(config, task, model, tokenizer, rows=rows, static=static, ledger=Ledger())
 
 
 def dense(priors: list[Prior], task: Task, row: int = 0) -> list[int]:

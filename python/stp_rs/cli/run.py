@@ -97,7 +97,7 @@ def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer
     read = [rows[i] for i in rows_read(config, len(rows))]
     before = Ledger(device_of(model))
     with before.time("prior"):
-        priors = training_priors(config, task, model, tokenizer, rows=read, static=static)
+        priors = training_priors(config, task, model, tokenizer, rows=read, static=static, ledger=before)
     trainer = STPTrainer(
         model,
         list(task.reward_funcs),
@@ -243,7 +243,8 @@ def validation(model: DiffusionModel, tokenizer: Any, task: Task, config: STPCon
 def logged_validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:
     """Return validation scores for the metrics file; their canvases go to the ledger."""
     scores = validation(trainer.model, tokenizer, task, trainer.args)
-    trainer.ledger.add(Cost(scores["forwards"] + scores["forwards_prior"]), "eval")
+    for kind in ("", "_prior"):
+        trainer.ledger.add(Cost(*(scores[f"{name}{kind}"] for name in ("forwards", "tokens", "head_rows"))), "eval")
     return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
 
 

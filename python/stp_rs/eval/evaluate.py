@@ -65,9 +65,10 @@ def evaluate(
     priors: Sequence[Prior] = (),
     decode: Decode | None = None,
 ) -> dict[str, Any]:
-    """Return mean scores, `solved_ci` (95 %, bootstrap over problems), `pass@k`, `nfe`, `forwards`, `completions`.
+    """Return mean scores, `solved_ci` (95 %, bootstrap over problems), `pass@k`, `nfe`, `completions`.
 
-    Without `priors` it is the free decode; without `decode` the run's own length and steps, greedy.
+    `forwards`, `tokens` and `head_rows` are the decode's cost. Without `priors` it is the free decode;
+    without `decode` the run's own length and steps, greedy.
     """
     decode = decode or default_decode(config)
     if decode.samples > 1 and decode.temperature == 0.0:
@@ -100,7 +101,7 @@ def evaluate(
     return {
         **result,
         "nfe": float(rollout.nfe.mean()),
-        "forwards": rollout.stats["forwards"],
+        **asdict(rollout.cost),
         "completions": texts[:: decode.samples],
     }
 

@@ -18,7 +18,7 @@ from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Completions, Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior
 from stp_rs.rollout.buffer import Minibatch
 from stp_rs.rollout.params import restricted
-from stp_rs.types import Floats
+from stp_rs.types import Cost, Floats
 
 ROUNDING = 1e-12
 """A trace below this share of the gradients' squares is rounding."""
@@ -62,6 +62,8 @@ class GradientNoise:
     """Squared norm of the mean gradient (unbiased, so it may come out below 0)."""
     cosine: float | None
     """Mean cosine of a draw's gradient to the exact one, where that was given."""
+    cost: Cost
+    """Of all draws."""
 
     @property
     def snr(self) -> float | None:
@@ -93,7 +95,7 @@ def gradient_noise(
     """
     rows = len(completions.token_ids)
     coefficient = torch.from_numpy(np.ones(rows) if coefficient_R is None else coefficient_R).float()
-    values, total_D, squares, cosines = [], None, 0.0, []
+    values, total_D, squares, cosines, cost = [], None, 0.0, [], Cost()
     with passes_without_dropout(model.module):
         for draw in range(draws):
             masks = estimator.masks(completions, draw)
@@ -104,6 +106,7 @@ def gradient_noise(
                 coefficient,
                 temperature=estimator.temperature,
                 allowed=estimator.allowed,
+                cost=cost,
             )
             values.append(value_R)
             squares += float(gradient_D @ gradient_D)
@@ -119,6 +122,7 @@ def gradient_noise(
         trace=trace,
         signal=mean_square - trace / draws,
         cosine=float(np.mean(cosines)) if cosines else None,
+        cost=cost,
     )
 
 
@@ -130,14 +134,15 @@ def value_and_gradient(
     *,
     temperature: float = 1.0,
     allowed: Tensor | None = None,
+    cost: Cost | None = None,
 ) -> tuple[Floats, Tensor]:
     """Return the estimate of every row, f64 [R], and the gradient of their weighted sum, f64 [D].
 
-    The model runs in the mode it is in.
+    The model runs in the mode it is in; what it computes is added to `cost`.
     """
     parameters = [p for p in model.module.parameters() if p.requires_grad]
     with torch.enable_grad():
-        elbo_R = token_elbo(model, completions, masks, temperature=temperature, allowed=allowed).sum(-1)
+        elbo_R = token_elbo(model, completions, masks, temperature=temperature, allowed=allowed, cost=cost).sum(-1)
         total = (coefficient_R.to(elbo_R.device) * elbo_R).sum()
     if total.requires_grad:
         parts = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
@@ -177,8 +182,8 @@ def update_noise(
     config: STPConfig,
     batches: Iterable[Minibatch],
     allowed: Tensor | None = None,
-) -> dict[str, float]:
-    """Return the mask noise of an update's first micro-batch, as metrics; nothing where no row has a gradient.
+) -> tuple[dict[str, float], Cost]:
+    """Return the mask noise of an update's first micro-batch as metrics, and its cost; nothing without a gradient.
 
     `diffusion/logp_var` is the variance over masks of a completion's estimate, in nats squared, averaged over the rows;
     `diffusion/grad_snr` the signal-to-noise ratio of the gradient of sum_r advantage_r L_hat_r / n_r, left out where
@@ -187,7 +192,7 @@ def update_noise(
     """
     batch = next(iter(batches), None)
     if batch is None:
-        return {}
+        return {}, Cost()
     score_prior = scores_prior(design, config.stp_score_prior)
     estimator = Estimator(
         design,
@@ -205,4 +210,6 @@ def update_noise(
     noise = gradient_noise(model, batch, estimator, draws=UPDATE_DRAWS, coefficient_R=coefficient_R)
     variance_R = (noise.value_MR * scale_R).var(0, ddof=1)
     metrics = {"diffusion/logp_var": float(variance_R.mean())}
-    return metrics if noise.snr is None else {**metrics, "diffusion/grad_snr": noise.snr}
+    if noise.snr is not None:
+        metrics["diffusion/grad_snr"] = noise.snr
+    return metrics, noise.cost

@@ -10,7 +10,7 @@ from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import CheckpointError
 from stp_rs.priors.base import Prior
 from stp_rs.priors.hashes import tokenizer_hash
-from stp_rs.types import Stored
+from stp_rs.types import Cost, Stored
 
 if TYPE_CHECKING:
     from stp_rs.rollout.generate import Rollout
@@ -22,6 +22,15 @@ class Scheduled(Protocol):
 
     def begin_step(self, step: int, max_steps: int) -> None:
         """Hear that rollout batch `step` (from 0) of `max_steps` begins."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A prior that runs a model before it can say its tokens."""
+
+    def prepare(self, prompts: PromptBatch, completion_length: int) -> Cost:
+        """Make what the tokens of a batch depend on; return what the model computed."""
         ...
 
 
@@ -61,14 +70,10 @@ def observe(priors: Sequence[Prior], rollout: "Rollout", rewards: NDArray[np.flo
             prior.observe(rollout.prompts, rollout, rewards)
 
 
-def take_forwards(priors: Sequence[Prior]) -> int:
-    """Return the canvases that priors have computed since the last call: a refresh is compute of the run."""
-    total = 0
-    for prior in priors:
-        total += int(getattr(prior, "forwards", 0))
-        if hasattr(prior, "forwards"):
-            prior.forwards = 0
-    return total
+def prepare(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> Cost:
+    """Return what priors computed to be ready for a batch: a refresh is compute of the run."""
+    ready = [p.prepare(prompts, completion_length) for p in priors if isinstance(p, Preparing)]
+    return sum(ready, Cost())
 
 
 def take_states(priors: Sequence[Prior]) -> dict[str, Stored]:

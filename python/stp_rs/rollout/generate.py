@@ -16,7 +16,7 @@ from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
 from stp_rs.rollout.loop import Cohort, Engine, drive
 from stp_rs.rollout.params import Sampling, check_allowed
-from stp_rs.types import Mark, StopReason
+from stp_rs.types import Cost, Mark, StopReason
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Rollout:
     def __len__(self) -> int:
         """Return R."""
         return len(self.prompts)
+
+    @property
+    def cost(self) -> Cost:
+        """What the rollout computed."""
+        return Cost(self.stats["forwards"], self.stats["tokens"], self.stats["head_rows"])
 
     @property
     def prompt_ids(self) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from stp_rs.priors.lifecycle import check_tokenizer
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import Sampling
 from stp_rs.train.checkpoint import read_stored, write_stored
-from stp_rs.types import Stored
+from stp_rs.types import Cost, Stored
 
 
 class Completion(NamedTuple):
@@ -80,8 +80,6 @@ class OfflineGeneration:
     refresh: int = 0
     hashes: dict[str, str] = field(default_factory=dict)
     """Of the tokenizer, and of the policy at the build or at the first refresh of a period."""
-    forwards: int = 0
-    """Canvases computed since somebody asked."""
     soft: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -104,15 +102,16 @@ class OfflineGeneration:
         *,
         completion_length: int,
         given: Sequence[Prior] = (),
-    ) -> None:
-        """Make and store completions of `prompts` with the current policy: one greedy rollout and one forward each.
+    ) -> Cost:
+        """Return the cost of completions of `prompts` by the current policy: a greedy rollout and one forward each.
 
         `given` are the priors that will stand beside this one: completions are made under them, and what they fix
         needs no anchor.
         """
         self.follow(model, tokenizer, sampler, given)
-        self._make(prompts, prompt_keys(prompts), completion_length)
+        cost = self._make(prompts, prompt_keys(prompts), completion_length)
         self.hashes = {"tokenizer": tokenizer_hash(tokenizer), "policy": policy_hash(model)}
+        return cost
 
     def follow(self, model: DiffusionModel, tokenizer: Any, sampler: Sampler, given: Sequence[Prior] = ()) -> None:
         """Say who makes the completions of a refresh, where `build` was not called in this process."""
@@ -125,7 +124,6 @@ class OfflineGeneration:
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the anchors of each row's prompt."""
         keys = prompt_keys(prompts)
-        self._refresh(prompts, keys, completion_length)
         rows = []
         for key, row in zip(keys.tolist(), prompts.rows, strict=True):
             if key not in self._completions:
@@ -145,9 +143,11 @@ class OfflineGeneration:
         keep_RL = self._choice.pick(prompts, eligible_RL, self._progress, confidence_RL)
         return fixed_where(keep_RL, ids_RL, "offline_generation")
 
-    def _refresh(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> None:
+    def prepare(self, prompts: PromptBatch, completion_length: int) -> Cost:
+        """Return the cost of the prompts' completions that were due for a refresh."""
         if not self.refresh or self._step < self.refresh:
-            return
+            return Cost()
+        keys = prompt_keys(prompts)
         if self._source is None:
             raise InvalidValueError("offline_generation: refresh needs a policy; call build or follow first")
         period = self._step // self.refresh
@@ -155,15 +155,15 @@ class OfflineGeneration:
         stale = [i for i, k in enumerate(keys.tolist()) if k not in known or known[k].version // self.refresh < period]
         first = list({int(keys[i]): i for i in reversed(stale)}.values())[::-1]  # a group once
         if not first:
-            return
+            return Cost()
         if max((c.version for c in known.values()), default=0) // self.refresh < period:
             self.hashes = {**self.hashes, "policy": policy_hash(self._source.model)}
-        self._make(prompts.select(first), keys[first], length)
+        return self._make(prompts.select(first), keys[first], completion_length)
 
-    def _make(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> None:
+    def _make(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> Cost:
         """Store completions of prompts whose keys are their uids, so that neither batch nor order matters."""
         if self._source is None:
-            return
+            return Cost()
         model, tokenizer, sampler, given = self._source
         prompts = replace(prompts, uid=keys)
         allowed, prior = allowed_tokens(given, prompts, length), compose_priors(given, prompts, length)
@@ -177,14 +177,15 @@ class OfflineGeneration:
             scored_RL=np.ones(ids_RL.shape, dtype=np.uint8),
             length_R=np.full(len(prompts), length, dtype=np.int32),
         )
+        cost = rollout.cost
         with torch.no_grad(), passes_without_dropout(model.module):
-            confidence_RL = token_elbo(model, rollout, everything, forward_batch_size=256, allowed=allowed)
+            confidence_RL = token_elbo(model, rollout, everything, forward_batch_size=256, allowed=allowed, cost=cost)
         eligible_RL = eligible_tokens(ids_RL, tokenizer, self._span) & (rollout.unmask_step >= 0)
-        self.forwards += rollout.stats["forwards"] + len(prompts)
         rows = (ids_RL, confidence_RL.cpu().numpy(), eligible_RL.astype(np.uint8))
         for i, key in enumerate(keys.tolist()):
             ids, confidence, eligible = (column[i].copy() for column in rows)
             self._completions[key] = Completion(ids, confidence, eligible, self._step)
+        return cost
 
     def state_dict(self) -> Stored:
         """Return every completion and the hashes."""

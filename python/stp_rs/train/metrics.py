@@ -15,10 +15,11 @@ from stp_rs.train.checkpoint import atomic_file
 from stp_rs.types import Cost
 
 PHASES = ("prior", "rollout", "likelihood", "backward")
-"""prior: canvases of anchors that are made before training; likelihood: every canvas of a likelihood pass; backward:
-those of them that have a gradient. Others, `eval` for one, come with their first entry."""
+"""prior: canvases that priors made their tokens with, before training or at a refresh; likelihood: every canvas of a
+likelihood pass; backward: those of them that have a gradient. Others, as `eval`, come with their first entry."""
 TRAINING = ("prior", "rollout", "reward", "update")
 """Timed blocks whose seconds are the training's; `scoring` (passes without gradient) is a part of `update`."""
+_COUNTS = ("forwards", "tokens", "head_rows")
 _CLOCKS = ("seconds", "cpu_seconds", "gpu_seconds")
 _MEASURED = tuple(f"diffusion/{name}" for name in (*_CLOCKS, "peak_bytes"))
 
@@ -64,15 +65,16 @@ class Ledger:
     def add(self, cost: Cost, *phases: str) -> None:
         """Add what was computed to each of `phases`."""
         for phase in phases:
-            for name in ("forwards", "tokens", "head_rows"):
+            for name in _COUNTS:
                 counts = getattr(self, name)
                 counts[phase] = counts.get(phase, 0) + getattr(cost, name)
 
     def include(self, other: "Ledger") -> None:
-        """Add the seconds of another ledger."""
-        for clock in _CLOCKS:
-            for phase, seconds in other.to_dict()[clock].items():
-                getattr(self, clock)[phase] += seconds
+        """Add what another ledger counted and timed."""
+        for name in (*_COUNTS, *_CLOCKS):
+            numbers = getattr(self, name)
+            for phase, number in other.to_dict()[name].items():
+                numbers[phase] = numbers.get(phase, 0) + number
 
     @property
     def forward_equivalents(self) -> int:
@@ -82,7 +84,7 @@ class Ledger:
 
     def counts(self) -> dict[str, float]:
         """Return what was computed so far, as metrics; the same for every run of a seed."""
-        named = {"forwards": self.forwards, "tokens": self.tokens, "head_rows": self.head_rows}
+        named = {name: getattr(self, name) for name in _COUNTS}
         return {
             **{f"diffusion/{name}_{phase}": float(n) for name, by in named.items() for phase, n in by.items()},
             "diffusion/forward_equivalents": float(self.forward_equivalents),
@@ -100,13 +102,13 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers for a checkpoint and for summary.json."""
         self._read_clocks()
-        names = ("forwards", "tokens", "head_rows", *_CLOCKS)
+        names = (*_COUNTS, *_CLOCKS)
         numbers = {"completions": self.completions, "peak_bytes": self.peak_bytes}
         return {**{name: dict(getattr(self, name)) for name in names}, **numbers}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Continue from the numbers of a checkpoint."""
-        for name in ("forwards", "tokens", "head_rows", *_CLOCKS):
+        for name in (*_COUNTS, *_CLOCKS):
             getattr(self, name).update(saved.get(name, {}))
         self.completions = saved.get("completions", 0)
         self.peak_bytes = saved.get("peak_bytes", 0)

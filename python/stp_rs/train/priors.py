@@ -26,6 +26,7 @@ from stp_rs.priors.reference import SELECTORS
 from stp_rs.rollout.params import make_sampler
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.checkpoint import newest_checkpoint
+from stp_rs.train.metrics import Ledger
 from stp_rs.types import Row
 
 if TYPE_CHECKING:
@@ -90,10 +91,12 @@ def training_priors(
     *,
     rows: Sequence[Row],
     static: Sequence[Prior],
+    ledger: Ledger,
 ) -> list[Prior]:
     """Return all configured priors of training: `static` and those that read answers or earlier rollouts.
 
-    OfflineGeneration is made once per run from `rows`, the training rows that the run reads, and stored in its folder.
+    OfflineGeneration is made once per run from `rows`, the training rows that the run reads, and stored in its folder;
+    `ledger` gets what that costs.
     """
     names, seed = spatial_names(config), config.seed
     shared: dict[str, Any] = {
@@ -114,7 +117,7 @@ def training_priors(
         priors.append(Reference(reference_text(task), tokenizer, when="all_wrong", **hint))
     for name in names:
         if name == "offline_generation":
-            priors.append(_offline(config, task, model, tokenizer, rows=rows, given=priors))
+            priors.append(_offline(config, task, model, tokenizer, rows=rows, given=priors, ledger=ledger))
         elif name == "reference":
             priors.append(Reference(reference_text(task), tokenizer, **hint))
         elif name == "frequency":
@@ -182,6 +185,7 @@ def _offline(
     *,
     rows: Sequence[Row],
     given: Sequence[Prior],
+    ledger: Ledger,
 ) -> OfflineGeneration:
     prior = OfflineGeneration(
         config.stp_keep,
@@ -203,6 +207,7 @@ def _offline(
     else:
         prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
         length = config.max_completion_length
-        prior.build(model, prompts, tokenizer, sampler, completion_length=length, given=certain)
+        cost = prior.build(model, prompts, tokenizer, sampler, completion_length=length, given=certain)
+        ledger.add(cost, "prior")
         prior.save(stored)
     return prior

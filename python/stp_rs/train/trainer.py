@@ -37,7 +37,6 @@ from stp_rs.rollout.rewards import RewardFunc, decode_completions, score_rewards
 from stp_rs.train.checkpoint import Checkpoint, clear_partial, load_weights, newest_checkpoint, save_checkpoint
 from stp_rs.train.metrics import Ledger, MetricsFile
 from stp_rs.train.update import PolicyUpdate, micro_batches
-from stp_rs.types import Cost
 
 Metrics = dict[str, float]
 
@@ -120,7 +119,6 @@ class STPTrainer:
                 'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
             )
         self._resume()
-        self.ledger.add(Cost(hooks.take_forwards(self.priors)), "prior")
         self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> None:
@@ -162,7 +160,9 @@ class STPTrainer:
         if config.stp_variance_every and self.step % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
                 batches = micro_batches(buffer, config, self.model.pad_token_id)
-                metrics.update(update_noise(self.model, self.update.design, config, batches, allowed))
+                noise, cost = update_noise(self.model, self.update.design, config, batches, allowed)
+                self.ledger.add(cost, "variance")
+                metrics.update(noise)
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
             metrics.update(self.update.run(buffer, self.step, allowed))
         metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
@@ -186,6 +186,8 @@ class STPTrainer:
     def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
         """Decode one completion per row under priors, and score it."""
         length = self.args.max_completion_length
+        with self.ledger.time("prior"), self._autocast(), self._rollout_weights():
+            self.ledger.add(hooks.prepare(priors, prompts, length), "prior")
         with self.ledger.time("rollout"), self._autocast(), self._rollout_weights():
             rollout = generate(
                 self.model,
@@ -198,9 +200,7 @@ class STPTrainer:
                 slots=self.args.stp_slots,
                 engine=Engine(max_tokens=self.args.stp_max_tokens),
             )
-            stats = rollout.stats
-            forwards = stats["forwards"] + hooks.take_forwards(priors)
-            self.ledger.add(Cost(forwards, stats["tokens"], stats["head_rows"]), "rollout")
+            self.ledger.add(rollout.cost, "rollout")
             self.ledger.completions += len(rollout)
         with self.ledger.time("reward"):
             completions = decode_completions(rollout.token_ids, canvas_lengths(rollout.unmask_step), self.tokenizer)
