@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs import _core
+from stp_rs.cli import terminal
 from stp_rs.cli.flags import add_option_flags, given_options
+from stp_rs.cli.terminal import Parser
 from stp_rs.config.presets import PRUNINGS
 from stp_rs.errors import ConfigError
 from stp_rs.eval.plot import require_matplotlib
@@ -25,7 +27,7 @@ _SKIPPED = OWN - {"task", "eval_steps", "eval_size"}
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m studies.compare",
         allow_abbrev=False,
         description="Trains variants with several seeds and compares them at equal rollouts and equal compute. Runs "
@@ -119,7 +121,7 @@ def run_comparison(comparison: Comparison, at_once: int) -> dict[str, Any]:
 
     first = comparison.variants[0].name
     baseline = comparison.baseline or first
-    runs, failures = run_jobs(comparison.jobs(), at_once, lambda line: print(line, file=sys.stderr, flush=True))
+    runs, failures = run_jobs(comparison.jobs(), at_once, lambda line: terminal.show(line, file=sys.stderr))
     return {
         "baseline": baseline,
         "reference": comparison.reference or baseline,
@@ -138,14 +140,14 @@ def show(report: dict[str, Any], outputs: Mapping[str, str], x: str = "") -> Non
         write_json(Path(outputs["json"]), {**report, "aggregates": sums, "table": rows})
     if runs:
         text = markdown(runs, baseline, reference)
-        print(text)
+        terminal.show(text)
         if "markdown" in outputs:
             with atomic_file(Path(outputs["markdown"])) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
         if "plot" in outputs:
             draw(runs, Path(outputs["plot"]), x)
     for failure in report["failures"]:
-        print(f"FAILED: {failure['variant']} seed {failure['seed']}: {failure['error']}", file=sys.stderr)
+        terminal.show(f"FAILED: {failure['variant']} seed {failure['seed']}: {failure['error']}", file=sys.stderr)
 
 
 def merge(paths: Sequence[str]) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """What a run shows in the terminal: a bar with reward, forwards and time left, and tables of completions."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from stp_rs.cli.run import Events
+from stp_rs.cli.terminal import show, table
 from stp_rs.config.sections import STPConfig
 from stp_rs.train.trainer import StepResult
 
-_WIDTH = 36
 _SILENT_STEPS = 20
 
 
@@ -32,7 +31,7 @@ class Console:
         """Close the bar and print the result."""
         if self.bar is not None:
             self.bar.close()
-        print(result_lines(summary, self.config.output_dir))
+        show(result_lines(summary, self.config.output_dir))
 
     def _phase(self, name: str, steps: int) -> None:
         if self.bar is not None:
@@ -61,21 +60,9 @@ class Console:
         every = max(1, self.config.max_steps // 4)
         if shown and (result.step == 1 or result.step % every == 0):
             prompts = [str(row["prompt"]) for row in result.rollout.prompts.rows]
-            table = completion_table(prompts[:shown], result.completions[:shown], result.rewards[:shown])
-            tqdm.write(f"\nstep {result.step}: mean reward {reward:.3f}\n{table}", file=sys.stderr)
-
-
-def completion_table(prompts: Sequence[str], completions: Sequence[str], rewards: Sequence[float]) -> str:
-    """Return a plain table of sample completions with their rewards; long texts are cut in the middle."""
-    rows = [(_clip(p), _clip(c), f"{r:.3f}") for p, c, r in zip(prompts, completions, rewards, strict=True)]
-    head = ("prompt", "completion", "reward")
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
-    rule = "+".join("-" * (w + 2) for w in widths)
-
-    def line(row: Sequence[str]) -> str:
-        return " " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True))
-
-    return "\n".join([line(head), rule, *(line(row) for row in rows)])
+            cells = zip(prompts[:shown], result.completions, (f"{r:.3f}" for r in result.rewards), strict=False)
+            samples = table(("prompt", "completion", "reward"), list(cells))
+            tqdm.write(f"\nstep {result.step}: mean reward {reward:.3f}\n{samples}", file=sys.stderr)
 
 
 def result_lines(summary: dict[str, Any], run: str) -> str:
@@ -96,9 +83,3 @@ def result_lines(summary: dict[str, Any], run: str) -> str:
             f"report: {run}/report.html",
         ]
     )
-
-
-def _clip(text: str) -> str:
-    text = text.replace("\n", "\\n")
-    half = (_WIDTH - 1) // 2
-    return text if len(text) <= _WIDTH else f"{text[:half]}…{text[-half:]}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stp_rs.cli.terminal import inert, show
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.data import load_rows, shown
 from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item, verified_math
@@ -164,7 +165,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Grade a file as the command line asks, print the result, and return the exit status."""
     report = grade_items(args.task, read_items(args.file), args.mode, args.explain, args.verify)
-    print(json.dumps(report.to_dict()) if args.json else _table(report))
+    show(json.dumps(report.to_dict()) if args.json else _table(report))
     return 0
 
 
@@ -186,4 +187,4 @@ def _table(report: Report) -> str:
 
 def _verdict(grade: Mapping[str, Any]) -> str:
     word = {True: "right", False: "wrong", None: "not graded"}[grade["correct"]]
-    return f"{word}: read {grade['answer']!r} ({grade['why']})"
+    return f"{word}: read {grade['answer']!r} ({inert(grade['why'])})"

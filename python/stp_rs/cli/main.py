@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stp_rs.cli.terminal import Parser, guarded, show, table
 from stp_rs.cli.variance import add_parser as add_variance
-from stp_rs.errors import StpError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,20 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Run the command that a parser chose; return the exit code: 2 after an error of ours, 130 after Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    args = parser.parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def run() -> int:
+        args = parser.parse_args(argv)
+        args.argv = list(sys.argv[1:] if argv is None else argv)
         _quiet_transformers()
         return int(args.run(args))
-    except StpError as error:
-        print(f"stp-rs: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "\nstp-rs: stopped; run the same command again to continue from the newest checkpoint",
-            file=sys.stderr,
-        )
-        return 130
+
+    return guarded(run)
 
 
 def _quiet_transformers() -> None:
@@ -49,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     from stp_rs.cli import grade as grading
 
-    parser = argparse.ArgumentParser(prog="stp-rs", description=__doc__, allow_abbrev=False)
+    parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands)
     sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
@@ -123,7 +117,6 @@ def _train(args: argparse.Namespace) -> int:
 def _sample(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from stp_rs.cli.console import completion_table
     from stp_rs.cli.run import load_run
     from stp_rs.data.prompts import encode_prompts
     from stp_rs.priors import allowed_tokens, compose_priors
@@ -148,7 +141,8 @@ def _sample(args: argparse.Namespace) -> int:
     )
     texts = decode_completions(rollout.token_ids, np.full(len(rows), length), tokenizer)
     rewards, _ = score_rewards(list(task.reward_funcs), texts, rows)
-    print(completion_table([row["prompt"] for row in rows], texts, rewards.tolist()))
+    cells = [(str(row["prompt"]), text, f"{r:.3f}") for row, text, r in zip(rows, texts, rewards, strict=True)]
+    show(table(("prompt", "completion", "reward"), cells))
     return 0
 
 
@@ -175,14 +169,14 @@ def _eval(args: argparse.Namespace) -> int:
             )
             cells += [("free", [], decode), ("prior", static_priors(config, task, tokenizer, model), decode)]
     how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
-    print(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
+    show(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
     path = Path(args.json) if args.json else None
     hidden = {"block_length", "temperature", "samples", "few_shot", "prefill", "seed", "n"}
     for i, cell in enumerate(evaluate_cells(model, tokenizer, task, rows, config, cells, path)):
         shown = {name: value for name, value in cell.items() if name not in hidden}
         if i == 0:
-            print("".join(f"{name:>{_column(name)}}" for name in shown))
-        print("".join(f"{_shown(value):>{_column(name)}}" for name, value in shown.items()), flush=True)
+            show("".join(f"{name:>{_column(name)}}" for name in shown))
+        show("".join(f"{_shown(value):>{_column(name)}}" for name, value in shown.items()))
     return 0
 
 
@@ -224,7 +218,7 @@ def _env(_args: argparse.Namespace) -> int:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
-    print(json.dumps(lines, indent=2))
+    show(json.dumps(lines, indent=2))
     return 0
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from stp_rs._core import Design
 from stp_rs.cli.run import load_run, pick_device
+from stp_rs.cli.terminal import show
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import ConfigError
 from stp_rs.eval.checks import Checks, check_statements
@@ -90,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
     bar = tqdm(pairs, unit="cell", file=sys.stderr, dynamic_ncols=True)
     cells = [measure(setting, design, reading) for design, reading in bar]
     lines = [summarise(cell, args.seed) for cell in cells]
-    print("\n".join([*table_lines(lines), "", *comparison_lines(cells), "", *reduction_lines(readings), ""]))
-    print("\n".join([*exact_lines(setting, readings[1], readings[3]), ""]))
-    print("\n".join([*check_lines(check_statements(setting, readings[1], readings[3])), ""]))
-    print("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
+    show("\n".join([*table_lines(lines), "", *comparison_lines(cells), "", *reduction_lines(readings), ""]))
+    show("\n".join([*exact_lines(setting, readings[1], readings[3]), ""]))
+    show("\n".join([*check_lines(check_statements(setting, readings[1], readings[3])), ""]))
+    show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
     if args.json:
         write_json(Path(args.json), to_json(lines))
     if args.plot:
