@@ -111,8 +111,14 @@ def ones(completions: Sequence[str], **_columns: Any) -> list[float]:
 
 
 def trainer(
-    run: Path, model: Any = None, reward: Callable[..., Any] = ones, *, priors: Sequence[Any] = (), **options: Any
+    run: Path,
+    model: Any = None,
+    reward: Callable[..., Any] | list[Any] = ones,
+    *,
+    priors: Sequence[Any] = (),
+    rows: Sequence[dict[str, Any]] = ROWS,
+    **options: Any,
 ) -> STPTrainer:
     """Return a trainer of the tiny policy on six ragged prompts; `options` over `SMALL`."""
     config = STPConfig.make(**{**SMALL, "output_dir": str(run), **options})
-    return STPTrainer(model or tiny(), reward, config, ROWS, tokenizer(), priors=priors)
+    return STPTrainer(model or tiny(), reward, config, rows, tokenizer(), priors=priors)

@@ -1,5 +1,6 @@
 """What several parts of the library hand to each other."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -12,6 +13,9 @@ from stp_rs._core import MARKS, STOP_REASONS
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 """One problem: `prompt` (text or chat messages) and whatever columns the rewards read."""
+RewardFunc = Callable[..., Sequence[float | None]]
+"""`reward(completions, prompts, **columns)`, as in TRL: a number per completion, None where it does not judge; columns
+are lists."""
 
 
 class Mark(IntEnum):

@@ -187,7 +187,7 @@ def test_advantages_are_centred_and_scaled_by_group(cells: list[tuple[float, int
 def test_a_z_score_worked_by_hand():
     got, metrics = group_advantages(np.array([1, 0, 0, 1, 3], np.float32), np.array([7, 7, 7, 7, 2]))
     assert got.tolist() == pytest.approx([0.8659, -0.8659, -0.8659, 0.8659, 0.0], abs=1e-4)
-    assert metrics["reward_std"] == pytest.approx(0.57735 / 2, abs=1e-5)
+    assert metrics["reward_std"] == pytest.approx(1.224745, abs=1e-5), "of the batch, as in TRL"
     assert metrics["frac_reward_zero_std"] == 0.5
 
 

@@ -1,4 +1,4 @@
-"""Prompts in, rewards out: ids, keys of randomness, texts and their scores."""
+"""Prompts in, texts out: ids and keys of randomness."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from stp_rs.data.prompts import batch_indices, encode_prompts, rows_of_batches
 from stp_rs.errors import InvalidValueError
-from stp_rs.rollout.rewards import decode_completions, score_rewards
+from stp_rs.rollout.rewards import completion_token_ids, decode_completions
 from tests.fixtures import tokenizer
 
 EOS, MASK = 2, 1
@@ -76,48 +76,4 @@ def test_texts_end_at_the_first_end_of_text():
     ids = np.array([[4, 5, EOS, 6], [EOS, 4, 4, 4], [4, 0, 3, 9], [4, 5, 6, 7]])
     texts = decode_completions(ids, np.array([4, 4, 4, 2]), tokenizer())
     assert texts == ["01", "", "0]", "01"]
-
-
-def ones(completions: list[str], **_: Any) -> list[float]:
-    return [1.0] * len(completions)
-
-
-def answer(completions: list[str], prompts: list[str], completion_ids: Any, answer: list[str], **columns: Any) -> Any:
-    assert columns == {"extra": [None, 3]}
-    assert prompts == ["01", "2"]
-    assert completion_ids == [[1], [2]]
-    return [None if c == "?" else float(c == a) for c, a in zip(completions, answer, strict=True)]
-
-
-def test_rewards_get_the_columns_and_are_added_up():
-    table = [{"prompt": "01", "answer": "10"}, {"prompt": "2", "answer": "2", "extra": 3}]
-    total, by_name = score_rewards([answer, ones], ["10", "?"], table, [[1], [2]])
-    assert total.tolist() == [2.0, 1.0]
-    assert by_name["ones"].tolist() == [1.0, 1.0]
-    assert by_name["answer"][0] == 1.0
-    assert np.isnan(by_name["answer"][1])
-
-
-def test_two_rewards_of_one_name_both_count():
-    lambdas = [lambda completions, **_: [0.25] * len(completions), lambda completions, **_: [0.5] * len(completions)]
-    total, by_name = score_rewards(lambdas, ["a"], [{"prompt": "p"}])
-    assert total.tolist() == [0.75]
-    assert len(by_name) == 2
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([1.0], "reward broken: got 1 values for 2 completions"),
-        ([1.0, float("nan")], "reward broken: got nan for completion 'b', needs a finite number"),
-        ([float("inf"), None], "reward broken: got inf for completion 'a'"),
-    ],
-)
-def test_a_broken_reward_is_named(values: list[Any], message: str):
-    def broken(**_: Any) -> list[Any]:
-        return values
-
-    with pytest.raises(InvalidValueError, match=message):
-        score_rewards([broken], ["a", "b"], rows("0", "1"))
-    with pytest.raises(InvalidValueError, match="reward_funcs: got none"):
-        score_rewards([], ["a"], rows("0"))
+    assert completion_token_ids(ids, np.array([4, 4, 4, 2]), tokenizer()) == [[4, 5, EOS], [EOS], [4, 0, 3, 9], [4, 5]]

@@ -1,5 +1,6 @@
 """What a run shows in the terminal: a bar with reward, forwards and time left, and tables of completions."""
 
+import math
 import sys
 from typing import Any
 
@@ -20,7 +21,7 @@ class Console:
         self.config = config
         self.quiet = quiet
         self.bar: Any = None
-        self.smooth: float | None = None
+        self.smooth = math.nan
         self.silent = 0
 
     def events(self) -> Events:
@@ -44,11 +45,12 @@ class Console:
         self.bar.update()
 
     def _step(self, result: StepResult) -> None:
-        reward = result.metrics["reward"]
-        self.smooth = reward if self.smooth is None else 0.9 * self.smooth + 0.1 * reward
+        reward = result.metrics.get("reward", float("nan"))  # a batch that no function judged has none
+        if not math.isnan(reward):
+            self.smooth = reward if math.isnan(self.smooth) else 0.9 * self.smooth + 0.1 * reward
         self.bar.set_postfix_str(f"reward {self.smooth:.3f}, nfe {result.metrics['diffusion/nfe']:.1f}", refresh=False)
         self.bar.update()
-        self.silent = self.silent + 1 if result.metrics["frac_reward_zero_std"] == 1.0 else 0
+        self.silent = self.silent + 1 if result.metrics.get("frac_reward_zero_std", 1.0) == 1.0 else 0
         if self.silent == _SILENT_STEPS:
             tqdm.write(
                 f"step {result.step}: every group of the last {_SILENT_STEPS} steps had equal rewards (reward "

@@ -14,7 +14,7 @@ def add_option_flags(parser: argparse.ArgumentParser, *, skip: Collection[str] =
         if name in skip:
             continue
         choices = list(get_args(hint)) if get_origin(hint) is Literal else None
-        kind = _boolean if hint is bool else str if choices else hint
+        kind = _boolean if hint is bool else hint if hint in (int, float) else str
         parser.add_argument(f"--{name}", type=kind, choices=choices, default=None, help=f"default {default!r}")
 
 

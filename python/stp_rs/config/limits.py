@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
     {
-        "num_generations": (1, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
+        "num_generations": (2, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
         "stp_slots": (1, 1 << 20), "stp_keep": (0.0, 1.0),
         "stp_hint": (0.0, 1.0), "stp_frequency": (1e-6, 1.0), "stp_prior_refresh": (0, 1 << 31),
@@ -38,12 +38,17 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
 def check(config: "STPConfig") -> None:
     """Raise a ConfigError that names the option, what it got and what it needs."""
     flat = config.to_flat()
+    if flat["num_generations"] == 1:
+        raise ConfigError(
+            "num_generations: got 1, needs at least 2: a completion is compared with others of its prompt, and has "
+            "advantage 0 alone"
+        )
     for name, (low, high) in _RANGES.items():
         if not low <= flat[name] <= high:
             raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
-    if config.stp_dynamic_sampling and config.num_generations < 2:
+    if config.multi_objective_aggregation == "normalize_then_sum" and config.stp_advantage != "centred":
         raise ConfigError(
-            "stp_dynamic_sampling: got num_generations 1, needs groups of at least 2 (one reward has no other)"
+            f"multi_objective_aggregation normalize_then_sum: needs stp_advantage centred, got {config.stp_advantage}"
         )
     completions = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if completions % config.num_generations:

@@ -8,6 +8,7 @@ Names are TRL's where TRL has the concept; ours start with `stp_`.
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +102,12 @@ class AdvantageConfig:
     stp_advantage: Literal["centred", "leave_one_out", "softmax"] = "centred"
     """Reward minus the group's mean; minus the mean of the others; or wd1's softmax weights of good and bad."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide centred rewards by the group's or the batch's standard deviation, or not at all."""
+    """Divide centred rewards by the group's (or true) or the batch's standard deviation, or not at all (or false)."""
+    reward_weights: list[float] | None = None
+    """What each reward function counts in the sum; none is 1 each."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Advantages of the weighted sum of the rewards; or the sum of each function's z-scores in the group, normalised
+    over the batch (GDPO): scale_rewards then means nothing."""
     stp_zero_std: Literal["keep", "drop"] = "keep"
     """Groups of equal rewards count in the loss's mean (and in its KL term), or are left out of it."""
     stp_dynamic_sampling: int = 0
@@ -319,6 +325,15 @@ _KINDS: dict[Any, str] = {int: "an integer", float: "a number", str: "text", boo
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
+    if types.NoneType in typing.get_args(hint):
+        if value is None or value == "none":
+            return None
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    if hint == list[float]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        return [_coerce(name, part, float) for part in parts]
+    if name == "scale_rewards" and isinstance(value, bool):
+        value = "group" if value else "none"
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:

@@ -1,4 +1,7 @@
-"""Group advantages: how much better a completion is than its siblings (GRPO, arXiv 2402.03300, eq. 3)."""
+"""Group advantages: how much better a completion is than its siblings (GRPO, arXiv 2402.03300, eq. 3).
+
+Shapes: R completions, G groups, F reward functions. A reward of NaN means that nobody judged the completion.
+"""
 
 from typing import Literal
 
@@ -23,21 +26,26 @@ def group_advantages(
     makes wd1's weights of them (arXiv 2507.08838): G (softmax(A) - softmax(-A)) within the group, so that a group of
     equal rewards has weight 0 and one of G = 2 the weights 2 tanh(A). Rows of a group need not be neighbours.
 
+    A completion that nobody judged has advantage 0, and its group's numbers are those of the others. The metrics are
+    TRL's: mean and standard deviation of the judged rewards of the batch, and the share of groups without any spread
+    among those that have a judged completion; what has no value is left out.
+
     Args:
         rewards_R: one reward per completion.
         groups_R: which prompt it belongs to.
         scale_rewards: TRL's option of this name.
         kind: `stp_advantage`.
     """
-    _, index_R, size_G = np.unique(groups_R, return_inverse=True, return_counts=True)
-    rewards = rewards_R.astype(np.float64)
-    centred = rewards - (np.bincount(index_R, rewards) / size_G)[index_R]
-    variance_G = np.bincount(index_R, centred**2) / np.maximum(size_G - 1, 1)
-    std_G = np.sqrt(variance_G)
+    advantages_R = np.zeros(len(rewards_R), np.float32)
+    judged_R = ~np.isnan(rewards_R)
+    rewards = rewards_R[judged_R].astype(np.float64)
+    if not len(rewards):
+        return advantages_R, {}
+    index_R, size_G, centred, std_G = _moments(rewards, groups_R[judged_R])
     if scale_rewards == "group":
         scale = std_G[index_R] + EPSILON
     elif scale_rewards == "batch":
-        scale = np.full(len(rewards), (rewards.std(ddof=1) if len(rewards) > 1 else 0.0) + EPSILON)
+        scale = np.full(len(rewards), _std(rewards) + EPSILON)
     else:
         scale = np.ones(len(rewards))
     advantages = centred / scale
@@ -46,12 +54,54 @@ def group_advantages(
     elif kind == "softmax":
         good, bad = _group_softmax(advantages, index_R), _group_softmax(-advantages, index_R)
         advantages = np.where(std_G[index_R] > 1e-8, size_G[index_R] * (good - bad), 0.0)
-    metrics = {
-        "reward": float(rewards.mean()) if len(rewards) else 0.0,
-        "reward_std": float(std_G.mean()) if len(std_G) else 0.0,
-        "frac_reward_zero_std": float((std_G < 1e-8).mean()) if len(std_G) else 0.0,
-    }
-    return advantages.astype(np.float32), metrics
+    advantages_R[judged_R] = advantages
+    metrics = {"reward": float(rewards.mean()), "frac_reward_zero_std": float((std_G < 1e-8).mean())}
+    if len(rewards) > 1:
+        metrics["reward_std"] = _std(rewards)
+    return advantages_R, metrics
+
+
+def decoupled_advantages(
+    rewards_FR: NDArray[np.float32], weights_F: NDArray[np.float32], groups_R: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return advantages [R] in which each function counts its weight, whatever the spread of its rewards.
+
+    TRL's `normalize_then_sum` (GDPO, group reward-decoupled normalisation, arXiv 2601.05242): each function's z-scores
+    within the groups are weighted and summed, and the sums are normalised over the batch.
+    """
+    total_R = np.full(len(groups_R), np.nan)
+    for rewards_R, weight in zip(rewards_FR, weights_F, strict=True):
+        judged_R = ~np.isnan(rewards_R)
+        if judged_R.any():
+            index, _, centred, std_G = _moments(rewards_R[judged_R].astype(np.float64), groups_R[judged_R])
+            total_R[judged_R] = np.nan_to_num(total_R[judged_R]) + weight * centred / (std_G[index] + EPSILON)
+    return group_advantages(total_R.astype(np.float32), np.zeros_like(groups_R), "batch")[0]
+
+
+def reward_metrics(by_name: dict[str, NDArray[np.float32]]) -> dict[str, float]:
+    """Return TRL's `rewards/NAME/mean` and `/std` over the completions that each function judged; none without any."""
+    metrics: dict[str, float] = {}
+    for name, rewards_R in by_name.items():
+        judged = rewards_R[~np.isnan(rewards_R)].astype(np.float64)
+        if len(judged):
+            metrics[f"rewards/{name}/mean"] = float(judged.mean())
+        if len(judged) > 1:
+            metrics[f"rewards/{name}/std"] = _std(judged)
+    return metrics
+
+
+def _moments(
+    rewards: NDArray[np.float64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Return (index of each reward's group, sizes [G], rewards minus their group's mean, standard deviations [G])."""
+    _, index, size_G = np.unique(groups, return_inverse=True, return_counts=True)
+    centred = rewards - (np.bincount(index, rewards) / size_G)[index]
+    std_G = np.sqrt(np.bincount(index, centred**2) / np.maximum(size_G - 1, 1))
+    return index, size_G, centred, std_G
+
+
+def _std(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def _group_softmax(values_R: NDArray[np.float64], index_R: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -91,9 +91,11 @@ def join(parts: Sequence[tuple[Played, NDArray[np.int64]]]) -> Played:
 
 
 def _groups(played: Played, *, equal: bool) -> list[NDArray[np.int64]]:
-    """Return the rows of each group whose rewards are all equal, or are not."""
+    """Return the rows of each group whose judged rewards are all equal (or none), or are not."""
     members = [np.flatnonzero(played.rollout.group == group) for group in np.unique(played.rollout.group)]
-    return [rows for rows in members if bool(np.ptp(played.rewards[rows]) == 0) == equal]
+    judged = [played.rewards[rows] for rows in members]
+    spread = [np.nanmax(r, initial=-np.inf) > np.nanmin(r, initial=np.inf) for r in judged]
+    return [rows for rows, differ in zip(members, spread, strict=True) if bool(differ) != equal]
 
 
 def _widened(ids_RP: NDArray[np.int64], width: int) -> NDArray[np.int64]:

@@ -64,7 +64,8 @@ def _failed_rows(played: Played, share: float) -> list[int]:
     rows: list[int] = []
     for group in np.unique(played.rollout.group):
         members = np.flatnonzero(played.rollout.group == group)
-        if (played.rewards[members] <= 0).all():
+        judged = played.rewards[members][~np.isnan(played.rewards[members])]
+        if len(judged) and (judged <= 0).all():
             rows += members[: int(np.ceil(share * len(members) - 1e-9))].tolist()
     return sorted(rows)
 

@@ -1,19 +1,37 @@
-"""Rewards: TRL-shaped functions on completion texts.
+"""Rewards: functions and models that score completions, called as TRL's GRPOTrainer calls them.
 
-A reward function is `f(completions, prompts=..., completion_ids=..., **columns) -> list[float]`, where columns are the
-dataset's columns as lists. A value of None means that the function does not apply to that completion.
+A reward function takes what it names of `prompts`, `completions`, `completion_ids`, `trainer_state`, `log_extra`,
+`log_metric` and the dataset's columns, all as keywords, and returns one number per completion; None means that it does
+not judge that completion. It may be `async`. A completion of a chat prompt is a list of one message, as the prompt is.
+
+Shapes: R completions, L tokens of a canvas, F functions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import functools
+import inspect
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stp_rs.data.prompts import text_lengths
-from stp_rs.errors import InvalidValueError
+from stp_rs.errors import ConfigError, InvalidValueError
+from stp_rs.rollout.reward_models import RewardModel, run_together
+from stp_rs.types import RewardFunc
 
-RewardFunc = Callable[..., Sequence[float | None]]
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Keywords that every reward function may take: no column may have their names."""
+LARGEST = 1e30
+"""Rewards stay below it, so that sums and squares of them are finite."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.integer], tokenizer: Any) -> list[str]:
@@ -23,44 +41,311 @@ def decode_completions(token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.in
     return list(tokenizer.batch_decode(kept, skip_special_tokens=True))
 
 
+def completion_token_ids(
+    token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.integer], tokenizer: Any
+) -> list[list[int]]:
+    """Return the tokens of each completion up to the first that ends a text, that one included."""
+    ends_R = np.minimum(text_lengths(token_ids_RL, tokenizer, lengths_R) + 1, lengths_R)
+    return [ids[:end] for ids, end in zip(token_ids_RL.tolist(), ends_R.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What reward functions said about a batch of completions."""
+
+    total: NDArray[np.float32]
+    """[R] weighted sum of the rewards; NaN where every function abstained."""
+    by_name: dict[str, NDArray[np.float32]]
+    """Function -> its rewards [R], NaN where it abstained."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What functions logged with `log_metric`: means over the calls."""
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    """Columns that functions logged with `log_extra`, R values each."""
+
+
+class Rewards:
+    """The rewards of a run: what scores a batch of completions.
+
+    Args:
+        reward_funcs: functions, coroutine functions, sequence classifiers of transformers or folders and names that
+            hold one; one alone or several.
+        processing_classes: tokenizers of the classifiers, in the order of `reward_funcs` (None for functions, and where
+            the classifier's own is meant).
+        weights: what each reward counts in the sum; None is 1 each.
+        device: where classifiers run.
+        chat_template_kwargs: for the classifiers' chat templates.
+
+    Raises:
+        ConfigError: no reward, or other numbers of tokenizers or weights than of rewards.
+    """
+
+    def __init__(
+        self,
+        reward_funcs: Any,
+        processing_classes: Any = None,
+        weights: Sequence[float] | None = None,
+        *,
+        device: torch.device | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        if not given or None in given:
+            raise ConfigError("reward_funcs: got none, needs at least one function or sequence classifier")
+        several = isinstance(processing_classes, (list, tuple))
+        tokenizers = list(processing_classes) if several else [processing_classes] * len(given)
+        if len(tokenizers) != len(given) or (not several and processing_classes is not None and len(given) > 1):
+            raise ConfigError(
+                f"reward_processing_classes: got {len(tokenizers) if several else 1} for {len(given)} rewards, needs "
+                "one each (None for a function)"
+            )
+        self.weights = np.ones(len(given), np.float32) if weights is None else np.asarray(weights, np.float32)
+        if self.weights.shape != (len(given),) or not np.isfinite(self.weights).all():
+            raise ConfigError(f"reward_weights: got {weights}, needs {len(given)} finite numbers, one per reward")
+        self._funcs: dict[str, RewardFunc] = {}
+        for func, tokenizer in zip(given, tokenizers, strict=True):
+            reward = func
+            if isinstance(func, (str, torch.nn.Module)):
+                reward = RewardModel(func, tokenizer, device=device, chat_template_kwargs=chat_template_kwargs)
+            elif not callable(func):
+                raise ConfigError(f"reward_funcs: got {func!r}, needs a function or a sequence classifier")
+            self._funcs[_free_name(reward, self._funcs)] = reward
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each reward; two of one name are NAME and NAME_2."""
+        return list(self._funcs)
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Refuse columns that a reward function could not tell from its own arguments, and columns that are missing.
+
+        Raises:
+            InvalidValueError: a column has a reserved name, or a function needs one that is not there.
+        """
+        columns = [name for name in columns if name != "prompt"]
+        if clash := [name for name in RESERVED if name in columns]:
+            raise InvalidValueError(
+                f"column {', '.join(clash)}: is what reward functions are given by that name; rename the column"
+            )
+        for name, func in self._funcs.items():
+            if any(p.kind is p.POSITIONAL_ONLY for p in (_parameters(func) or {}).values()):
+                raise InvalidValueError(f"reward {name}: has parameters without a name, needs to be called by keywords")
+            lacking = [p for p in _required(func) if p not in columns and p not in RESERVED]
+            if lacking:
+                raise InvalidValueError(
+                    f"reward {name}: needs {', '.join(lacking)}, and the rows have "
+                    f"{', '.join(sorted(columns)) or 'no columns'} besides prompt"
+                )
+
+    def score(
+        self,
+        completions: Sequence[str],
+        rows: Sequence[Mapping[str, Any]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+    ) -> Scores:
+        """Return the rewards of completions. Each function gets copies: nothing that it changes is seen elsewhere.
+
+        Args:
+            completions: R texts.
+            rows: the dataset rows that they belong to.
+            completion_ids: their tokens.
+            trainer_state: handed to functions that take it.
+
+        Raises:
+            InvalidValueError: a function returned something else than a number or None per completion.
+        """
+        columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)}
+        self.check_columns(columns)
+        prompts = columns.pop("prompt", [None] * len(rows))
+        shaped = [
+            [{"role": "assistant", "content": text}] if _is_chat(prompt) else text
+            for text, prompt in zip(completions, prompts, strict=True)
+        ]
+        diary = _Diary(len(completions))
+        given = {
+            **columns,
+            **{"prompts": prompts, "completions": shaped, "completion_ids": completion_ids},
+            **{"trainer_state": trainer_state, "log_extra": diary.log_extra, "log_metric": diary.log_metric},
+        }
+        calls = [functools.partial(func, **_arguments(func, given)) for func in self._funcs.values()]
+        returned = run_together(calls)
+        by_name = {
+            name: _checked(name, values, completions) for name, values in zip(self._funcs, returned, strict=True)
+        }
+        total = self._total(np.stack(list(by_name.values())), completions)
+        if np.isnan(total).any():
+            row = int(np.flatnonzero(np.isnan(total))[0])
+            shown = {key: values[row] for key, values in columns.items()}
+            shown |= {"prompt": prompts[row], "completion": shaped[row]}
+            _LOGGER.warning(
+                "All reward functions returned None for the following kwargs: %s. The completion has no advantage; "
+                "make sure that at least one function judges each completion.",
+                shown,
+            )
+        return Scores(total, by_name, diary.metrics(), diary.extra)
+
+    def _total(self, rewards_FR: NDArray[np.float32], completions: Sequence[str]) -> NDArray[np.float32]:
+        total: NDArray[np.float32] = np.nansum(rewards_FR * self.weights[:, None], axis=0).astype(np.float32)
+        if (np.abs(total) >= LARGEST).any():
+            row = int(np.argmax(np.abs(total)))
+            raise InvalidValueError(
+                f"rewards {', '.join(self._funcs)}: their weighted sum is {total[row]:g} for completion "
+                f"{completions[row]!r}, needs less than {LARGEST:g} in magnitude; lower reward_weights"
+            )
+        total[np.isnan(rewards_FR).all(axis=0)] = np.nan
+        return total
+
+
 def score_rewards(
-    reward_funcs: Sequence[RewardFunc],
+    reward_funcs: Any,
     completions: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
     completion_ids: Sequence[Sequence[int]] | None = None,
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """Return (sum of rewards [R], rewards by function name, NaN where a function did not apply).
+    """Return (sum of rewards [R], rewards by function name), NaN where no function, or that function, judged.
+
+    For a loop of your own; `Rewards` has weights, classifiers and what functions log.
+    """
+    scores = Rewards(reward_funcs).score(completions, rows, completion_ids)
+    return scores.total, scores.by_name
+
+
+def column_names(rows: Any) -> set[str]:
+    """Return the columns of a dataset: `column_names` where it has them, else the keys of every row of a list."""
+    named = getattr(rows, "column_names", None)
+    if named is not None:
+        return set(named)
+    return {key for row in (rows if isinstance(rows, (list, tuple)) else itertools.islice(rows, 1)) for key in row}
+
+
+class _Diary:
+    """What reward functions log about one batch."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.extra: dict[str, list[Any]] = {}
+        self._logged: dict[str, list[float]] = {}
+
+    def log_extra(self, column: str, values: Iterable[Any]) -> None:
+        """Add a column to the table of completions, a value per completion."""
+        values = list(values)
+        if len(values) != self._count:
+            raise InvalidValueError(
+                f"log_extra {column}: got {len(values)} values, needs one per completion ({self._count})"
+            )
+        self.extra[column] = values
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Log a number beside the built-in metrics; NaN counts as nothing logged."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError(f"log_metric {name}: got {value!r}, needs a number") from error
+        self._logged.setdefault(name, [])
+        if math.isfinite(number):
+            self._logged[name].append(number)
+
+    def metrics(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self._logged.items() if values}
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, (list, tuple))
+
+
+def _parameters(func: RewardFunc) -> Mapping[str, inspect.Parameter] | None:
+    """Return a function's parameters by name; None where it takes any keyword or does not say."""
+    try:
+        parameters = inspect.signature(func).parameters
+    except (TypeError, ValueError):
+        return None
+    return parameters
+
+
+def _required(func: RewardFunc) -> Iterator[str]:
+    for name, parameter in (_parameters(func) or {}).items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not variadic and parameter.default is parameter.empty:
+            yield name
+
+
+def _arguments(func: RewardFunc, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return copies of what a function takes of what there is."""
+    parameters = _parameters(func)
+    everything = parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    taken = {name: value for name, value in given.items() if everything or name in (parameters or {})}
+    return {name: [_copied(v) for v in value] if isinstance(value, list) else value for name, value in taken.items()}
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # what cannot be copied (a lock, a tensor of a graph) is handed over as it is
+        return value
+
+
+def _checked(name: str, returned: Any, completions: Sequence[str]) -> NDArray[np.float32]:
+    """Return a function's rewards f32 [R], NaN for None.
 
     Raises:
-        InvalidValueError: a function returned the wrong number of values, or a value that is not finite.
+        InvalidValueError: not one number or None per completion.
     """
-    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)}
-    prompts = columns.pop("prompt", [None] * len(rows))
-    by_name: dict[str, NDArray[np.float32]] = {}
-    for func in reward_funcs:
-        name = _free_name(str(getattr(func, "__name__", type(func).__name__)), by_name)
-        values = func(completions=list(completions), prompts=prompts, completion_ids=completion_ids, **columns)
-        if len(values) != len(completions):
+    count = len(completions)
+    values = _listed(returned, count)
+    if values is None:
+        raise InvalidValueError(
+            f"reward {name}: got {_described(returned)}, needs a list with one number (or None) for each of the "
+            f"{count} completions"
+        )
+    if len(values) != count:
+        more = "more than " if len(values) > count and isinstance(returned, Iterator) else ""
+        got = count if more else len(values)
+        raise InvalidValueError(f"reward {name}: got {more}{got} values for {count} completions, needs one each")
+    rewards_R = np.empty(count, np.float32)
+    for row, value in enumerate(values):
+        number = math.nan if value is None else _number(value)
+        if number is None:
             raise InvalidValueError(
-                f"reward {name}: got {len(values)} values for {len(completions)} completions, needs one each"
+                f"reward {name}: got {value!r} for completion {completions[row]!r}, needs a finite number below "
+                f"{LARGEST:g} in magnitude, or None where it does not apply"
             )
-        array = np.array([np.nan if v is None else float(v) for v in values], dtype=np.float32)
-        given = np.array([v is not None for v in values], dtype=bool)
-        if not np.isfinite(array[given]).all():
-            bad = int(np.flatnonzero(given & ~np.isfinite(array))[0])
-            raise InvalidValueError(
-                f"reward {name}: got {values[bad]} for completion {completions[bad]!r}, needs a finite number, "
-                "or None where it does not apply"
-            )
-        by_name[name] = array
-    if not by_name:
-        raise InvalidValueError("reward_funcs: got none, needs at least one function")
-    return np.nansum(np.stack(list(by_name.values())), axis=0).astype(np.float32), by_name
+        rewards_R[row] = number
+    return rewards_R
 
 
-def _free_name(name: str, taken: Mapping[str, Any]) -> str:
-    """Return `name`, or `name_2`, `name_3` ... where it is taken: two lambdas are two rewards."""
-    number, free = 1, name
+def _listed(returned: Any, count: int) -> list[Any] | None:
+    """Return a function's values in their order, at most one too many; None where there is no such thing."""
+    if returned is None or isinstance(returned, (str, bytes, bytearray, Mapping, Set)):
+        return None
+    if hasattr(returned, "ndim"):  # arrays, tensors, series
+        return list(returned.tolist()) if returned.ndim == 1 else None
+    if isinstance(returned, Iterator):
+        return list(itertools.islice(returned, count + 1))
+    return list(returned) if isinstance(returned, Iterable) else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, (str, bytes, bytearray)) or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) < LARGEST else None  # NaN is below nothing
+
+
+def _described(returned: Any) -> str:
+    if hasattr(returned, "shape"):
+        return f"{type(returned).__name__} of shape {tuple(returned.shape)}"
+    return f"{type(returned).__name__} {returned!r:.100}"
+
+
+def _free_name(func: Callable[..., Any], taken: Mapping[str, Any]) -> str:
+    """Return a function's name, or NAME_2, NAME_3 ... where it is taken: two lambdas are two rewards."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    name = free = str(getattr(func, "__name__", type(func).__name__))
+    number = 1
     while free in taken:
         number += 1
         free = f"{name}_{number}"

@@ -1,19 +1,15 @@
 """What a task offers to the trainer: rows, demonstrations, priors that need no answer, rewards, scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from stp_rs.priors.base import Constrained, Referenced
-from stp_rs.types import Row
+from stp_rs.types import RewardFunc, Row
 
 __all__ = ["Constrained", "Referenced", "RewardFunc", "Row", "Split", "Task"]
 
 Split = Literal["train", "validation", "test"]
-
-RewardFunc = Callable[..., list[float]]
-"""`reward(completions, prompts, **columns) -> list[float]`, as in TRL: one float per completion; columns are
-lists."""
 
 
 class Task(Protocol):

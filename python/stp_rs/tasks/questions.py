@@ -140,7 +140,7 @@ class QuestionTask:
     def score(self, completions: Sequence[str], rows: Sequence[Row]) -> dict[str, list[float]]:
         """Return solved (corrected) and answered (states a final answer at all), one float per completion."""
         answers = [row["answer"] for row in rows]
-        correct, answered = (f(completions, answer=answers) for f in self.reward_funcs)
+        correct, answered = ([x or 0.0 for x in f(completions, answer=answers)] for f in self.reward_funcs)
         return {"solved": correct, "answered": [float(x > 0) for x in answered]}
 
     def load(self, path: Source) -> list[Row]:

@@ -17,12 +17,12 @@ import torch
 
 from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
-from stp_rs.errors import CheckpointError, ConfigError
+from stp_rs.errors import CheckpointError, ConfigError, InvalidValueError
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
-from stp_rs.objective.advantages import group_advantages
+from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths
 from stp_rs.objective.noise import update_noise
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
@@ -33,7 +33,7 @@ from stp_rs.rollout.loop import Engine
 from stp_rs.rollout.params import make_sampler, sampling_law
 from stp_rs.rollout.regroup import Played, informative_groups
 from stp_rs.rollout.rescue import rescue_groups
-from stp_rs.rollout.rewards import RewardFunc, decode_completions, score_rewards
+from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
 from stp_rs.train.checkpoint import Checkpoint, clear_partial, load_weights, newest_checkpoint, save_checkpoint
 from stp_rs.train.metrics import Ledger, MetricsFile
 from stp_rs.train.update import PolicyUpdate, micro_batches
@@ -57,10 +57,11 @@ class STPTrainer:
 
     Args:
         model: a transformers masked LM, or any `DiffusionModel`.
-        reward_funcs: TRL-shaped reward functions; their sum is the reward.
+        reward_funcs: TRL-shaped reward functions, coroutine functions and sequence classifiers (`Rewards`).
         args: the configuration; `max_completion_length` must be set.
         train_dataset: rows with a `prompt` and the columns that the rewards read.
         processing_class: the tokenizer.
+        reward_processing_classes: tokenizers of the classifiers among `reward_funcs`.
         priors: spatial priors, applied in order.
         evaluate: called as `evaluate(trainer)` every `eval_steps`; returns metrics to log.
 
@@ -76,22 +77,26 @@ class STPTrainer:
     def __init__(
         self,
         model: Any,
-        reward_funcs: Sequence[RewardFunc] | RewardFunc,
+        reward_funcs: Any,
         args: STPConfig,
         train_dataset: Sequence[Mapping[str, Any]],
         processing_class: Any,
         *,
+        reward_processing_classes: Any = None,
         priors: Sequence[Prior] = (),
         evaluate: Callable[["STPTrainer"], Metrics] | None = None,
     ) -> None:
         self.args = args
         self.tokenizer = processing_class
         self.model: DiffusionModel = as_diffusion_model(model, processing_class)
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        device = device_of(self.model)
+        self.rewards = Rewards(reward_funcs, reward_processing_classes, args.reward_weights, device=device)
+        self.rewards.check_columns(column_names(train_dataset))
         self.train_dataset = train_dataset
         self.priors = list(priors)
         self.evaluate = evaluate
-        self.ledger = Ledger(device_of(self.model))
+        self.ledger = Ledger(device)
+        self._reward_logs: list[Metrics] = []
         self.step = 0
         self.run = Path(args.output_dir)
         if args.max_completion_length < 1:
@@ -151,11 +156,14 @@ class STPTrainer:
         rollout, completions, rewards = played.rollout, played.completions, played.rewards
         hooks.observe(self.priors, rollout, rewards)
         advantages, metrics = group_advantages(rewards, rollout.group, config.scale_rewards, config.stp_advantage)
+        if config.multi_objective_aggregation == "normalize_then_sum":
+            by_function = np.stack(list(played.by_name.values()))
+            advantages = decoupled_advantages(by_function, self.rewards.weights, rollout.group)
         if config.stp_rescue != "none":
             metrics["diffusion/rescued_share"] = rescued / len(rollout)
         if most:
             metrics["diffusion/replaced_groups"] = float(replaced)
-        buffer = fill_buffer(rollout, rewards, advantages, version=self.step)
+        buffer = fill_buffer(rollout, np.nan_to_num(rewards), advantages, version=self.step)
         allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
         if config.stp_variance_every and self.step % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
@@ -165,7 +173,7 @@ class STPTrainer:
                 metrics.update(noise)
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
             metrics.update(self.update.run(buffer, self.step, allowed))
-        metrics.update({f"rewards/{name}/mean": _mean(values) for name, values in played.by_name.items()})
+        metrics.update(reward_metrics(played.by_name) | self._logged_by_rewards(metrics))
         metrics.update(rollout_metrics(rollout, completions, end_token_ids(self.model)))
         self.step += 1
         metrics["epoch"] = self.step * groups_of(self.args) / len(self.train_dataset)
@@ -203,9 +211,20 @@ class STPTrainer:
             self.ledger.add(rollout.cost, "rollout")
             self.ledger.completions += len(rollout)
         with self.ledger.time("reward"):
-            completions = decode_completions(rollout.token_ids, canvas_lengths(rollout.unmask_step), self.tokenizer)
-            rewards, by_name = score_rewards(self.reward_funcs, completions, prompts.rows, rollout.token_ids.tolist())
-        return Played(rollout, completions, rewards, by_name)
+            lengths = canvas_lengths(rollout.unmask_step)
+            completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
+            ids = completion_token_ids(rollout.token_ids, lengths, self.tokenizer)
+            scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=getattr(self, "state", None))
+            self._reward_logs.append(scores.metrics)
+        return Played(rollout, completions, scores.total, scores.by_name)
+
+    def _logged_by_rewards(self, builtin: Metrics) -> Metrics:
+        """Return the means of what reward functions logged since the last call."""
+        logs, self._reward_logs = self._reward_logs, []
+        names = dict.fromkeys(name for log in logs for name in log)
+        if clash := [name for name in names if name in builtin]:
+            raise InvalidValueError(f"log_metric {clash[0]}: is the name of a metric of the trainer; choose another")
+        return {name: _mean([log[name] for log in logs if name in log]) for name in names}
 
     def _compile(self) -> None:
         """Compile the blocks of the policy and of a reference of its own, as configured."""
