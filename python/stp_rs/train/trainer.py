@@ -91,7 +91,6 @@ class STPTrainer:
         self.model: DiffusionModel = as_diffusion_model(model, processing_class)
         device = device_of(self.model)
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args.reward_weights, device=device)
-        self.rewards.check_columns(column_names(train_dataset))
         self.train_dataset = train_dataset
         self.priors = list(priors)
         self.evaluate = evaluate
@@ -103,6 +102,7 @@ class STPTrainer:
             raise ConfigError("max_completion_length: got 0, needs the tokens of a completion canvas (at least 1)")
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
+        self.rewards.check_columns(column_names(train_dataset))
         self.sampler = make_sampler(args)
         if args.stp_adapter_dtype != "keep":
             set_adapter_dtype(self.model.module, getattr(torch, args.stp_adapter_dtype))
