@@ -43,6 +43,7 @@ impl Rows {
             max_steps: STEPS,
             unmask_counts: &self.unmask_counts,
             unmask_step: &self.unmask_step,
+            mass: &[],
         }
     }
 }
@@ -69,7 +70,7 @@ fn draw(c: &mut Criterion, name: &str, rows: &Rows, design: &Design) {
 }
 
 fn every_design(c: &mut Criterion) {
-    let options = Options { num_mc: 4, num_iterations: 4, block_length: 32, truncate: None };
+    let options = Options { num_mc: 4, num_iterations: 4, block_length: 32, ..Options::default() };
     let (pruned, unpruned) = (Rows::new(true), Rows::new(false));
     for info in designs() {
         if let Ok(design) = Design::new(info.name, options) {

@@ -183,6 +183,7 @@ class Design:
         num_iterations: int = 1,
         block_length: int = 0,
         truncate: tuple[float, float] | None = None,
+        divide_weights: bool = False,
     ) -> Design: ...
     def __getnewargs_ex__(self) -> tuple[tuple[str, int], dict[str, object]]: ...
     @property
@@ -200,7 +201,7 @@ class Design:
     @property
     def target(
         self,
-    ) -> Literal["plan_elbo", "full_elbo", "trajectory", "one_step", "autoregressive", "published"]: ...
+    ) -> Literal["plan_elbo", "full_elbo", "trajectory", "states", "one_step", "autoregressive", "published"]: ...
     def passes(self, eligible: NDArray[np.uint8], unmask_counts: NDArray[np.int32]) -> NDArray[np.int32]: ...
     def draw(
         self,
@@ -213,6 +214,8 @@ class Design:
         mask: NDArray[np.uint8],
         weight: NDArray[np.float32],
         row: NDArray[np.int32],
+        *,
+        mass: NDArray[np.float32] | None = None,  # [R, L]
     ) -> None: ...
     def law(
         self,
@@ -222,6 +225,7 @@ class Design:
         *,
         iteration: int = 0,
         limit: int = 1_000_000,
+        mass: NDArray[np.float32] | None = None,  # [1, L]
     ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
     @staticmethod
     def names() -> list[tuple[str, str]]: ...

@@ -20,7 +20,8 @@ struct Design {
 #[pymethods]
 impl Design {
     #[new]
-    #[pyo3(signature = (name, num_mc=2, *, num_iterations=1, block_length=0, truncate=None))]
+    #[pyo3(signature = (name, num_mc=2, *, num_iterations=1, block_length=0, truncate=None, divide_weights=false))]
+    #[allow(clippy::too_many_arguments, reason = "one argument per option")]
     fn new(
         py: Python<'_>,
         name: &str,
@@ -28,8 +29,9 @@ impl Design {
         num_iterations: usize,
         block_length: usize,
         truncate: Option<(f64, f64)>,
+        divide_weights: bool,
     ) -> PyResult<Self> {
-        let options = Options { num_mc, num_iterations, block_length, truncate };
+        let options = Options { num_mc, num_iterations, block_length, truncate, divide_weights };
         let design = corrupt::Design::new(name, options).map_err(|error| to_python(py, &error))?;
         Ok(Self { design, scratch: Mutex::default() })
     }
@@ -43,6 +45,7 @@ impl Design {
         options.set_item("num_iterations", given.num_iterations)?;
         options.set_item("block_length", given.block_length)?;
         options.set_item("truncate", given.truncate)?;
+        options.set_item("divide_weights", given.divide_weights)?;
         Ok(((self.name(), given.num_mc), options))
     }
 
@@ -102,6 +105,7 @@ impl Design {
             max_steps,
             unmask_counts: slice(&unmask_counts)?,
             unmask_step: &[],
+            mass: &[],
         };
         let out = PyArray1::<i32>::zeros(py, rows, false);
         let mut view = out.readwrite();
@@ -112,6 +116,7 @@ impl Design {
     }
 
     /// Draws the masks and weights of every row into caller-allocated arrays.
+    #[pyo3(signature = (eligible, unmask_counts, unmask_step, seed, uids, iteration, mask, weight, row, *, mass=None))]
     #[allow(clippy::too_many_arguments, reason = "one argument per array that crosses the boundary")]
     fn draw(
         &self,
@@ -125,6 +130,7 @@ impl Design {
         mask: &Bound<'_, PyAny>,
         weight: &Bound<'_, PyAny>,
         row: &Bound<'_, PyAny>,
+        mass: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let (rows, length) = (dim("eligible", eligible, 0)?, dim("eligible", eligible, 1)?);
         let max_steps = dim("unmask_counts", unmask_counts, 1)?;
@@ -137,6 +143,7 @@ impl Design {
         let mut mask = write::<u8>("mask", mask, &[p, l])?;
         let mut weight = write::<f32>("weight", weight, &[p, l])?;
         let mut row = write::<i32>("row", row, &[p])?;
+        let mass = mass.map(|mass| read::<f32>("mass", mass, &[r, l])).transpose()?;
         let batch = Batch {
             rows,
             length,
@@ -144,6 +151,7 @@ impl Design {
             max_steps,
             unmask_counts: slice(&unmask_counts)?,
             unmask_step: slice(&unmask_step)?,
+            mass: mass.as_ref().map(slice).transpose()?.unwrap_or_default(),
         };
         let keys = Keys { seed, uids: slice(&uids)?, iteration };
         let mut out =
@@ -152,7 +160,8 @@ impl Design {
     }
 
     /// Every outcome of one row with its probability: (probability, mask [P][L], weight [P][L]).
-    #[pyo3(signature = (eligible, unmask_counts, unmask_step, *, iteration=0, limit=1_000_000))]
+    #[pyo3(signature = (eligible, unmask_counts, unmask_step, *, iteration=0, limit=1_000_000, mass=None))]
+    #[allow(clippy::too_many_arguments, reason = "one argument per array that crosses the boundary")]
     fn law(
         &self,
         py: Python<'_>,
@@ -161,12 +170,14 @@ impl Design {
         unmask_step: &Bound<'_, PyAny>,
         iteration: u32,
         limit: usize,
+        mass: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Outcome>> {
         let length = dim("eligible", eligible, 1)?;
         let max_steps = dim("unmask_counts", unmask_counts, 1)?;
         let eligible = read::<u8>("eligible", eligible, &[1, -1])?;
         let unmask_counts = read::<i32>("unmask_counts", unmask_counts, &[1, -1])?;
         let unmask_step = read::<i32>("unmask_step", unmask_step, &[1, length as isize])?;
+        let mass = mass.map(|mass| read::<f32>("mass", mass, &[1, length as isize])).transpose()?;
         let batch = Batch {
             rows: 1,
             length,
@@ -174,6 +185,7 @@ impl Design {
             max_steps,
             unmask_counts: slice(&unmask_counts)?,
             unmask_step: slice(&unmask_step)?,
+            mass: mass.as_ref().map(slice).transpose()?.unwrap_or_default(),
         };
         let law = enter(py, || self.design.law(&batch, iteration, limit))?;
         let width = length.max(1);

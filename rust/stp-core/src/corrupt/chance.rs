@@ -27,6 +27,8 @@ pub(super) trait Chance {
     fn below(&mut self, bound: u32) -> u32;
     /// A uniform in the open interval (0, 1).
     fn unit(&mut self) -> f64;
+    /// An index with probability in proportion to `weights`, of which one at least is above 0.
+    fn weighted(&mut self, weights: &[f64]) -> usize;
     /// `true` with probability `p`.
     fn coin(&mut self, p: f64) -> bool;
     /// Moves a uniformly random subset of size `take` to the front of `items`.
@@ -74,6 +76,19 @@ impl Chance for Keyed {
 
     fn unit(&mut self) -> f64 {
         self.stream.next_f64()
+    }
+
+    fn weighted(&mut self, weights: &[f64]) -> usize {
+        let mut left = self.unit() * weights.iter().sum::<f64>();
+        let mut last = 0;
+        for (i, &weight) in weights.iter().enumerate().filter(|pair| *pair.1 > 0.0) {
+            last = i;
+            if left < weight {
+                break;
+            }
+            left -= weight;
+        }
+        last
     }
 
     fn coin(&mut self, p: f64) -> bool {
@@ -171,6 +186,14 @@ impl Chance for Tape {
         let node = nodes[branch].0;
         self.nodes = nodes;
         node
+    }
+
+    fn weighted(&mut self, weights: &[f64]) -> usize {
+        let total: f64 = weights.iter().sum();
+        let there = |branch: u64| weights.iter().enumerate().filter(|pair| *pair.1 > 0.0).nth(branch as usize);
+        let of = weights.iter().filter(|&&weight| weight > 0.0).count() as u64;
+        let branch = self.fork(of, |branch| there(branch).map_or(0.0, |pair| pair.1 / total));
+        there(branch).map_or(0, |pair| pair.0)
     }
 
     fn coin(&mut self, p: f64) -> bool {

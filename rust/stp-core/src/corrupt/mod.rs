@@ -15,6 +15,7 @@ mod ratio;
 mod registry;
 mod row;
 mod states;
+mod visited;
 
 pub use law::Outcome;
 pub use prompt::prompt_mask;
@@ -33,19 +34,22 @@ const MAX_LENGTH: usize = 65_535;
 /// What a design may be told besides its name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// K: passes (corrupted canvases) per row. `trajectory` reads 0 as all steps.
+    /// K: passes (corrupted canvases) per row. `trajectory`, `state` and `decision` read 0 as all states.
     pub num_mc: usize,
     /// Inner iterations m over which `unigrpo` spreads its mask ratios.
     pub num_iterations: usize,
     /// Block length of `block_random`, in completion positions.
     pub block_length: usize,
-    /// Bounds of the mask ratio of `bernoulli` and `coupled`, inside 0..=1.
+    /// Bounds of the mask ratio of `bernoulli` and `coupled`, inside 0..=1; of the states of `state` and `canvas`,
+    /// whose upper bound is 1.
     pub truncate: Option<(f64, f64)>,
+    /// `state`, `canvas`: divide a token's weight by its expected weight, so that early and late tokens count alike.
+    pub divide_weights: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { num_mc: 2, num_iterations: 1, block_length: 0, truncate: None }
+        Self { num_mc: 2, num_iterations: 1, block_length: 0, truncate: None, divide_weights: false }
     }
 }
 
@@ -64,6 +68,9 @@ pub struct Batch<'a> {
     pub unmask_counts: &'a [i32],
     /// `i32[R, L]`: the step that revealed a position, or one of [`crate::marks::MARKS`].
     pub unmask_step: &'a [i32],
+    /// `f32[R, L]`, or empty: what a revealed token adds to the mass in proportion to which `state`, `canvas` and
+    /// `decision` draw the state that revealed it. Empty counts tokens.
+    pub mass: &'a [f32],
 }
 
 /// What names the randomness: masks are a function of (seed, uid, iteration, pass) and of the row, of nothing else.
@@ -103,6 +110,7 @@ struct Work {
     starts: Vec<u32>,
     lightest: cover::ByWeight,
     fit: cover::Fit,
+    visits: visited::Visits,
 }
 
 /// A law over weighted masks.
@@ -228,6 +236,9 @@ impl Design {
             Kind::Ordered => steps,
             Kind::Trajectory if num_mc == 0 => steps,
             Kind::Trajectory => num_mc.min(steps),
+            Kind::Decision => visited::count(num_mc, steps),
+            Kind::State => visited::count(num_mc, visited::upper(row, self.options.truncate)),
+            Kind::Canvas => num_mc.min(visited::upper(row, self.options.truncate)),
             Kind::Balanced => {
                 partition::check(row, num_mc)?;
                 partition::groups(row, num_mc)
@@ -250,6 +261,9 @@ impl Design {
             Kind::Unigrpo => counts::unigrpo(job),
             Kind::StpPaper => counts::stp_paper(job),
             Kind::Trajectory => states::trajectory(job)?,
+            Kind::State => visited::state(job)?,
+            Kind::Canvas => visited::canvas(job)?,
+            Kind::Decision => visited::decision(job)?,
             Kind::Autoregressive => states::autoregressive(job),
             Kind::BlockRandom => states::block_random(job),
             Kind::Cover => cover::cover(job),
@@ -272,6 +286,9 @@ impl Batch<'_> {
         check_len("unmask_counts", self.unmask_counts.len(), self.rows * self.max_steps)?;
         if with_steps {
             check_len("unmask_step", self.unmask_step.len(), self.rows * self.length)?;
+        }
+        if !self.mass.is_empty() {
+            check_len("mass", self.mass.len(), self.rows * self.length)?;
         }
         Ok(())
     }
@@ -296,8 +313,9 @@ impl Batch<'_> {
         } else {
             &[] as &[i32]
         };
-        let unmask_step = self.unmask_step.get(at).unwrap_or_default();
-        Ok(Row { index, design: info.name, free, plan, unmask_step })
+        let unmask_step = self.unmask_step.get(at.clone()).unwrap_or_default();
+        let mass = self.mass.get(at).unwrap_or_default();
+        Ok(Row { index, design: info.name, free, plan, unmask_step, mass })
     }
 }
 

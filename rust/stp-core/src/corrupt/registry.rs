@@ -16,6 +16,9 @@ pub(super) enum Kind {
     Unigrpo,
     StpPaper,
     Trajectory,
+    State,
+    Canvas,
+    Decision,
     Autoregressive,
     BlockRandom,
     Cover,
@@ -35,6 +38,8 @@ pub enum Target {
     FullElbo,
     /// The log-likelihood of the realised trajectory.
     Trajectory,
+    /// The mean log-prob of the masked tokens at states that the rollout visited.
+    States,
     /// All tokens at once from the fully masked canvas.
     OneStep,
     /// The left-to-right log-likelihood.
@@ -50,6 +55,7 @@ impl Target {
             Self::PlanElbo => "plan_elbo",
             Self::FullElbo => "full_elbo",
             Self::Trajectory => "trajectory",
+            Self::States => "states",
             Self::OneStep => "one_step",
             Self::Autoregressive => "autoregressive",
             Self::Published => "published",
@@ -85,7 +91,7 @@ impl Info {
     /// With another target; only the designs of a plan read it.
     const fn target(mut self, target: Target) -> Self {
         self.target = target;
-        self.reads_plan = matches!(target, Target::PlanElbo | Target::Trajectory);
+        self.reads_plan = matches!(target, Target::PlanElbo | Target::Trajectory | Target::States);
         self
     }
 
@@ -105,7 +111,7 @@ impl Info {
     }
 }
 
-static DESIGNS: [Info; 17] = [
+static DESIGNS: [Info; 20] = [
     Info::new("mean_field", Kind::MeanField, "all masked, each token once, one pass (Diffu-GRPO)")
         .target(Target::OneStep)
         .biased(),
@@ -154,6 +160,29 @@ static DESIGNS: [Info; 17] = [
         "the rollout's own states: all (K = 0), or K of them in proportion to their tokens (TraceRL)",
     )
     .target(Target::Trajectory),
+    Info::new(
+        "state",
+        Kind::State,
+        "K states that the rollout visited, every masked token scored: a mean per token",
+    )
+    .target(Target::States)
+    .biased()
+    .ours(),
+    Info::new(
+        "canvas",
+        Kind::Canvas,
+        "the fully masked canvas, one forward for a whole group, and K - 1 later states beside it",
+    )
+    .target(Target::States)
+    .biased()
+    .ours(),
+    Info::new(
+        "decision",
+        Kind::Decision,
+        "K states of the rollout in proportion to a mass, reweighted: where the policy had a choice",
+    )
+    .target(Target::Trajectory)
+    .ours(),
     Info::new("autoregressive", Kind::Autoregressive, "n left-to-right states (JustGRPO)")
         .target(Target::Autoregressive),
     Info::new(
@@ -195,7 +224,7 @@ pub fn designs() -> &'static [Info] {
 impl Info {
     /// Whether the weights of a row sum to about 1 (a mean per token) instead of n (a log-likelihood).
     pub fn per_token(&self) -> bool {
-        self.target == Target::Published
+        matches!(self.target, Target::Published | Target::States)
     }
 
     /// Checks the options that do not depend on a row.
@@ -205,7 +234,7 @@ impl Info {
         };
         let num_mc = options.num_mc;
         let (smallest, largest) = match self.kind {
-            Kind::Trajectory => (0, MAX_NUM_MC),
+            Kind::Trajectory | Kind::State | Kind::Decision => (0, MAX_NUM_MC),
             Kind::Coupled | Kind::Pairs => (2, MAX_NUM_MC),
             // the set of passes that mask a position is one u64
             Kind::Sink | Kind::Spread => (1, 64),
@@ -226,19 +255,26 @@ impl Info {
         if self.kind == Kind::BlockRandom && !(1..=usize::from(u16::MAX)).contains(&options.block_length) {
             return value("block_length", options.block_length, "1 to 65535".into());
         }
+        if options.divide_weights && self.target != Target::States {
+            let need = format!("false: design '{}' has no expected weights (state and canvas do)", self.name);
+            return Err(Error::value("divide_weights", true, need));
+        }
         self.check_truncate(options.truncate)
     }
 
     fn check_truncate(&self, truncate: Option<(f64, f64)>) -> Result<()> {
         let Some((low, high)) = truncate else { return Ok(()) };
-        let reads = matches!(self.kind, Kind::Bernoulli | Kind::Coupled);
-        if reads && 0.0 <= low && low < high && high <= 1.0 {
+        let states = self.target == Target::States;
+        let reads = states || matches!(self.kind, Kind::Bernoulli | Kind::Coupled);
+        if reads && 0.0 <= low && low < high && high <= 1.0 && (!states || high == 1.0) {
             return Ok(());
         }
-        let need = if reads {
+        let need = if states {
+            "bounds with 0 <= low < high = 1 (the canvas is a state of every rollout)".to_string()
+        } else if reads {
             "bounds of a mask ratio with 0 <= low < high <= 1".to_string()
         } else {
-            format!("None: design '{}' draws no mask ratio (bernoulli and coupled do)", self.name)
+            format!("None: design '{}' has no mask ratio (bernoulli, coupled, state, canvas do)", self.name)
         };
         Err(Error::value("truncate", format!("({low}, {high})"), need))
     }

@@ -15,6 +15,8 @@ pub(super) struct Row<'a> {
     pub(super) plan: &'a [i32],
     /// Step that revealed each completion position, or one of [`crate::marks::MARKS`].
     pub(super) unmask_step: &'a [i32],
+    /// What each completion position adds to the mass of the state that revealed it; empty counts tokens.
+    pub(super) mass: &'a [f32],
 }
 
 impl Row<'_> {
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     fn row<'a>(free: &'a [u32], plan: &'a [i32]) -> Row<'a> {
-        Row { index: 0, design: "cover", free, plan, unmask_step: &[] }
+        Row { index: 0, design: "cover", free, plan, unmask_step: &[], mass: &[] }
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) fn trajectory<C: Chance, W: Real>(job: &mut Job<'_, C, W>) -> Result<
 }
 
 /// `c_s`, the tokens that step s reveals.
-fn revealed(row: &Row<'_>, s: usize) -> usize {
+pub(super) fn revealed(row: &Row<'_>, s: usize) -> usize {
     (row.plan[s] - row.plan.get(s + 1).copied().unwrap_or(0)) as usize
 }
 
@@ -72,7 +72,7 @@ fn state<C: Chance, W: Real>(job: &mut Job<'_, C, W>, s: usize, weight: f64) {
 }
 
 /// Puts the free positions into `items` in the order of revealing, and checks them against the plan.
-fn by_step(row: &Row<'_>, items: &mut Vec<u32>) -> Result<()> {
+pub(super) fn by_step(row: &Row<'_>, items: &mut Vec<u32>) -> Result<()> {
     let step = |&i: &u32| row.unmask_step[i as usize];
     let rolled = row.unmask_step.iter().filter(|&&s| s >= 0).count();
     if rolled != row.n() || row.free.iter().any(|i| step(i) < 0) {

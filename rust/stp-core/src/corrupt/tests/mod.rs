@@ -17,6 +17,7 @@ struct Case {
     max_steps: usize,
     unmask_counts: Vec<i32>,
     unmask_step: Vec<i32>,
+    mass: Vec<f32>,
 }
 
 impl Case {
@@ -33,6 +34,7 @@ impl Case {
             max_steps: plan.len(),
             unmask_counts: plan.to_vec(),
             unmask_step,
+            mass: Vec::new(),
         }
     }
 
@@ -44,6 +46,7 @@ impl Case {
             max_steps: self.max_steps,
             unmask_counts: &self.unmask_counts,
             unmask_step: &self.unmask_step,
+            mass: &self.mass,
         }
     }
 
