@@ -103,6 +103,17 @@ def masked_mean(rows: list[Row], divisor: Callable[[Row], float]) -> Any:
     return loss
 
 
+def visited(rows: list[Row]) -> Any:
+    """Token ratios at visited states: a token's log-prob is its weighted mean over passes, its part its weight."""
+    loss: Any = 0.0
+    for row in rows:
+        new, old = row.mean_score("new"), row.mean_score("old")
+        for i, value in new.items():
+            part = sum(weight.get(i, 0.0) for weight in row.weights)
+            loss = loss - part * clip(torch.exp((value - old[i]) / part), row.advantage, 0.2) / len(rows)
+    return loss
+
+
 def sequence_ratio(rows: list[Row], beta: float = 0.0, negative: float = 1.0) -> Any:
     """ESPO, GDPO, STP: one ratio exp((L_new - L_old) / n) per completion, k2 on the same scale."""
     loss: Any = 0.0
@@ -181,6 +192,9 @@ def bgpo(rows: list[Row]) -> Any:
 
 FORMULAS: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
     "stp": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
+    "stp_canvas": ("z", visited),
+    "stp_state": ("z", visited),
+    "stp_mix": ("z", visited),
     "elbo": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
     "grpo": ("z", lambda rows: token_ratio(rows, 0.2, 0.0)),
     "diffu_grpo": ("mean", lambda rows: token_ratio(rows, 0.5, 0.04)),

@@ -40,11 +40,18 @@ def arrays(plan: list[int], rows: int = 1, order: list[int] | None = None) -> tu
     return np.ones((rows, n), np.uint8), np.tile(counts, (rows, 1)), np.tile(steps, (rows, 1))
 
 
-def rust_law(design: Design, plan: list[int], order: list[int] | None = None, iteration: int = 0) -> Law:
+def rust_law(
+    design: Design,
+    plan: list[int],
+    order: list[int] | None = None,
+    iteration: int = 0,
+    mass: list[float] | None = None,
+) -> Law:
     """Return the law that the Rust sampler enumerates."""
+    masses = None if mass is None else np.array([mass], np.float32)
     return [
         (probability, tuple(pass_of(m, w) for m, w in zip(masks, weights, strict=True)))
-        for probability, masks, weights in design.law(*arrays(plan, 1, order), iteration=iteration)
+        for probability, masks, weights in design.law(*arrays(plan, 1, order), iteration=iteration, mass=masses)
     ]
 
 

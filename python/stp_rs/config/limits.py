@@ -56,10 +56,10 @@ def check(config: "STPConfig") -> None:
             f"per_device_train_batch_size * gradient_accumulation_steps: got {completions} completions, needs a "
             f"multiple of num_generations ({config.num_generations}) so that groups stay whole"
         )
-    if config.num_mc == 0 and config.stp_design != "trajectory":
+    if config.num_mc == 0 and config.stp_design not in ("trajectory", "state", "decision"):
         raise ConfigError(
             f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
-            "trajectory has states of its own"
+            "trajectory, state and decision take every state of a rollout"
         )
     if config.stp_objective in ("stable", "linear") and config.importance_sampling_level == "token":
         raise ConfigError(

@@ -25,6 +25,9 @@ _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_we
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
+    "stp_canvas": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 1},
+    "stp_state": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
+    "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
     "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0},
     "diffu_grpo": {

@@ -125,7 +125,13 @@ class LikelihoodConfig:
     stp_prompt_mask: float = 0.0
     """Probability of masking a prompt token (Diffu-GRPO: 0.15)."""
     stp_truncate: str = ""
-    """coupled, bernoulli: range LOW:HIGH of the mask ratio (coupled-GRPO: 0.2:0.8); empty is the whole range."""
+    """coupled, bernoulli: range LOW:HIGH of the mask ratio (coupled-GRPO: 0.2:0.8); state, canvas: range LOW:1 of the
+    states' mask ratio; empty is the whole range."""
+    stp_states: Literal["reveals", "uniform", "doubt", "surprisal"] = "reveals"
+    """state, canvas, decision: draw states by the tokens revealed there, alike, by 1 - p of these tokens, or by
+    RLDF's surprisal."""
+    stp_divide_weights: bool = False
+    """state, canvas: divide a token's weight by its expected one, so that early and late tokens count alike."""
     stp_mask_block: int = 0
     """block_random: tokens per block of its masks; 0 takes block_length, or an eighth of the completion (SPG: 32)."""
     stp_bound: Literal["elbo", "eubo", "mixture"] = "elbo"

@@ -33,7 +33,8 @@ def token_elbo(
     """Return the weighted log-prob estimate of every token, f32 [R, L]; its row sum is the sequence estimate.
 
     Gradients flow to the model's parameters unless torch.no_grad is on. Logits are made for scored positions only, in
-    chunks that are recomputed in the backward pass where there is more than one.
+    chunks that are recomputed in the backward pass where there is more than one. Canvases that are equal are computed
+    once where at least half are spared: a group whose completions are all masked is one canvas.
 
     Args:
         model: the policy, in eval mode.
@@ -66,17 +67,26 @@ def token_elbo(
             hidden_PW = masks.prompt_PW[part]
             canvas_PS[:, : hidden_PW.shape[1]][hidden_PW == 1] = model.mask_token_id
         width = int(lengths_R[row_P].max())
+        canvas_U, own_P = distinct_canvases(canvas_PS[:, :width], lengths_R[row_P])
+        at = own_P[scored_p] * width + prompt_R[row_P][scored_p] + scored_l
+        head_N, own_N = np.arange(len(at)), None
+        if len(canvas_U) < len(row_P) and (law.allowed is None or law.allowed.dim() < 3):
+            # the same place of the same canvas: one row of logits for every completion's own token
+            order = np.argsort(at, kind="stable")
+            scored_p, scored_l = scored_p[order], scored_l[order]
+            at, head_N, own_N = np.unique(at[order], return_index=True, return_inverse=True)
         if cost is not None:
-            cost.forwards += len(row_P)
-            cost.tokens += len(row_P) * width
-            cost.head_rows += len(scored_p)
-        ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[:, :width])).to(device, non_blocking=True)
-        hidden_PSH = encode(model, ids, lengths_R[row_P])
-        at = scored_p * width + prompt_R[row_P][scored_p] + scored_l - model.logit_shift
-        hidden_NH = hidden_PSH.reshape(len(row_P) * width, -1).index_select(0, _tensor(at, device))
+            cost.forwards += len(canvas_U)
+            cost.tokens += len(canvas_U) * width
+            cost.head_rows += len(at)
+        ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[canvas_U, :width])).to(device, non_blocking=True)
+        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]])
+        index_H = _tensor(at - model.logit_shift, device)
+        hidden_HH = hidden_USH.reshape(len(canvas_U) * width, -1).index_select(0, index_H)
         flat = row_P[scored_p].astype(np.int64) * length + scored_l
         targets_N = _tensor(token_ids_RL.reshape(-1)[flat], device)
-        logprob_N = _head_logprobs(model, hidden_NH, targets_N, law, (_tensor(flat, device), length))
+        places_H = (_tensor(flat[head_N], device), length)
+        logprob_N = _head_logprobs(model, hidden_HH, targets_N, law, places_H, own_N)
         weight_N = torch.from_numpy(masks.weight_PL[part][scored_p, scored_l]).to(device, non_blocking=True)
         total = total.index_add(0, _tensor(flat, device), weight_N * logprob_N)
     return total.view(rows, length)
@@ -101,26 +111,51 @@ def _corrupt(
     return canvas_PS
 
 
-def _head_logprobs(
-    model: DiffusionModel, hidden_NH: Tensor, targets_N: Tensor, law: Sampling, places: tuple[Tensor, int]
-) -> Tensor:
-    """Return the log-probs of targets at places (row times L plus position, and L) under the law."""
-    places_N, length = places
+def distinct_canvases(
+    canvas_PS: NDArray[np.int64], lengths_P: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (the first pass [U] of every distinct canvas, the place in that list of each pass's canvas [P]).
 
-    def chunk_logprobs(hidden: Tensor, targets: Tensor, at: Tensor) -> Tensor:
+    Where more than half are distinct every pass keeps its own: the gathering would cost about what it spares.
+    """
+    seen: dict[tuple[bytes, int], int] = {}
+    own_P = [seen.setdefault((row.tobytes(), int(n)), len(seen)) for row, n in zip(canvas_PS, lengths_P, strict=True)]
+    if 2 * len(seen) > len(own_P):
+        return np.arange(len(own_P)), np.arange(len(own_P))
+    return np.unique(own_P, return_index=True)[1], np.array(own_P, dtype=np.int64)
+
+
+def _head_logprobs(
+    model: DiffusionModel,
+    hidden_HH: Tensor,
+    targets_N: Tensor,
+    law: Sampling,
+    places: tuple[Tensor, int],
+    own_N: NDArray[np.int64] | None,
+) -> Tensor:
+    """Return the log-probs of targets under the law, whose hidden states are at places (row times L plus position, L).
+
+    `own_N`, ascending, is the row of the hidden states that each target reads; None where each reads its own.
+    """
+    places_H, length = places
+
+    def chunk_logprobs(hidden: Tensor, at: Tensor, targets: Tensor, own: Tensor | None) -> Tensor:
         logits = candidate_logits(model.head(hidden), model.mask_token_id, allowed_rows(law, at, length))
-        logits = logits / law.temperature
-        return torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+        logprobs = torch.log_softmax(logits / law.temperature, dim=-1)
+        return logprobs.gather(-1, targets[:, None]).squeeze(-1) if own is None else logprobs[own, targets]
 
     vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
     size = max(1, HEAD_ELEMENTS // vocab)
-    if len(targets_N) <= size:
-        return chunk_logprobs(hidden_NH, targets_N, places_N)
-    columns = (hidden_NH, targets_N, places_N)
-    parts = [
-        checkpoint(chunk_logprobs, *(column[i : i + size] for column in columns), use_reentrant=False)
-        for i in range(0, len(targets_N), size)
-    ]
+    parts = []
+    for start in range(0, len(hidden_HH), size):
+        here, mine, own = slice(start, start + size), slice(start, start + size), None
+        if own_N is not None:
+            mine = slice(*np.searchsorted(own_N, [start, start + size]))
+            own = _tensor(own_N[mine] - start, places_H.device)
+        if len(hidden_HH) <= size:
+            return chunk_logprobs(hidden_HH, places_H, targets_N, own)
+        columns = (hidden_HH[here], places_H[here], targets_N[mine], own)
+        parts.append(checkpoint(chunk_logprobs, *columns, use_reentrant=False))
     return torch.cat(parts)
 
 

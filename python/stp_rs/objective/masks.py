@@ -84,12 +84,50 @@ def make_design(args: STPConfig) -> Design:
         num_iterations=args.num_iterations,
         block_length=args.stp_mask_block or args.block_length or eighth,
         truncate=truncate,
+        divide_weights=args.stp_divide_weights,
     )
 
 
 def scores_prior(design: Design, score_prior: bool) -> bool:
-    """Return whether prior tokens are scored: as wanted, but a trajectory has no state that revealed them."""
-    return score_prior and design.target != "trajectory"
+    """Return whether prior tokens are scored: as wanted, but a rollout has no state that revealed them."""
+    return score_prior and design.target not in ("trajectory", "states")
+
+
+DOUBT_FLOOR = 0.05
+"""Least mass of a token under `doubt`: no state is drawn so rarely that its weight dominates an update."""
+
+
+def state_mass(kind: str, completions: Completions) -> NDArray[np.float32] | None:
+    """Return what each token adds to the mass of the state that revealed it, f32 [R, L], or None for one each.
+
+    States are drawn in proportion to the sum: to the tokens revealed there (`reveals`), alike (`uniform`), to the
+    probability that the policy left to other tokens (`doubt`: 1 - p), or to the exponential of the mean surprisal
+    (`surprisal`: RLDF, arXiv 2605.25638, at temperature 1).
+
+    Raises:
+        InvalidValueError: the completions hold no recorded log-probs, which the last two read.
+    """
+    if kind == "reveals":
+        return None
+    step_RL = completions.unmask_step
+    revealed_RL = step_RL >= 0
+    state_RL = np.where(revealed_RL, step_RL, 0) + np.arange(len(step_RL))[:, None] * (int(step_RL.max(initial=0)) + 1)
+
+    def of_state(value_RL: NDArray[np.float64]) -> NDArray[np.float64]:
+        total: NDArray[np.float64] = np.bincount(state_RL.ravel(), (value_RL * revealed_RL).ravel())[state_RL]
+        return total
+
+    mass_RL = 1.0 / np.maximum(of_state(np.ones(step_RL.shape)), 1.0)
+    if kind != "uniform":
+        recorded_RL = getattr(completions, "logprob", None)
+        if recorded_RL is None:
+            raise InvalidValueError(f"logprob: got none recorded, which stp_states {kind} reads")
+        logprob_RL = np.asarray(recorded_RL, dtype=np.float64)
+        if kind == "doubt":
+            mass_RL = np.maximum(-np.expm1(logprob_RL), DOUBT_FLOOR)
+        else:  # at most e^30: what is rarer is drawn as if it were not
+            mass_RL *= np.exp(np.minimum(-of_state(logprob_RL) * mass_RL, 30.0))
+    return np.asarray(mass_RL, dtype=np.float32)
 
 
 def draw_masks(
@@ -100,6 +138,7 @@ def draw_masks(
     iteration: int = 0,
     score_prior: bool = False,
     diffusion_steps: int = 1,
+    states: str = "reveals",
 ) -> Masks:
     """Return a design's masks for each row's own plan, keyed by (seed, uid, iteration).
 
@@ -111,6 +150,7 @@ def draw_masks(
         score_prior: score prior tokens too, on the even plan of the whole completion at `diffusion_steps` (whatever the
             rollout's quota and blocks), with the row's own temporal merge.
         diffusion_steps: steps of the unpruned plan; read with `score_prior` only.
+        states: what `state`, `canvas` and `decision` draw states in proportion to; see `state_mass`.
     """
     unmask_step_RL = np.ascontiguousarray(completions.unmask_step)
     uids_R = np.ascontiguousarray(completions.uid)
@@ -135,6 +175,7 @@ def draw_masks(
         masks.mask_PL,
         masks.weight_PL,
         masks.row_P,
+        mass=state_mass(states, completions),
     )
     hide_undrawn(masks.mask_PL, unmask_step_RL, masks.row_P)
     return masks
@@ -202,16 +243,20 @@ class Rows:
     token_ids: NDArray[np.int64]
     unmask_step: NDArray[np.int32]
     uid: NDArray[np.uint64]
+    logprob: NDArray[np.float32] | None = None
+    """Recorded log-probs, where there are some."""
 
     @staticmethod
     def of(completions: Completions, rows: NDArray[np.integer] | list[int]) -> "Rows":
         """Return the rows of `completions` with these indices."""
+        logprob = getattr(completions, "logprob", None)
         return Rows(
             completions.prompt_ids[rows],
             completions.prompt_length[rows],
             completions.token_ids[rows],
             completions.unmask_step[rows],
             completions.uid[rows],
+            None if logprob is None else logprob[rows],
         )
 
 

@@ -190,7 +190,8 @@ impl Chance for Tape {
 
     fn weighted(&mut self, weights: &[f64]) -> usize {
         let total: f64 = weights.iter().sum();
-        let there = |branch: u64| weights.iter().enumerate().filter(|pair| *pair.1 > 0.0).nth(branch as usize);
+        let there =
+            |branch: u64| weights.iter().enumerate().filter(|pair| *pair.1 > 0.0).nth(branch as usize);
         let of = weights.iter().filter(|&&weight| weight > 0.0).count() as u64;
         let branch = self.fork(of, |branch| there(branch).map_or(0.0, |pair| pair.1 / total));
         there(branch).map_or(0, |pair| pair.0)

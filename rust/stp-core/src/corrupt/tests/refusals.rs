@@ -39,7 +39,8 @@ fn options_that_do_not_fit_are_named() {
     assert!(refusal("block_random", base).contains("block_length"));
     assert!(refusal("unigrpo", Options { num_iterations: 0, ..base }).contains("num_iterations"));
     assert!(
-        refusal("cover", Options { truncate: Some((0.2, 0.8)), ..base }).contains("bernoulli and coupled")
+        refusal("cover", Options { truncate: Some((0.2, 0.8)), ..base })
+            .contains("bernoulli, coupled, state, canvas do")
     );
     for truncate in [(0.8, 0.2), (-0.1, 0.5), (0.5, 1.1), (f64::NAN, 1.0)] {
         assert!(refusal("coupled", Options { truncate: Some(truncate), ..base }).contains("truncate"));
@@ -104,6 +105,31 @@ fn trajectory_needs_the_realised_plan_of_exactly_the_free_positions() {
     let drawn = gaps.draw(&design, 0, &[1], 0).unwrap();
     assert_eq!(drawn.mask, [1, 1, 1, 0, 1, 0]);
     assert_eq!(drawn.weight, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn states_need_a_chance_and_a_range_that_holds_the_canvas() {
+    for name in ["state", "canvas", "decision"] {
+        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            let case = Case { mass: vec![1.0, bad, 1.0], ..Case::row(3, &[3, 2, 1]) };
+            let error = case.draw(&design(name, 2), 0, &[1], 0).unwrap_err().to_string();
+            assert!(error.contains("mass") && error.contains("row 0 at step 1"), "{name}: {error}");
+        }
+        let case = Case { mass: vec![1.0], ..Case::row(3, &[3, 2, 1]) };
+        assert!(case.draw(&design(name, 2), 0, &[1], 0).unwrap_err().to_string().contains("mass"));
+        let mut prior = Case::row(3, &[3, 1]);
+        prior.unmask_step[0] = -1;
+        assert!(
+            prior.draw(&design(name, 2), 0, &[1], 0).unwrap_err().to_string().contains("unmask_step >= 0")
+        );
+    }
+    let base = Options::default();
+    for truncate in [(0.2, 0.8), (1.0, 1.0), (-0.5, 1.0)] {
+        assert!(refusal("state", Options { truncate: Some(truncate), ..base }).contains("high = 1"));
+    }
+    assert!(refusal("decision", Options { truncate: Some((0.5, 1.0)), ..base }).contains("truncate"));
+    assert!(refusal("decision", Options { divide_weights: true, ..base }).contains("divide_weights"));
+    assert!(refusal("canvas", Options { num_mc: 0, ..base }).contains("1 to"));
 }
 
 #[test]
