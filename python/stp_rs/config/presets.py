@@ -25,9 +25,6 @@ _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_we
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
-    "stp_canvas": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 1},
-    "stp_state": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
-    "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
     "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0},
     "diffu_grpo": {
@@ -79,5 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 4},
         **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3", "stp_rescue": "reference"},
     },
+    "stp_canvas": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 1},
+    "stp_state": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
+    "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},
 }
 """Named configurations; an option given by the user wins over the preset's."""

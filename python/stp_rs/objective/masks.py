@@ -114,8 +114,8 @@ def state_mass(kind: str, completions: Completions) -> NDArray[np.float32] | Non
     state_RL = np.where(revealed_RL, step_RL, 0) + np.arange(len(step_RL))[:, None] * (int(step_RL.max(initial=0)) + 1)
 
     def of_state(value_RL: NDArray[np.float64]) -> NDArray[np.float64]:
-        total: NDArray[np.float64] = np.bincount(state_RL.ravel(), (value_RL * revealed_RL).ravel())[state_RL]
-        return total
+        total = np.bincount(state_RL.ravel(), (value_RL * revealed_RL).ravel())
+        return np.asarray(total[state_RL], dtype=np.float64)
 
     mass_RL = 1.0 / np.maximum(of_state(np.ones(step_RL.shape)), 1.0)
     if kind != "uniform":

@@ -31,11 +31,12 @@ def state_masks(completions: Completions) -> dict[Part, Masks]:
     """
     every = draw_masks(Design("trajectory", 0), completions, seed=0)
     revealed_PL = every.weight_PL
-    rate_P = revealed_PL.sum(1) / np.maximum(every.mask_PL.sum(1), 1)
-    surrogate_PL = (every.mask_PL * rate_P[:, None]).astype(np.float32)
+    masked_PL = every.mask_PL & every.scored_RL[every.row_P]  # what nobody drew is masked too, and no part of l_s
+    rate_P = revealed_PL.sum(1) / np.maximum(masked_PL.sum(1), 1)
+    surrogate_PL = (masked_PL * rate_P[:, None]).astype(np.float32)
     total_RL = np.zeros(every.scored_RL.shape, dtype=np.float32)
     np.add.at(total_RL, every.row_P, surrogate_PL)
-    total_PL = np.where(every.mask_PL == 1, total_RL[every.row_P], np.float32(1))
+    total_PL = np.where(masked_PL == 1, total_RL[every.row_P], np.float32(1))
     weights: dict[Part, np.ndarray] = {
         "trajectory": revealed_PL,
         "surrogate": surrogate_PL,

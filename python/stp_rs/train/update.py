@@ -142,6 +142,7 @@ class PolicyUpdate:
             iteration=iteration,
             score_prior=self.score_prior,
             diffusion_steps=self.diffusion_steps,
+            states=self.args.stp_states,
         )
         ratio = self.args.stp_prompt_mask
         masks = mask_prompts(masks, batch, ratio, seed=self.args.seed, iteration=iteration)
