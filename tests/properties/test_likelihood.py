@@ -78,6 +78,17 @@ def assert_same(left: torch.Tensor, right: torch.Tensor, policy: Any, tolerance:
         assert torch.allclose(x, y, atol=10 * tolerance, rtol=10 * tolerance)
 
 
+def shares_canvases(rows: SimpleNamespace, masks: Masks) -> bool:
+    """Whether two passes show the model the same."""
+    shown_PL = np.where(masks.mask_PL == 1, -1, rows.token_ids[masks.row_P])
+    inside_PL = np.arange(shown_PL.shape[1]) < masks.length_R[masks.row_P, None]
+    canvases = [
+        (tuple(rows.prompt_ids[row, : rows.prompt_length[row]]), tuple(shown[inside]))
+        for row, shown, inside in zip(masks.row_P, shown_PL, inside_PL, strict=True)
+    ]
+    return len(set(canvases)) < len(canvases)
+
+
 @pytest.mark.parametrize("design", NAMES)
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
@@ -101,7 +112,10 @@ def test_the_estimate_and_its_gradient_are_the_slow_loops(
     policy.logit_shift = shift
     masks = draw_any(design, num_mc, rows, seed=3, score_prior=score_prior, diffusion_steps=3)
     fast = token_elbo(policy, rows, masks, temperature=temperature, forward_batch_size=batch)
-    assert policy.head_rows == (masks.weight_PL != 0).sum(), "logits of scored positions and of no others"
+    scored = int((masks.weight_PL != 0).sum())
+    assert policy.head_rows == scored or (policy.head_rows < scored and shares_canvases(rows, masks)), (
+        "logits of scored positions and of no others"
+    )
     assert_same(fast, oracle.token_elbo(policy, rows, masks, temperature), policy)
 
 
