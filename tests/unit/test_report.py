@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from stp_rs.cli.console import Console, result_lines
-from stp_rs.cli.terminal import table
 from stp_rs.config.sections import STPConfig
 from stp_rs.eval.report import line_chart, running_mean, write_report
+from stp_rs.text import table
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </td></table> \u202e 🦀"
 SUMMARY: dict[str, Any] = {

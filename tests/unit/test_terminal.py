@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stp_rs.cli.main import main
-from stp_rs.cli.terminal import clip, guarded, inert, show, table, width
+from stp_rs.cli.terminal import guarded, show
 from stp_rs.errors import ConfigError
+from stp_rs.text import clip, inert, table, width
 
 HOSTILE = {
     "escape": ("\x1b[31mred", "\\x1b[31mred"),

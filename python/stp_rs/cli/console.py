@@ -7,8 +7,9 @@ from typing import Any
 from tqdm import tqdm
 
 from stp_rs.cli.run import Events
-from stp_rs.cli.terminal import show, table
+from stp_rs.cli.terminal import show
 from stp_rs.config.sections import STPConfig
+from stp_rs.text import table
 from stp_rs.train.trainer import StepResult
 
 _SILENT_STEPS = 20

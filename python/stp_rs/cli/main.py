@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stp_rs.cli.terminal import Parser, guarded, show, table
+from stp_rs.cli.terminal import Parser, guarded, show
 from stp_rs.cli.variance import add_parser as add_variance
+from stp_rs.text import table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
