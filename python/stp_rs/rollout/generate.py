@@ -102,25 +102,22 @@ def generate(
     samplers = [sampler] if isinstance(sampler, Sampler) else list(sampler)
     law = check_allowed(sampling or Sampling(), model.mask_token_id, device_of(model))
     rollout = _empty(prompts, completion_length, exact=all(s.exact for s in samplers))
-    parts = _parts(prompts, slots, engine, device_of(model))
-    cohorts = []
-    for part in parts:
-        scheduler = RolloutScheduler(
-            mask_token_id=model.mask_token_id,
-            pad_token_id=model.pad_token_id,
-            eos_token_ids=end_token_ids(model),
-            slots=max(1, slots // len(parts)),
-            seed=seed,
-            share_first=engine.share_first,
-            max_tokens=engine.max_tokens and max(1, engine.max_tokens // len(parts)),
-            length_sorted=engine.length_sorted,
-        )
-        _submit(scheduler, prompts, part, completion_length, samplers if len(samplers) == 1 else samplers[part], prior)
-        cohorts.append(Cohort(model, scheduler, _first_rows(law, part), max(1, min(slots, rows)), completion_length))
+    scheduler = RolloutScheduler(
+        mask_token_id=model.mask_token_id,
+        pad_token_id=model.pad_token_id,
+        eos_token_ids=end_token_ids(model),
+        slots=max(1, slots),
+        seed=seed,
+        share_first=engine.share_first,
+        max_tokens=engine.max_tokens,
+        length_sorted=engine.length_sorted,
+    )
+    lengths_R = np.full(rows, completion_length, dtype=np.int32)
+    scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, samplers, prior)
+    cohort = Cohort(model, scheduler, law, max(1, min(slots, rows)), completion_length)
     with passes_without_dropout(model.module), adapters_ready(model.module):
-        drive(cohorts)
-    for cohort, part in zip(cohorts, parts, strict=True):
-        _collect(rollout, part, cohort.scheduler)
+        drive(cohort)
+    _collect(rollout, scheduler)
     return rollout
 
 
@@ -138,49 +135,9 @@ def _empty(prompts: PromptBatch, length: int, *, exact: bool) -> Rollout:
     )
 
 
-def _collect(rollout: Rollout, part: slice, scheduler: RolloutScheduler) -> None:
-    scheduler.results(
-        rollout.token_ids[part],
-        rollout.unmask_step[part],
-        rollout.logprob[part],
-        rollout.nfe[part],
-        rollout.stop_reason[part],
-    )
-    for name, count in scheduler.stats().items():
-        rollout.stats[name] = rollout.stats.get(name, 0) + count
-
-
-def _submit(
-    scheduler: RolloutScheduler,
-    prompts: PromptBatch,
-    part: slice,
-    completion_length: int,
-    samplers: Sequence[Sampler],
-    prior: PriorSet | None,
-) -> None:
-    lengths_R = np.full(part.stop - part.start, completion_length, dtype=np.int32)
-    if prior is not None and len(lengths_R) < len(prompts):
-        prior = prior.select(range(part.start, part.stop))
-    columns = (prompts.uid[part], prompts.prompt_ids[part], prompts.prompt_length[part])
-    scheduler.submit(*columns, lengths_R, samplers, prior)
-
-
-def _parts(prompts: PromptBatch, slots: int, engine: Engine, device: torch.device) -> list[slice]:
-    """Return the rows of each cohort: all, or two halves cut between groups, which share their first forward."""
-    rows = len(prompts)
-    overlap = device.type == "cuda" if engine.overlap is None else engine.overlap
-    starts = np.flatnonzero(np.diff(prompts.group)) + 1
-    if not overlap or slots < 2 or len(starts) == 0:
-        return [slice(0, rows)]
-    cut = int(starts[np.abs(starts - rows / 2).argmin()])
-    return [slice(0, cut), slice(cut, rows)]
-
-
-def _first_rows(law: Sampling, part: slice) -> Sampling:
-    """Return the law with the rows of one cohort: its places count from its own first row."""
-    if law.allowed is None or law.allowed.dim() != 3:
-        return law
-    return Sampling(law.temperature, law.top_k, law.top_p, law.allowed[part])
+def _collect(rollout: Rollout, scheduler: RolloutScheduler) -> None:
+    scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
+    rollout.stats.update(scheduler.stats())
 
 
 def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_ids: Sequence[int]) -> dict[str, float]:

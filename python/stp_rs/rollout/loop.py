@@ -6,8 +6,6 @@ candidate to the host, and one call into Rust.
 Shapes: R rows, L completion length, B canvases of one call, S their width, N candidates, V vocabulary, C columns.
 """
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +28,6 @@ class Engine:
     """Admit long rows first and rows of one length together: less padding. Groups stay together."""
     share_first: bool = True
     """Compute the first forward of a group once."""
-    overlap: bool | None = None
-    """Decode two halves of the rows in turn, so that one's host work hides behind the other's forward. None: on a CUDA
-    device only; on the CPU there is nothing to hide behind."""
 
 
 class Cohort:
@@ -124,11 +119,7 @@ class Cohort:
         self.scheduler.commit(packed)
 
 
-def drive(cohorts: Sequence[Cohort]) -> None:
-    """Decode every row. While the host works on one cohort, the forwards of the others are queued on the device."""
-    flying = deque(cohort for cohort in cohorts if cohort.launch())
-    while flying:
-        cohort = flying.popleft()
+def drive(cohort: Cohort) -> None:
+    """Decode every row."""
+    while cohort.launch():
         cohort.finish()
-        if cohort.launch():
-            flying.append(cohort)
