@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stp_rs.errors import ModelError
+
 
 @runtime_checkable
 class DiffusionModel(Protocol):
@@ -68,6 +70,11 @@ def device_of(model: DiffusionModel) -> torch.device:
 def _eval_mode(module: nn.Module) -> Iterator[None]:
     training = module.training
     module.eval()
+    if torch.is_grad_enabled():
+        # code after DeepSeek's runs its experts under no_grad unless they are in training mode
+        for part in module.modules():
+            if hasattr(part, "moe_infer"):
+                part.training = True
     try:
         yield
     finally:
@@ -75,7 +82,7 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def passes_without_dropout(module: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Run model passes in eval mode and restore the mode after; gradients still flow.
+    """Run model passes in eval mode and restore the mode after; gradients still flow, to every expert too.
 
     Rollout, old and new log-likelihoods must come from one law, so that the ratio is 1 at the first inner step.
     """
@@ -84,6 +91,19 @@ def passes_without_dropout(module: nn.Module) -> contextlib.AbstractContextManag
 
 HEAD_ELEMENTS = 1 << 24
 """Logits of one head chunk: bounds memory at large vocabularies."""
+
+
+def trainable(model: DiffusionModel) -> list[nn.Parameter]:
+    """Return the parameters that training changes.
+
+    Raises:
+        ModelError: there are none.
+    """
+    parameters = [p for p in model.module.parameters() if p.requires_grad]
+    if not parameters:
+        how = "load adapters with is_trainable=True" if hasattr(model.module, "peft_config") else "unfreeze some"
+        raise ModelError(f"model: got no parameter that requires a gradient, so there is nothing to train; {how}")
+    return parameters
 
 
 def head_rows(model: DiffusionModel) -> int:

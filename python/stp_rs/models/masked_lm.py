@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stp_rs.errors import ModelError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.families import Family, family_named, family_of
-from stp_rs.models.gate import gate, hidden_states
+from stp_rs.models.gate import gate, hidden_states, recompute, recomputed
 from stp_rs.models.probes import check
 from stp_rs.models.tokens import end_ids, special_ids
 
@@ -68,6 +68,8 @@ class MaskedLMAdapter:
         self.eos_token_id, self.eos_token_ids = ends[0], ends
         self.context_length = _context_length(config, self.family)
         self._head = _find_head(self.module)
+        self.gradient_checkpointing = False
+        self._blocks = recompute(self.module)
         self.respects_padding = True
         self.respects_padding = check(self)
 
@@ -79,7 +81,7 @@ class MaskedLMAdapter:
                 f"a canvas of {width} tokens does not fit the model's {room} positions; shorten the prompts "
                 "or the completion length"
             )
-        with hidden_states():
+        with hidden_states(), recomputed(self._recomputes()):
             output = self.own_output(ids_BS, lengths_B)
         return cast(Tensor, output.logits if hasattr(output, "logits") else output[0])
 
@@ -102,6 +104,13 @@ class MaskedLMAdapter:
         else:
             inputs = {"attention_mask": None}
         return self._root(input_ids=ids_BS, **inputs)
+
+    def _recomputes(self) -> bool:
+        """Return whether blocks are recomputed in the backward pass: as asked here, or of the model itself."""
+        if not torch.is_grad_enabled() or not self._blocks:
+            return False
+        asked = any(getattr(part, "gradient_checkpointing", False) for part in self.module.modules())
+        return self.gradient_checkpointing or asked
 
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self._head[0].parameters() if p.is_floating_point()), torch.float32)

@@ -1,7 +1,11 @@
-"""The reference of a KL term: the policy before RL, at no cost in memory where it trains adapters."""
+"""The reference of a KL term: the policy as it was before RL, at no cost in memory where few parameters are trained."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stp_rs.models.acceleration import adapter_layers, adapters_off, has_other_parts
@@ -14,26 +18,72 @@ class WithoutAdapters:
     def __init__(self, policy: DiffusionModel) -> None:
         self.policy = policy
         self.module: nn.Module = policy.module
-        self.mask_token_id, self.pad_token_id = policy.mask_token_id, policy.pad_token_id
-        self.eos_token_id, self.logit_shift = policy.eos_token_id, policy.logit_shift
-        self.respects_padding = policy.respects_padding
         self._layers = [] if has_other_parts(self.module) else adapter_layers(self.module)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return the policy's trait of this name."""
+        return getattr(self.policy, name)
+
+    def _as_before(self) -> contextlib.AbstractContextManager[None]:
+        return adapters_off(self.module, self._layers)
+
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
-        """Return the base model's hidden states [B, S, H]."""
-        with adapters_off(self.module, self._layers):
+        """Return the hidden states [B, S, H] before RL."""
+        with self._as_before():
             return self.policy.hidden(ids_BS, lengths_B)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        """Return the base model's logits [N, V]."""
-        with adapters_off(self.module, self._layers):
+        """Return the logits [N, V] before RL."""
+        with self._as_before():
             return self.policy.head(hidden_NH)
 
 
+class WithParametersOf(WithoutAdapters):
+    """A `DiffusionModel` that is the policy with its trained parameters as they were when this was made.
+
+    It keeps a copy of the parameters that require a gradient, and of no others: of adapters that were trained before,
+    or of a few layers. They are swapped in during each call, which must be without gradient.
+    """
+
+    def __init__(self, policy: DiffusionModel) -> None:
+        super().__init__(policy)
+        self._kept = [(p, p.detach().clone()) for p in policy.module.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def _as_before(self) -> Iterator[None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a KL reference is called with gradients on; call it under torch.no_grad")
+        now = [parameter.data for parameter, _ in self._kept]
+        try:
+            for parameter, before in self._kept:
+                parameter.data = before
+            yield
+        finally:
+            for (parameter, _), data in zip(self._kept, now, strict=True):
+                parameter.data = data
+
+
 def reference_policy(model: DiffusionModel) -> DiffusionModel:
-    """Return the policy as it is now, for good: with adapters switched off where it has some, else a frozen copy."""
-    if callable(getattr(model.module, "disable_adapter", None)):
+    """Return the policy as it is now, for good.
+
+    Adapters that still add nothing are switched off; where only a part of the parameters is trained that part is kept;
+    a policy that trains all of its own is copied.
+    """
+    module = model.module
+    if callable(getattr(module, "disable_adapter", None)) and not _adapters_add(module):
         return WithoutAdapters(model)
+    parameters = list(module.parameters())
+    if not all(p.requires_grad for p in parameters):
+        return WithParametersOf(model)
     copied = copy.deepcopy(model)
     copied.module.eval().requires_grad_(False)
     return copied
+
+
+def _adapters_add(module: nn.Module) -> bool:
+    """Return whether adapters of peft change what the network computes; True where that is not plain to see."""
+    if not hasattr(module, "peft_config"):
+        return False
+    layers = adapter_layers(module)
+    plain = layers and not has_other_parts(module)
+    return not plain or any(bool(weight.any()) for layer in layers for weight in layer.lora_B.parameters())

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from stp_rs.errors import CheckpointError
+from stp_rs.models.saving import load_module, save_module
 from stp_rs.types import Stored
 
 STATE = "trainer_state.json"
@@ -105,7 +106,7 @@ def save_checkpoint(
     temporary = run / f".checkpoint-{state['step']}.{os.getpid()}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)
+    save_module(model, temporary)
     tokenizer.save_pretrained(temporary)
     torch.save(optimizer, temporary / "optimizer.pt")
     if priors:
@@ -124,13 +125,8 @@ def save_checkpoint(
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Put the weights that `save_pretrained` wrote into a model; of a peft model, its adapters'."""
-    if (folder / "adapter_config.json").is_file():
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        return
-    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+    """Put the weights of a checkpoint into a model; of a peft model, its adapters'."""
+    load_module(model, folder)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:

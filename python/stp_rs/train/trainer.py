@@ -19,7 +19,7 @@ from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
 from stp_rs.errors import CheckpointError, ConfigError, InvalidValueError
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
-from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout, trainable
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
@@ -107,7 +107,7 @@ class STPTrainer:
         if args.stp_adapter_dtype != "keep":
             set_adapter_dtype(self.model.module, getattr(torch, args.stp_adapter_dtype))
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.module.parameters() if p.requires_grad],
+            trainable(self.model),
             lr=args.learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
             weight_decay=args.weight_decay,

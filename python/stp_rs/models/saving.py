@@ -1,0 +1,100 @@
+"""Writing a policy's module into a folder and reading it back: models of transformers, adapters, and modules of one's own.
+
+A folder also says, in `stp_policy.json`, how its policy was opened: so that an adapter finds its base again, and code
+from a hub that has changed since is found out.
+"""
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from stp_rs.errors import CheckpointError, ModelError
+
+WEIGHTS = "model.safetensors"
+POLICY = "stp_policy.json"
+
+
+def save_module(module: Any, folder: Path) -> None:
+    """Write a module into a folder: by its `save_pretrained`, or its state dict as safetensors where it has none."""
+    if callable(getattr(module, "save_pretrained", None)):
+        module.save_pretrained(folder)
+    else:
+        save_model(module, str(folder / WEIGHTS))
+    opened = getattr(module, "_stp_opened", None)
+    if opened is not None:
+        (folder / POLICY).write_text(json.dumps(opened, indent=2) + "\n", encoding="utf-8")
+
+
+def load_module(module: Any, folder: Path) -> None:
+    """Put the weights that `save_module` wrote into a module; of a peft model, its adapters'.
+
+    Raises:
+        CheckpointError: they are missing, cannot be read or belong to another module.
+    """
+    try:
+        if (folder / "adapter_config.json").is_file():
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            set_peft_model_state_dict(module, load_peft_weights(str(folder), device="cpu"))
+        elif callable(getattr(type(module), "from_pretrained", None)):
+            module.load_state_dict(type(module).from_pretrained(folder).state_dict())
+        else:
+            load_model(module, str(folder / WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {error}") from error
+
+
+def check_savable(module: nn.Module, tokenizer: Any = None) -> None:
+    """Refuse what a checkpoint could not hold, before anything is trained.
+
+    Raises:
+        ModelError: the module has state that is no tensor, or the tokenizer cannot be written.
+    """
+    if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
+        raise ModelError(
+            f"processing_class: {type(tokenizer).__name__} has no save_pretrained(folder), which checkpoints call"
+        )
+    if callable(getattr(module, "save_pretrained", None)):
+        return
+    others = [name for name, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ModelError(
+            f"{type(module).__name__}: its state dict holds {others[0]!r}, which is no tensor, so a checkpoint cannot "
+            "keep it; hold it as a buffer, or give the module save_pretrained and from_pretrained"
+        )
+
+
+def remember(module: nn.Module, **how: Any) -> None:
+    """Note how a policy was opened, for its checkpoints."""
+    module._stp_opened = {**how, "code": code_hash(module)}  # type: ignore[assignment] # a plain note on the module
+
+
+def opened_as(folder: Path) -> dict[str, Any]:
+    """Return how the policy of a folder was opened, empty where it does not say."""
+    try:
+        noted: dict[str, Any] = json.loads((folder / POLICY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted
+
+
+def code_hash(module: nn.Module) -> str:
+    """Return a hash of the modelling code that came with a checkpoint, empty for code of an installed library."""
+    files = set()
+    for part in module.modules():
+        for kind in type(part).__mro__:
+            if kind.__module__.startswith("transformers_modules."):
+                files.add(inspect.getsourcefile(kind))
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:16]
