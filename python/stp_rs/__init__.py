@@ -3,6 +3,8 @@
 The pipeline, in order: prompts -> priors -> rollout -> rewards -> advantages -> buffer -> likelihood -> loss.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from stp_rs._core import Design as Design
 from stp_rs._core import PriorSet as PriorSet
 from stp_rs._core import Sampler as Sampler
@@ -43,3 +45,15 @@ from stp_rs.rollout.rewards import decode_completions as decode_completions
 from stp_rs.rollout.rewards import score_rewards as score_rewards
 from stp_rs.train.anchors import OfflineGeneration as OfflineGeneration
 from stp_rs.train.trainer import STPTrainer as STPTrainer
+
+if TYPE_CHECKING:
+    from stp_rs.models.loading import load as load
+
+
+def __getattr__(name: str) -> Any:
+    """Return `load`, whose module imports transformers, which takes seconds: when it is asked for."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stp_rs.models.loading import load
+
+    return load

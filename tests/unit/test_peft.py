@@ -115,7 +115,8 @@ def test_the_reference_of_a_partly_frozen_policy_keeps_the_trained_part(tmp_path
     for name, parameter in policy.module.named_parameters():
         parameter.requires_grad_("layer.1" in name)
     made = trainer(tmp_path, policy, learning_rate=3e-2, beta=0.1, num_iterations=1)
-    assert [made.train_step().metrics["kl"] for _ in range(2)][0] == 0.0
+    assert made.train_step().metrics["kl"] == 0.0
+    assert made.train_step().metrics["kl"] > 0.0
     assert made.reference.module is policy.module
 
 

@@ -12,7 +12,7 @@ from stp_rs.config.sections import STPConfig
 from stp_rs.errors import CheckpointError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.eval.report import write_report
-from stp_rs.models import character_tokenizer, load_policy, load_tokenizer, tiny_policy
+from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
 from stp_rs.models.base import DiffusionModel, device_of
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.objective.masks import make_design
@@ -152,9 +152,14 @@ def make_task(config: STPConfig, model: str | Path = "") -> Task:
     options: dict[str, Any] = {"data": config.data} if config.data else {}
     model = model or config.model_name_or_path
     if model and config.task in ("gsm8k", "math"):
-        tokenizer = load_tokenizer(policy_folder(model))
+        tokenizer = load_tokenizer(found_model(model), trust_remote_code=config.trust_remote_code)
         options |= {"tokenizer": tokenizer} if tokenizer.chat_template else {}
     return get_task(config.task, **options)
+
+
+def found_model(name: str | Path) -> str | Path:
+    """Return where a model is: the folder of a run or of a saved model, or a name of the hub as it is."""
+    return policy_folder(name) if Path(name).exists() or str(name).count("/") != 1 else name
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
@@ -192,13 +197,11 @@ def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> 
     device = pick_device(config)
     module: Any
     if config.model_name_or_path:
-        module, tokenizer = load_policy(policy_folder(config.model_name_or_path))
-        return as_diffusion_model(module.to(device), tokenizer), tokenizer
+        return load_configured(config, found_model(config.model_name_or_path), device)
     identity = warm_up_identity(config)
     warmed = newest_checkpoint(run / "warmup") if config.resume else None
     if warmed is not None and warmed.state.get("config") == identity:
-        module, tokenizer = load_policy(warmed.path)
-        return as_diffusion_model(module.to(device), tokenizer), tokenizer
+        return load(warmed.path, device=device)
     tokenizer = character_tokenizer(task.alphabet)
     length = config.max_completion_length
     module = tiny_policy(config, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=config.seed)
@@ -277,10 +280,5 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
     config = STPConfig.from_yaml(configs[0])
     set_threads(config)
     task = make_task(config, folder)
-    module, tokenizer = load_policy(folder)
-    return (
-        as_diffusion_model(module.to(pick_device(config)), tokenizer),
-        tokenizer,
-        complete(config, task),
-        task,
-    )
+    model, tokenizer = load_configured(config, folder, pick_device(config))
+    return model, tokenizer, complete(config, task), task

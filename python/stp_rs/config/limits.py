@@ -29,6 +29,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
         "stp_variance_every": (0, 1 << 31),
         "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
+        "lora_r": (1, 1 << 16), "lora_alpha": (1, 1 << 20), "lora_dropout": (0.0, 0.999),
         "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),
         "sft_steps": (0, 1 << 31), "sft_batch_size": (1, 1 << 20), "sft_learning_rate": (0.0, 1.0),
     }

@@ -225,11 +225,41 @@ class RunConfig:
 
 
 @dataclass
-class PolicyConfig:
-    """The policy: a saved model, or the embedded tiny one with its supervised warm-up."""
+class ModelConfig:
+    """How a model is opened; the names are those of TRL's ModelConfig."""
 
     model_name_or_path: str = ""
-    """A local folder that from_pretrained opens; empty makes the tiny policy."""
+    """A model of the hub, a folder that from_pretrained opens, or a run folder; empty makes the tiny policy."""
+    model_revision: str = ""
+    """A branch, tag or commit of the hub."""
+    trust_remote_code: bool = False
+    """Run the modelling code that comes with the model (LLaDA, Dream, SDAR on the hub)."""
+    dtype: str = "auto"
+    """Type of the weights: auto (as saved), bfloat16, float16, float32."""
+    attn_implementation: str = ""
+    """sdpa, eager, flash_attention_2; empty is the model's own choice."""
+    use_peft: bool = False
+    """Train LoRA adapters instead of the weights."""
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    """Recorded in the adapter; passes of a policy run without dropout."""
+    lora_target_modules: str = ""
+    """Names joined by commas, or one pattern; empty is the family's projections (docs/models.md)."""
+    load_in_4bit: bool = False
+    """Weights in nf4 (bitsandbytes, a CUDA device); needs use_peft."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of the blocks for the backward pass, and compute them again in it."""
+    logit_shift: int | None = None
+    """0: the logits at row p predict token p. 1: row p - 1 does. None is the family's."""
+    block_size: int | None = None
+    """Tokens per block of a block-causal model; None is the model's own."""
+
+
+@dataclass
+class PolicyConfig(ModelConfig):
+    """The policy: a saved model, or the embedded tiny one with its supervised warm-up."""
+
     hidden_size: int = 64
     num_hidden_layers: int = 3
     num_attention_heads: int = 4

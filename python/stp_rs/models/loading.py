@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 
+from stp_rs.config.sections import ModelConfig
 from stp_rs.errors import CheckpointError, ModelError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.families import Family, family_named, family_of
@@ -16,7 +17,7 @@ from stp_rs.models.saving import code_hash, opened_as, remember
 _TRAITS = ("logit_shift", "family", "mask_token_id", "pad_token_id", "eos_token_ids", "block_size")
 
 
-def load(
+def load(  # noqa: PLR0913 - TRL's option names, all by keyword
     model_name_or_path: str | Path,
     *,
     trust_remote_code: bool = False,
@@ -86,12 +87,39 @@ def load(
         module = _with_new_adapters(module, lora_r, lora_alpha, lora_dropout, targets)
     if device is not None and not load_in_4bit:
         module = module.to(device)
-    known = {key: noted[key] for key in _TRAITS if noted.get(key) is not None}
-    policy: Any = as_diffusion_model(module, tokenizer, **{**known, **traits})
+    given = {key: value for key, value in traits.items() if value is not None}
+    chosen = {key: noted[key] for key in _TRAITS if noted.get(key) is not None} | given
+    policy: Any = as_diffusion_model(module, tokenizer, **chosen)
     policy.gradient_checkpointing = gradient_checkpointing
-    chosen = {key: value for key, value in {**known, **traits}.items() if value is not None}
-    remember(policy.module, base=base, revision=hub["revision"], **chosen)
+    where = str(Path(base).resolve()) if Path(base).is_dir() else base
+    remember(policy.module, base=where, revision=hub["revision"], **chosen)
     return policy, tokenizer
+
+
+def load_configured(
+    config: ModelConfig, path: str | Path = "", device: str | torch.device | None = None
+) -> tuple[DiffusionModel, Any]:
+    """Return (policy, tokenizer) as a configuration says; `path` is where `model_name_or_path` was found."""
+    targets: list[str] | str = config.lora_target_modules
+    if isinstance(targets, str) and "," in targets:
+        targets = [name.strip() for name in targets.split(",")]
+    return load(
+        path or config.model_name_or_path,
+        trust_remote_code=config.trust_remote_code,
+        dtype=config.dtype,
+        revision=config.model_revision or None,
+        attn_implementation=config.attn_implementation or None,
+        use_peft=config.use_peft,
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        lora_target_modules=targets or None,
+        load_in_4bit=config.load_in_4bit,
+        gradient_checkpointing=config.gradient_checkpointing,
+        device=device,
+        logit_shift=config.logit_shift,
+        block_size=config.block_size,
+    )
 
 
 def load_policy(path: str | Path) -> tuple[Any, Any]:
@@ -200,8 +228,8 @@ def _with_new_adapters(module: Any, rank: int, alpha: int, dropout: float, targe
         return get_peft_model(module, config)
     except ValueError as error:
         raise ModelError(
-            f"lora_target_modules: got {targets}, which {type(module).__name__} does not have; pass names of its linear "
-            "layers, or 'all-linear'"
+            f"lora_target_modules: got {targets}, which {type(module).__name__} does not have; pass names of its "
+            "linear layers, or 'all-linear'"
         ) from error
 
 
@@ -214,7 +242,8 @@ def _four_bits(dtype: str | torch.dtype) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise ModelError("load_in_4bit: needs a CUDA device, got none")
     compute = torch.bfloat16 if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
-    bits: Any = transformers.BitsAndBytesConfig(
+    make: Any = transformers.BitsAndBytesConfig
+    bits = make(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

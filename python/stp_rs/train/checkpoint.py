@@ -147,7 +147,7 @@ def policy_folder(path: str | Path) -> Path:
         CheckpointError: neither is there.
     """
     folder = Path(path)
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return folder
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:

@@ -18,10 +18,12 @@ import torch
 from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
 from stp_rs.errors import CheckpointError, ConfigError, InvalidValueError
+from stp_rs.models import load_configured
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout, trainable
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
+from stp_rs.models.saving import check_savable
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths
 from stp_rs.objective.noise import update_noise
@@ -56,11 +58,11 @@ class STPTrainer:
     """Trains a masked-diffusion policy by RL with spatio-temporal pruning. Arguments as in TRL's GRPOTrainer.
 
     Args:
-        model: a transformers masked LM, or any `DiffusionModel`.
+        model: a name or folder that `stp_rs.load` opens as `args` says, a model of transformers, or a `DiffusionModel`.
         reward_funcs: TRL-shaped reward functions, coroutine functions and sequence classifiers (`Rewards`).
         args: the configuration; `max_completion_length` must be set.
         train_dataset: rows with a `prompt` and the columns that the rewards read.
-        processing_class: the tokenizer.
+        processing_class: the tokenizer; of a model given by name its own by default.
         reward_processing_classes: tokenizers of the classifiers among `reward_funcs`.
         priors: spatial priors, applied in order.
         evaluate: called as `evaluate(trainer)` every `eval_steps`; returns metrics to log.
@@ -80,15 +82,19 @@ class STPTrainer:
         reward_funcs: Any,
         args: STPConfig,
         train_dataset: Sequence[Mapping[str, Any]],
-        processing_class: Any,
+        processing_class: Any = None,
         *,
         reward_processing_classes: Any = None,
         priors: Sequence[Prior] = (),
         evaluate: Callable[["STPTrainer"], Metrics] | None = None,
     ) -> None:
         self.args = args
+        if isinstance(model, str | Path):
+            model, own = load_configured(args, model, args.device or None)
+            processing_class = own if processing_class is None else processing_class
         self.tokenizer = processing_class
         self.model: DiffusionModel = as_diffusion_model(model, processing_class)
+        check_savable(self.model.module, processing_class)
         device = device_of(self.model)
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args.reward_weights, device=device)
         self.train_dataset = train_dataset
