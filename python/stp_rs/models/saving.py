@@ -1,4 +1,4 @@
-"""Writing a policy's module into a folder and reading it back: a model of transformers, adapters, or a module of one's own.
+"""Writing a policy's module into a folder and reading it back: of transformers, with adapters, or one's own.
 
 A folder also says, in `stp_policy.json`, how its policy was opened: so that an adapter finds its base again, and code
 from a hub that has changed since is found out.
