@@ -57,22 +57,22 @@ def train(steps: int, sft_steps: int) -> list[float]:
         prior = stp_rs.compose_priors(priors, prompts, LENGTH)
         rollout = stp_rs.generate(model, prompts, sampler, completion_length=LENGTH, prior=prior, seed=SEED)
         texts = stp_rs.decode_completions(rollout.token_ids, np.full(len(rollout), LENGTH), tokenizer)
-        rewards, _ = stp_rs.score_rewards([square_reward], texts, prompts.rows)
+        rewards, by_name = stp_rs.score_rewards([square_reward], texts, prompts.rows)
         advantages, metrics = stp_rs.group_advantages(rewards, prompts.group)
-        buffer = stp_rs.fill_buffer(rollout, rewards, advantages, version=step)
+        rollout = rollout.replaced(completions=texts, reward=rewards, rewards=by_name, advantage=advantages)
 
         optimizer.zero_grad()
         with passes_without_dropout(model.module):
-            for batch in stp_rs.minibatches(buffer, 40, seed=SEED, epoch=step, pad_token_id=model.pad_token_id):
+            for batch in rollout.minibatches(40, seed=SEED, epoch=step):
                 masks = stp_rs.draw_masks(design, batch, seed=SEED)
                 estimate = stp_rs.token_elbo(model, batch, masks)
                 inputs = stp_rs.LossInputs(
                     new_RL=estimate,
                     old_RL=estimate.detach(),  # one update per rollout batch: the old policy is this one
-                    advantages_R=torch.from_numpy(batch.advantage),
+                    advantages_R=torch.from_numpy(batch.weights()),
                     scored_RL=torch.from_numpy(masks.scored_RL).float(),
                 )
-                loss, _ = stp_rs.policy_loss(inputs, loss_config, num_completions=len(buffer))
+                loss, _ = stp_rs.policy_loss(inputs, loss_config, num_completions=len(rollout))
                 loss.backward()
         torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
         optimizer.step()

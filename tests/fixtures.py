@@ -5,12 +5,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from stp_rs import STPConfig, STPTrainer
 from stp_rs.config.sections import PolicyConfig
+from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.models.masked_lm import MaskedLMAdapter
 
@@ -28,6 +31,16 @@ SMALL: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "save_steps": 0,
 }
+
+
+def record(
+    prompt_ids: Any, prompt_length: Any, token_ids: Any, unmask_step: Any, uid: Any, logprob: Any = None
+) -> Rollout:
+    """Return the record of completions whose rewards nobody reads."""
+    rows = len(prompt_length)
+    prompts = PromptBatch([{}] * rows, prompt_ids, prompt_length, uid, np.arange(rows))
+    made = Rollout.of(prompts, token_ids, unmask_step)
+    return made if logprob is None else made.replaced(logprob=logprob)
 
 
 @cache

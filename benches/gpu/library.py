@@ -123,7 +123,7 @@ class Update:
         rollout = roll(Uniform(), shape, prompts(shape), temporal=args.stp_temporal)
         rewards = np.random.default_rng(2).random(len(rollout)).astype(np.float32)
         advantages, _ = stp_rs.group_advantages(rewards, rollout.group, args.scale_rewards, args.stp_advantage)
-        self.buffer = stp_rs.fill_buffer(rollout, rewards, advantages, version=0)
+        self.rollout = rollout.replaced(reward=rewards, advantage=advantages)
         self.ledger = Ledger()
         optimizer = adam(policy.module)
         reference = reference_policy(policy) if args.beta > 0 else None
@@ -131,7 +131,7 @@ class Update:
 
     def run(self) -> dict[str, float]:
         """Make the updates of one step; return their metrics."""
-        return dict(self._update.run(self.buffer, 0))
+        return dict(self._update.run(self.rollout, 0))
 
     def counts(self, before: dict[str, int]) -> dict[str, int]:
         """Return the canvases of likelihood passes since `before`, from `passes`."""

@@ -1,6 +1,6 @@
 """Reinforcement learning of masked-diffusion language models with spatio-temporal pruning.
 
-The pipeline, in order: prompts -> priors -> rollout -> rewards -> advantages -> buffer -> likelihood -> loss.
+The pipeline, in order: prompts -> priors -> rollout -> rewards -> advantages -> likelihood -> loss.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from stp_rs._core import Design as Design
 from stp_rs._core import PriorSet as PriorSet
 from stp_rs._core import Sampler as Sampler
-from stp_rs._core import TrajectoryBuffer as TrajectoryBuffer
 from stp_rs._core import __version__ as __version__
 from stp_rs.config.sections import STPConfig as STPConfig
 from stp_rs.data.prompts import PromptBatch as PromptBatch
 from stp_rs.data.prompts import encode_prompts as encode_prompts
+from stp_rs.data.trajectories import Rollout as Rollout
 from stp_rs.errors import StpError as StpError
 from stp_rs.models.base import DiffusionModel as DiffusionModel
 from stp_rs.models.masked_lm import MaskedLMAdapter as MaskedLMAdapter
@@ -33,10 +33,6 @@ from stp_rs.priors import Template as Template
 from stp_rs.priors import Vocabulary as Vocabulary
 from stp_rs.priors import allowed_tokens as allowed_tokens
 from stp_rs.priors import compose_priors as compose_priors
-from stp_rs.rollout.buffer import Minibatch as Minibatch
-from stp_rs.rollout.buffer import fill_buffer as fill_buffer
-from stp_rs.rollout.buffer import minibatches as minibatches
-from stp_rs.rollout.generate import Rollout as Rollout
 from stp_rs.rollout.generate import generate as generate
 from stp_rs.rollout.loop import Engine as Engine
 from stp_rs.rollout.params import GREEDY as GREEDY

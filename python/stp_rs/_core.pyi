@@ -1,11 +1,10 @@
 # The Rust core. Arrays are numpy, C-contiguous, of exactly the dtype named; nothing is cast or copied silently.
 # Shapes: R rows, L completion length, P passes (corrupted canvases), N candidates, S slots, W canvas width.
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict, final, type_check_only
+from collections.abc import Sequence
+from typing import Final, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self, Unpack
 
 __all__ = [
     "MARKS",
@@ -14,7 +13,6 @@ __all__ = [
     "PriorSet",
     "RolloutScheduler",
     "Sampler",
-    "TrajectoryBuffer",
     "__version__",
     "answer_spans",
     "choose_anchors",
@@ -229,65 +227,6 @@ class Design:
     ) -> list[tuple[float, list[list[int]], list[list[float]]]]: ...
     @staticmethod
     def names() -> list[tuple[str, str]]: ...
-
-# --- buffer ---
-@type_check_only
-class _Pushed(TypedDict):
-    prompt_ids: NDArray[np.int64]  # [R, P], right-padded; what follows prompt_length is not read
-    prompt_length: NDArray[np.int32]  # [R]
-    token_ids: NDArray[np.int64]  # [R, L]
-    unmask_step: NDArray[np.int32]  # [R, L]: denoising step, or a `types.Mark`
-    logprob: NDArray[np.float32]  # [R, L]: under the law that drew the token, 0 where unmask_step < 0
-    stop_reason: NDArray[np.uint8]  # [R]
-    uid: NDArray[np.uint64]  # [R]
-    group: NDArray[np.int64]  # [R]
-    policy_version: NDArray[np.int64]  # [R]
-
-@type_check_only
-class _Read(TypedDict, total=False):
-    prompt_ids: NDArray[np.int64]  # [R, P], P at least the longest prompt of the rows
-    prompt_length: NDArray[np.int32]  # [R]
-    token_ids: NDArray[np.int64]  # [R, L]
-    unmask_step: NDArray[np.int32]  # [R, L]
-    prior_mask: NDArray[np.uint8]  # [R, L]: 1 where a prior fixed the token
-    logprob: NDArray[np.float32]  # [R, L]
-    stop_reason: NDArray[np.uint8]  # [R]
-    reward: NDArray[np.float32]  # [R]
-    advantage: NDArray[np.float32]  # [R]
-    uid: NDArray[np.uint64]  # [R]
-    group: NDArray[np.int64]  # [R]
-    policy_version: NDArray[np.int64]  # [R]
-
-@final
-class TrajectoryBuffer:
-    def __new__(cls, completion_length: int, capacity: int) -> Self: ...
-    def __len__(self) -> int: ...
-    @property
-    def completion_length(self) -> int: ...
-    @property
-    def capacity(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def max_prompt_length(self) -> int: ...
-    def push(self, **arrays: Unpack[_Pushed]) -> int: ...
-    def set_rewards(self, rows: NDArray[np.int32], reward: NDArray[np.float32]) -> None: ...
-    def set_advantages(self, rows: NDArray[np.int32], advantage: NDArray[np.float32]) -> None: ...
-    def minibatch(self, rows: NDArray[np.int32], *, pad_token_id: int = 0, **out: Unpack[_Read]) -> None: ...
-    def state_at(self, row: int, step: int, mask_token_id: int, out: NDArray[np.int64]) -> None: ...
-    def replay(
-        self,
-        rows: NDArray[np.int32],
-        step: NDArray[np.int32],
-        mask_token_id: int,
-        out: NDArray[np.int64],
-    ) -> None: ...
-    def evict(self, before_version: int) -> int: ...
-    def clear(self) -> None: ...
-    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self: ...
-    def __reduce__(self) -> tuple[Any, tuple[dict[str, NDArray[Any]]]]: ...
 
 def prompt_mask(
     prompt: NDArray[np.uint8],

@@ -11,43 +11,34 @@ import pytest
 PREAMBLE = """
 import os, sys
 import numpy as np
-from stp_rs import TrajectoryBuffer
-from tests.oracles.buffer import columns, random_rows, same_arrays
-L = 8
-arrays = columns(random_rows(50, L, seed=0), L)
+from tests.boundary.test_scheduler import call_arrays, finished, made, result_arrays
 """
 
 FORK = """
-buffer = TrajectoryBuffer(L, 200)
-buffer.push(**arrays)
+scheduler = made()
 child = os.fork()
 if child == 0:
-    first = buffer.push(**arrays)
-    out = np.empty((1, L), np.int64)
-    buffer.replay(np.array([first], np.int32), np.array([3], np.int32), 9, out)
-    os._exit(7 if first == 50 and len(buffer) == 100 else 1)
+    arrays = call_arrays()
+    *_, count, _reads = scheduler.next_step(**arrays)
+    scheduler.commit(np.full((count, 7), 3, np.float32))
+    os._exit(7)
 _, status = os.waitpid(child, 0)
-assert len(buffer) == 50, "the child wrote into the parent"
+scheduler.next_step(**call_arrays())  # refused if the child's pending step or its commit were the parent's
+assert scheduler.stats()["calls"] == 1
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 LOOP = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test started in the background inherits that it is ignored
-buffer = TrajectoryBuffer(L, 50)
 try:
     print("ready", flush=True)
     while True:
-        buffer.push(**arrays)
-        buffer.evict(1)
+        scheduler = finished()
 except KeyboardInterrupt:
-    whole = len(buffer) in (0, 50) and len(buffer.to_arrays()["token_ids"]) == len(buffer)
-    buffer.clear()
-    buffer.push(**arrays)
-    stored = buffer.to_arrays()
-    same = all(np.array_equal(stored[name], arrays[name])
-               for name in ("token_ids", "unmask_step", "logprob", "uid"))
-    sys.exit(5 if whole and same else 1)
+    arrays = result_arrays()
+    finished().results(**arrays)
+    sys.exit(5 if (arrays["token_ids"] == 3).all() else 1)
 """
 
 
@@ -66,7 +57,7 @@ def test_a_forked_child_goes_on_with_its_own_copy() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT reaches a process on POSIX only")
-def test_ctrl_c_ends_a_loop_of_calls_and_leaves_a_whole_buffer() -> None:
+def test_ctrl_c_ends_a_loop_of_calls_and_leaves_a_core_that_works() -> None:
     process = start(LOOP)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

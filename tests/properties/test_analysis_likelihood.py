@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from stp_rs import Design, Masks, Sampler, STPConfig, STPTrainer, draw_masks, errors, token_elbo
 from stp_rs._core import PriorSet
 from stp_rs.config.sections import PruningConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.eval.readings import plans_of, read_as, row_levels
 from stp_rs.objective.bounds import pass_logprobs, token_bounds
-from stp_rs.objective.masks import Rows
 from stp_rs.objective.noise import Estimator, exact_gradient, gradient_noise, value_and_gradient
 from stp_rs.testing.exact import exact_levels, law_arrays, plan_elbo, score_table
 from stp_rs.testing.gram import gram_trace, mask_gram
 from stp_rs.testing.tabular import TabularPolicy
-from tests.fixtures import tiny, tokenizer
+from tests.fixtures import record, tiny, tokenizer
 from tests.oracles.designs_rust import plans
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -45,13 +45,13 @@ def table_policy(length: int, seed: int, *, consistent: bool, spread: float = 2.
     return TabularPolicy(logits, vocab_size=2, length=length)
 
 
-def one_row(length: int, plan: list[int], seed: int, order: list[int] | None = None) -> Rows:
+def one_row(length: int, plan: list[int], seed: int, order: list[int] | None = None) -> Rollout:
     """Return a random completion whose free positions are revealed along a plan; the others are priors."""
     generator = np.random.default_rng(seed)
     free = generator.permutation(length)[: plan[0]] if order is None else np.array(order)
     unmask_step = np.full((1, length), -1, np.int32)
     unmask_step[0, free] = np.repeat(np.arange(len(plan)), -np.diff([*plan, 0]))
-    return Rows(
+    return record(
         prompt_ids=np.zeros((1, 1), np.int64),
         prompt_length=np.ones(1, np.int32),
         token_ids=generator.integers(0, 2, (1, length)),
@@ -60,7 +60,7 @@ def one_row(length: int, plan: list[int], seed: int, order: list[int] | None = N
     )
 
 
-def outcomes(design: Design, rows: Rows, plan: list[int]) -> list[tuple[float, Masks]]:
+def outcomes(design: Design, rows: Rollout, plan: list[int]) -> list[tuple[float, Masks]]:
     """Return the design's law for the row, as the masks of the likelihood."""
     free = np.flatnonzero(rows.unmask_step[0] >= 0)
     probability_O, mask_OPN, weight_OPN = law_arrays(design, plan)
@@ -84,7 +84,7 @@ def outcomes(design: Design, rows: Rows, plan: list[int]) -> list[tuple[float, M
     return law
 
 
-def log_probability(policy: TabularPolicy, rows: Rows) -> float:
+def log_probability(policy: TabularPolicy, rows: Rollout) -> float:
     """Return log p(free tokens | prior tokens) under one joint distribution."""
     logits_Y, completions_YL = policy.logits[0].detach(), policy.completions_YL
     fixed = torch.from_numpy(rows.unmask_step[0] < 0)
@@ -235,7 +235,7 @@ def test_a_design_without_randomness_has_no_noise():
 
 def test_rows_of_a_batch_add_their_noise():
     rows = [one_row(3, [3, 2, 1], seed) for seed in (1, 2)]
-    both = Rows(*(np.concatenate([getattr(r, name) for r in rows]) for name in Rows.__dataclass_fields__))
+    both = Rollout.concat(rows)
     policy = table_policy(3, 4, consistent=False)
     estimator, scale = Estimator(Design("cover", 2), seed=1), np.array([1.0, -2.0])
     alone = [

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from stp_rs import errors
 from stp_rs._core import Design
+from stp_rs.data.trajectories import Rollout
 from stp_rs.objective import likelihood
 from stp_rs.objective.bounds import pass_logprobs
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import DOUBT_FLOOR, Masks, Rows, draw_masks, mask_prompts, state_mass
+from stp_rs.objective.masks import DOUBT_FLOOR, Masks, draw_masks, mask_prompts, state_mass
 from stp_rs.types import Cost
-from tests.fixtures import tiny
+from tests.fixtures import record, tiny
 from tests.oracles import designs as base
 from tests.oracles import designs_visited as oracle
 from tests.oracles.designs_rust import assert_same_law, fits, plans, rust_law, table
@@ -89,7 +90,7 @@ def test_state_and_canvas_are_means_per_token_over_visited_states(case, num_mc, 
 def test_keyed_draws_follow_the_law(name, num_mc):
     plan, mass, draws = [6, 5, 4, 3, 2], [0.5, 2.0, 0.25, 1.0, 0.5, 1.0], 6_000
     law = base.merged(rust_law(Design(name, num_mc), plan, mass=mass))
-    rows = Rows(
+    rows = record(
         prompt_ids=np.zeros((draws, 1), np.int64),
         prompt_length=np.ones(draws, np.int32),
         token_ids=np.zeros((draws, 6), np.int64),
@@ -114,7 +115,7 @@ def test_keyed_draws_follow_the_law(name, num_mc):
     assert fits(counts, law, draws)
 
 
-def rows_of(group: int = 4, groups: int = 2, seed: int = 0, *, length: int = 6) -> Rows:
+def rows_of(group: int = 4, groups: int = 2, seed: int = 0, *, length: int = 6) -> Rollout:
     """Return completions of groups that share a prompt, with ragged prompts and a row of prior tokens each."""
     generator = np.random.default_rng(seed)
     count = group * groups
@@ -122,7 +123,7 @@ def rows_of(group: int = 4, groups: int = 2, seed: int = 0, *, length: int = 6) 
     steps[:, 0] = -1
     tokens = generator.integers(3, 7, (count, length))
     tokens[:, 0] = np.repeat(generator.integers(3, 7, groups), group)
-    return Rows(
+    return record(
         prompt_ids=np.repeat(generator.integers(3, 7, (groups, 4)), group, axis=0),
         prompt_length=np.repeat(np.array([4, 2], np.int32)[np.arange(groups) % 2], group),
         token_ids=tokens,
@@ -143,12 +144,14 @@ def test_masses_are_those_that_were_asked_for():
             assert uniform[row, there].sum() == pytest.approx(1.0)
             assert doubt[row, there] == pytest.approx(np.maximum(1 - np.exp(logprob), DOUBT_FLOOR), abs=1e-6)
             assert surprisal[row, there].sum() == pytest.approx(np.exp(-logprob.mean()), rel=1e-5)
-    bare = Rows(rows.prompt_ids, rows.prompt_length, rows.token_ids, rows.unmask_step, rows.uid)
+    bare = record(rows.prompt_ids, rows.prompt_length, rows.token_ids, rows.unmask_step, rows.uid)
     with pytest.raises(errors.InvalidValueError, match="logprob"):
         draw_masks(Design("decision", 2), bare, seed=0, states="doubt")
 
 
-def evaluated(rows: Rows, masks: Masks, *, apart: bool, seed: int = 3, **options: object) -> tuple[torch.Tensor, ...]:
+def evaluated(
+    rows: Rollout, masks: Masks, *, apart: bool, seed: int = 3, **options: object
+) -> tuple[torch.Tensor, ...]:
     """Return the estimate, its gradient and its cost; `apart` computes every canvas by itself."""
     model, cost = tiny(seed=seed), Cost()
     with pytest.MonkeyPatch.context() as patch:

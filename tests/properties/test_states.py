@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Rows
 from stp_rs.testing.states import PARTS, state_masks
 from stp_rs.testing.tabular import TabularPolicy
+from tests.fixtures import record
 from tests.oracles.trajectories import trajectories
 from tests.properties.test_policy_gradient import LENGTH, VOCAB, policy, rewards
 
@@ -149,7 +149,7 @@ def test_a_policy_whose_tokens_ignore_each_other_has_weights_only():
 def test_state_masks_are_these_sums(reveals, consistent):
     given_policy = policy(7, consistent=consistent)
     found = trajectories(given_policy, reveals, "prob")
-    rows = Rows(
+    rows = record(
         prompt_ids=np.zeros((len(found), 1), np.int64),
         prompt_length=np.ones(len(found), np.int32),
         token_ids=np.array([one.tokens for one in found]),

@@ -13,14 +13,16 @@ import torch
 from stp_rs import Design, errors
 from stp_rs.cli.main import main
 from stp_rs.config.sections import PRUNINGS, STPConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors, with_random_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
 from stp_rs.eval.readings import READINGS, with_pruning
 from stp_rs.eval.variance import Setting, VarianceRow, list_cells, make_readings, measure, ratio, summarise, to_json
-from stp_rs.objective.masks import MAX_TOKENS, Rows
+from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.testing.exact import exact_levels, plan_elbo, score_table
 from stp_rs.testing.tabular import TabularPolicy
 from stp_rs.testing.variance import independent_variance
+from tests.fixtures import record
 
 ROWS, LENGTH = 4, 5
 
@@ -32,13 +34,13 @@ def setting(draws: int = 40) -> Setting:
     return Setting(policy, temperature=1.0, diffusion_steps=LENGTH, block_length=2, draws=draws, seed=0)
 
 
-def completions() -> Rows:
+def completions() -> Rollout:
     """Return rows with one anchor whose last two of four free tokens were committed together."""
     generator = np.random.default_rng(1)
     unmask_step = np.full((ROWS, LENGTH), -1, np.int32)
     for row in unmask_step:
         row[generator.permutation(LENGTH)[:4]] = [0, 1, 2, 2]
-    return Rows(
+    return record(
         prompt_ids=np.zeros((ROWS, 1), np.int64),
         prompt_length=np.ones(ROWS, np.int32),
         token_ids=generator.integers(0, 2, (ROWS, LENGTH)),

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs import Design, Masks, draw_masks, errors, token_elbo
+from stp_rs.data.trajectories import Rollout
 from stp_rs.objective.bounds import pass_logprobs, sandwich, token_bounds
-from stp_rs.objective.masks import Rows
-from tests.fixtures import tiny
+from tests.fixtures import record, tiny
 
 LENGTH = 6
 
 
-def rows(count: int = 3, seed: int = 0) -> Rows:
+def rows(count: int = 3, seed: int = 0) -> Rollout:
     generator = np.random.default_rng(seed)
-    return Rows(
+    return record(
         prompt_ids=generator.integers(4, 10, (count, 3)),
         prompt_length=np.arange(count, dtype=np.int32) % 3 + 1,
         token_ids=generator.integers(4, 10, (count, LENGTH)),

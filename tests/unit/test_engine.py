@@ -153,7 +153,7 @@ def test_ties_go_to_the_first_token_in_every_part_of_the_vocabulary(vocab: int):
 
 def test_metrics_report_padding():
     rollout = stp_rs.generate(Model(0), ragged(), stp_rs.Sampler(8), completion_length=LENGTH)
-    metrics = rollout_metrics(rollout, [""] * len(rollout), EOS)
+    metrics = rollout_metrics(rollout.replaced(completions=[""] * len(rollout)), [EOS])
     assert metrics["diffusion/padding_share"] == rollout.stats["padding"] / rollout.stats["tokens"] > 0
 
 
@@ -170,7 +170,7 @@ LAWS = {
 @pytest.mark.parametrize("eos", ["none", "truncate"])
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_a_stored_trajectory_has_the_log_likelihood_that_was_recorded(law: stp_rs.Sampling, eos: str):
-    """Replay from the buffer: prompts of several lengths, priors, blocks, a temporal rule, rows that end early."""
+    """Replay from the record: prompts of several lengths, priors, blocks, a temporal rule, rows that end early."""
     model, batch = Biased({EOS: 1.0}), prompts()
     batch.prompt_length[:] = [1, 3, 2, 3, 1, 2]
     prior = np.full((6, LENGTH), -1, dtype=np.int64)
@@ -179,18 +179,14 @@ def test_a_stored_trajectory_has_the_log_likelihood_that_was_recorded(law: stp_r
     options = {"sampling": law, "prior": stp_rs.PriorSet.from_dense(prior), "completion_length": LENGTH}
     rollout = stp_rs.generate(model, batch, sampler, **options)
     assert rollout.exact
-    zeros, rows = np.zeros(6, dtype=np.float32), np.arange(6, dtype=np.int32)
-    buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
-    stored = stp_rs.rollout.buffer.gather(buffer, rows)
+    stored = rollout.minibatch(range(len(rollout)))
     for size in (1, 64):
         again = stp_rs.replay_logprobs(model, stored, law, forward_batch_size=size)
         assert np.allclose(again, rollout.logprob, atol=5e-6)
     other = stp_rs.replay_logprobs(model, stored, stp_rs.Sampling(0.5))
     assert not np.allclose(other, rollout.logprob, atol=0.1), "another law"
     for step in range(int(rollout.nfe.max()) + 1):
-        state, out = stp_rs.state_at(stored, step, MASK), np.empty((6, LENGTH), dtype=np.int64)
-        buffer.replay(rows, np.full(6, step, dtype=np.int32), MASK, out)
-        assert np.array_equal(state, out)
+        state = stp_rs.state_at(stored, step, MASK)
         undrawn = (rollout.unmask_step == Mark.UNDRAWN) & (step < rollout.nfe)[:, None]
         assert ((state == MASK) == ((rollout.unmask_step >= step) | undrawn)).all()
         assert np.array_equal(state[state != MASK], rollout.token_ids[state != MASK])

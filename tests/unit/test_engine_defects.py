@@ -147,9 +147,7 @@ def test_09_the_names_of_marks_and_stop_reasons_are_those_of_rust():
 def test_10_what_is_stored_is_the_ids_that_were_drawn():
     rollout = decode(stp_rs.Sampler(8))
     assert rollout.token_ids.dtype == np.int64
-    zeros = np.zeros(len(rollout), dtype=np.float32)
-    buffer = stp_rs.fill_buffer(rollout, zeros, zeros, version=0)
-    stored = stp_rs.rollout.buffer.gather(buffer, np.arange(len(rollout), dtype=np.int32))
+    stored = rollout.minibatch(range(len(rollout)))
     assert np.array_equal(stored.token_ids, rollout.token_ids)
     assert np.array_equal(stored.logprob, rollout.logprob)
 

@@ -301,7 +301,7 @@ def test_a_row_that_shows_any_end_of_text_is_truncated_there():
     first = int(np.isin(rollout.token_ids[0], (2, 6)).argmax())
     assert rollout.token_ids[0, first] == 6
     assert (rollout.token_ids[0, first + 1 :] == 2).any() or rollout.nfe[0] == 6, "the first end fills the rest"
-    assert rollout_metrics(rollout, [""], (2, 6))["completions/mean_length"] == first + 1
+    assert rollout_metrics(rollout.replaced(completions=[""]), (2, 6))["completions/mean_length"] == first + 1
     alone = Tabular(vocab=8, width=12, seed=0)
     alone.module.load_state_dict(model.module.state_dict())
     whole = generate(alone, prompts, Sampler(6, confidence="random", eos="truncate"), completion_length=6)

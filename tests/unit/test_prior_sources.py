@@ -51,17 +51,7 @@ def rolled(prompts: PromptBatch, ids: Sequence[Sequence[int]], fixed: Mapping[in
     steps = np.zeros((len(ids), len(ids[0])), np.int32)
     for position in fixed or {}:
         steps[:, position] = -1
-    rows = len(ids)
-    return Rollout(
-        prompts=prompts,
-        token_ids=np.array(ids, np.int64),
-        unmask_step=steps,
-        logprob=np.zeros(steps.shape, np.float32),
-        nfe=np.ones(rows, np.int32),
-        stop_reason=np.ones(rows, np.uint8),
-        exact=True,
-        stats={},
-    )
+    return Rollout.of(prompts, np.array(ids, np.int64), steps)
 
 
 def seen(prior: Any, prompts: PromptBatch, ids: Sequence[Sequence[int]], fixed: Any = None) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from stp_rs import PriorSet, Sampler
 from stp_rs.data.prompts import PromptBatch, encode_prompts
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
 from stp_rs.priors import Anneal, Prior, Reference, Template, compose_priors
 from stp_rs.rollout.generate import generate
-from stp_rs.rollout.regroup import Play, Played
+from stp_rs.rollout.regroup import Play
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import decode_completions, score_rewards
 from stp_rs.types import Mark
@@ -28,13 +29,14 @@ def twos(completions: Sequence[str], **_columns: Any) -> list[float]:
 
 
 def play(model: Tabular, seen: list[PriorSet] | None = None) -> Play:
-    def run(prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
+    def run(prompts: PromptBatch, priors: Sequence[Prior]) -> Rollout:
         prior = compose_priors(priors, prompts, LENGTH)
         if seen is not None:
             seen.append(prior)
         rollout = generate(model, prompts, Sampler(3), completion_length=LENGTH, prior=prior, seed=0)
         texts = decode_completions(rollout.token_ids, np.full(len(rollout), LENGTH), tokenizer())
-        return Played(rollout, texts, *score_rewards([twos], texts, prompts.rows))
+        reward, by_name = score_rewards([twos], texts, prompts.rows)
+        return rollout.replaced(completions=texts, reward=reward, rewards=by_name)
 
     return run
 
@@ -47,18 +49,18 @@ def prompts() -> PromptBatch:
     return encode_prompts(ROWS_WITH, tokenizer(), uids=range(len(ROWS_WITH))).repeat(GROUP, step=0)
 
 
-def same(left: Played, right: Played, rows: Sequence[int]) -> bool:
+def same(left: Rollout, right: Rollout, rows: Sequence[int]) -> bool:
     names = ("token_ids", "unmask_step", "logprob", "nfe", "stop_reason", "uid")
-    columns = all((getattr(left.rollout, n)[rows] == getattr(right.rollout, n)[rows]).all() for n in names)
+    columns = all((getattr(left, n)[rows] == getattr(right, n)[rows]).all() for n in names)
     texts = all(left.completions[r] == right.completions[r] for r in rows)
-    return columns and texts and bool((left.rewards[rows] == right.rewards[rows]).all())
+    return columns and texts and bool((left.earned()[rows] == right.earned()[rows]).all())
 
 
 def test_failed_groups_get_hinted_rows_and_the_others_stay():
     model, seen = Tabular(vocab=10, width=16, seed=2), []
     first = play(model)(prompts(), [])
-    first.rewards[:] = 0
-    first.rewards[GROUP] = 1.0  # group 1 has earned something
+    first.earned()[:] = 0
+    first.earned()[GROUP] = 1.0  # group 1 has earned something
     template = Template({5: "]"}, tokenizer())
     merged, count = rescue_groups(first, play(model, seen), reference(), share=0.5, priors=[template])
     hinted = [r for g in (3, 5) for r in (GROUP * g, GROUP * g + 1)]  # even groups have no reference
@@ -66,40 +68,40 @@ def test_failed_groups_get_hinted_rows_and_the_others_stay():
     (prior,) = seen
     assert len(prior) == 4
     assert prior.row(0) == [*[(p, 6, "reference") for p in range(4)], (5, 9, "template")]
-    rest = sorted(set(range(len(first.rewards))) - set(hinted))
+    rest = sorted(set(range(len(first.earned()))) - set(hinted))
     assert same(merged, first, rest)
     for row in hinted:
-        assert merged.rollout.token_ids[row, :4].tolist() == [6] * 4
-        assert merged.rollout.unmask_step[row].tolist()[:4] == [Mark.PRIOR] * 4
+        assert merged.token_ids[row, :4].tolist() == [6] * 4
+        assert merged.unmask_step[row].tolist()[:4] == [Mark.PRIOR] * 4
         assert merged.completions[row].startswith("2222")
-        assert merged.rewards[row] == merged.by_name["twos"][row] == 1.0
-        assert merged.rollout.uid[row] != first.rollout.uid[row]
-    assert merged.rollout.group.tolist() == first.rollout.group.tolist()
-    assert merged.rollout.stats["forwards"] > first.rollout.stats["forwards"]
+        assert merged.earned()[row] == merged.rewards["twos"][row] == 1.0
+        assert merged.uid[row] != first.uid[row]
+    assert merged.group.tolist() == first.group.tolist()
+    assert merged.stats["forwards"] > first.stats["forwards"]
     assert not same(first, merged, hinted), "the batch that was given is not changed"
 
 
 def test_a_hinted_row_that_earns_nothing_is_not_taken():
     model = Tabular(vocab=10, width=16, seed=2)
     first = play(model)(prompts(), [])
-    first.rewards[:] = 0
+    first.earned()[:] = 0
 
-    def failing(batch: PromptBatch, priors: Sequence[Prior]) -> Played:
+    def failing(batch: PromptBatch, priors: Sequence[Prior]) -> Rollout:
         played = play(model)(batch, priors)
-        played.rewards[1:] = 0
+        played.earned()[1:] = 0
         return played
 
     merged, count = rescue_groups(first, failing, reference(), share=0.25)
     assert count == 1
-    assert same(merged, first, [r for r in range(len(first.rewards)) if r != GROUP])
+    assert same(merged, first, [r for r in range(len(first.earned())) if r != GROUP])
 
 
 def test_nothing_is_decoded_where_nothing_can_be_rescued():
     model, calls = Tabular(vocab=10, width=16, seed=2), []
     first = play(model)(prompts(), [])
-    first.rewards[:] = 1
+    first.earned()[:] = 1
     assert rescue_groups(first, play(model, calls), reference(), share=1.0) == (first, 0)
-    first.rewards[:] = 0
+    first.earned()[:] = 0
     ended = reference(anneal=Anneal("linear", 0.5))
     ended.begin_step(5, 10)
     assert rescue_groups(first, play(model, calls), ended, share=1.0) == (first, 0)

@@ -14,6 +14,7 @@ from stp_rs._core import Design
 from stp_rs.cli.run import load_run, pick_device
 from stp_rs.cli.terminal import show
 from stp_rs.data.prompts import encode_prompts
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
 from stp_rs.eval.checks import Checks, check_statements
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors
@@ -36,7 +37,7 @@ from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.objective.noise import Estimator
 from stp_rs.priors import Vocabulary, compose_priors
-from stp_rs.rollout.generate import Rollout, generate
+from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_sampler, sampling_law
 from stp_rs.testing import gram
 from stp_rs.testing.variance import independent_variance

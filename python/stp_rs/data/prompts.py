@@ -42,6 +42,18 @@ class PromptBatch:
             group=self.group[index],
         )
 
+    @staticmethod
+    def concat(parts: Sequence["PromptBatch"]) -> "PromptBatch":
+        """Return the prompts of several batches as one, in the groups that they say; behind a prompt stands 0."""
+        width = max(part.prompt_ids.shape[1] for part in parts)
+        return PromptBatch(
+            rows=[row for part in parts for row in part.rows],
+            prompt_ids=np.concatenate([_widened(part.prompt_ids, width) for part in parts]),
+            prompt_length=np.concatenate([part.prompt_length for part in parts]),
+            uid=np.concatenate([part.uid for part in parts]),
+            group=np.concatenate([part.group for part in parts]),
+        )
+
     def repeat(self, num_generations: int, *, step: int = 0) -> "PromptBatch":
         """Return each prompt `num_generations` times in a row, with uids keyed by (step, prompt uid, sample).
 
@@ -56,6 +68,10 @@ class PromptBatch:
             uids.append(row_uid(step, uid, seen[uid]))
         chosen = self.select(index.tolist(), np.array(uids, dtype=np.uint64))
         return replace(chosen, group=index.astype(np.int64))
+
+
+def _widened(ids_RP: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    return np.pad(ids_RP, ((0, 0), (0, width - ids_RP.shape[1])))
 
 
 def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: Sequence[int]) -> PromptBatch:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from stp_rs._core import permutation
+from stp_rs.data.trajectories import Rollout
 from stp_rs.eval.variance import ratio
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Completions, Rows
 from stp_rs.objective.noise import Estimator
 from stp_rs.types import Floats, Mark
 
@@ -22,7 +22,7 @@ SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 
 
 @torch.no_grad()
-def sampled_variance(model: DiffusionModel, completions: Completions, estimator: Estimator, draws: int) -> Floats:
+def sampled_variance(model: DiffusionModel, completions: Rollout, estimator: Estimator, draws: int) -> Floats:
     """Return the variance over masks of every row's estimate, f64 [R] in nats squared, without gradients."""
     with passes_without_dropout(model.module):
         values = [
@@ -38,7 +38,7 @@ def sampled_variance(model: DiffusionModel, completions: Completions, estimator:
     return torch.stack(values).double().var(0).cpu().numpy()
 
 
-def with_random_anchors(rows: Rows, share: float, seed: int) -> Rows:
+def with_random_anchors(rows: Rollout, share: float, seed: int) -> Rollout:
     """Return rows of which a random share of the scored tokens is context only; the rest is revealed one by one.
 
     The anchors are the completion's own tokens, as if static data had given them before decoding. They are nested: a
@@ -55,7 +55,7 @@ def with_random_anchors(rows: Rows, share: float, seed: int) -> Rows:
 
 
 def variance_by_anchors(
-    model: DiffusionModel, rows: Rows, estimator: Estimator, draws: int, shares: Sequence[float] = SHARES
+    model: DiffusionModel, rows: Rollout, estimator: Estimator, draws: int, shares: Sequence[float] = SHARES
 ) -> list[tuple[float, float, float, float]]:
     """Return (scored tokens, variance, its 95 % interval) over the first share's, for each share of anchors."""
     measured = []

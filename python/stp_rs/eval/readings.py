@@ -16,13 +16,12 @@ import torch
 from stp_rs._core import permutation, plan_counts, row_uid, scored_counts
 from stp_rs.config.presets import PRUNINGS
 from stp_rs.config.sections import STPConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.bounds import pass_logprobs
 from stp_rs.objective.masks import (
     MAX_TOKENS,
-    Completions,
     Masks,
-    Rows,
     canvas_lengths,
     hide_undrawn,
     scored_tokens,
@@ -46,7 +45,7 @@ def with_pruning(config: STPConfig) -> STPConfig:
     return replace(config, **PRUNINGS["stp"])
 
 
-def read_as(rollout: Completions, pruning: str, diffusion_steps: int) -> Rows:
+def read_as(rollout: Rollout, pruning: str, diffusion_steps: int) -> Rollout:
     """Return a rollout's rows as one of `READINGS`.
 
     `both` is the rollout itself. `temporal` also scores the prior tokens, on the whole completion's plan with the row's
@@ -58,7 +57,7 @@ def read_as(rollout: Completions, pruning: str, diffusion_steps: int) -> Rows:
         pruning: a key of `READINGS`.
         diffusion_steps: steps of the plan of a whole unpruned completion.
     """
-    rows = Rows.of(rollout, np.arange(len(rollout.token_ids)))
+    rows = rollout
     spatial, temporal = READINGS[pruning]
     if spatial and temporal:
         return rows
@@ -75,14 +74,14 @@ def read_as(rollout: Completions, pruning: str, diffusion_steps: int) -> Rows:
     return replace(rows, unmask_step=unmask_step)
 
 
-def plans_of(rows: Rows) -> list[list[int]]:
+def plans_of(rows: Rollout) -> list[list[int]]:
     """Return the mask counts of every row's plan; empty where nothing is scored."""
     counts_RL = np.empty_like(rows.unmask_step)
     scored_counts(rows.unmask_step, counts_RL, score_prior=False, diffusion_steps=1)
     return [counts_L[counts_L > 0].tolist() for counts_L in counts_RL]
 
 
-def row_levels(model: DiffusionModel, rows: Rows, row: int, *, temperature: float, seed: int) -> tuple[Levels, bool]:
+def row_levels(model: DiffusionModel, rows: Rollout, row: int, *, temperature: float, seed: int) -> tuple[Levels, bool]:
     """Return (a(l) and v(l) of a row, whether they are exact).
 
     Up to 12 scored tokens all masks are enumerated; beyond, the counts with at most 256 masks have them all and each
@@ -103,7 +102,7 @@ def row_levels(model: DiffusionModel, rows: Rows, row: int, *, temperature: floa
     mask_PL = np.zeros((len(chosen), rows.unmask_step.shape[1]), dtype=np.uint8)
     for mask_L, (_, positions) in zip(mask_PL, chosen, strict=True):
         mask_L[list(positions)] = 1
-    one = Rows.of(rows, [row])
+    one = rows.select([row])
     masks = Masks(
         mask_PL=mask_PL,
         weight_PL=mask_PL.astype(np.float32),

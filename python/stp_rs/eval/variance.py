@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from stp_rs._core import Design
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DesignError, InvalidValueError
 from stp_rs.eval.readings import READINGS, plans_of, read_as, row_levels
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Completions, Rows
 from stp_rs.objective.noise import Estimator, gradient_noise
 from stp_rs.testing.exact import Levels, plan_elbo
 from stp_rs.testing.variance import coverage_variance, sampled_coverage
@@ -95,7 +95,7 @@ class Reading:
     """A batch of completions read with one pruning, with its reference values."""
 
     pruning: str
-    rows: Rows
+    rows: Rollout
     plans: list[list[int]]
     levels: list[Levels]
 
@@ -105,7 +105,7 @@ class Reading:
         return plan_elbo(self.levels[row], full if kind == "full_elbo" else self.plans[row])
 
 
-def make_readings(setting: Setting, rollout: Completions) -> list[Reading]:
+def make_readings(setting: Setting, rollout: Rollout) -> list[Reading]:
     """Return the four readings of a rollout; a(l) and v(l) are computed once per set of scored positions."""
     known: dict[bool, list[Levels]] = {}
     readings = []
@@ -153,7 +153,7 @@ def measure(setting: Setting, design: Design, reading: Reading) -> Cell:
     estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature)
     measured = []
     for row, plan in enumerate(reading.plans):
-        one = Rows.of(reading.rows, [row])
+        one = reading.rows.select([row])
         scale = float(plan[0]) if design.per_token and plan else 1.0
         noise = gradient_noise(setting.model, one, estimator, draws=setting.draws, coefficient_R=np.array([scale]))
         value_M = noise.value_MR[:, 0] * scale
@@ -168,7 +168,7 @@ def _target(setting: Setting, design: Design, reading: Reading, row: int, value_
     if design.target == "autoregressive":  # it has one outcome, which is what it estimates
         return float(value_M.mean())
     if design.target == "trajectory":
-        one = Rows.of(reading.rows, [row])
+        one = reading.rows.select([row])
         every_state = Estimator(Design("trajectory", 0)).masks(one, 0)
         with torch.no_grad(), passes_without_dropout(setting.model.module):
             return float(token_elbo(setting.model, one, every_state, temperature=setting.temperature).sum())

@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Completions, Masks, Rows
+from stp_rs.objective.masks import Masks
 from stp_rs.rollout.params import restricted
 from stp_rs.types import Cost
 
 
 def pass_logprobs(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     masks: Masks,
     *,
     temperature: float = 1.0,
@@ -44,7 +45,7 @@ def pass_logprobs(
         scored_RL=masks.scored_RL[masks.row_P],
         length_R=masks.length_R[masks.row_P],
     )
-    rows = Rows.of(completions, masks.row_P)
+    rows = completions.select(masks.row_P)
     return token_elbo(
         model,
         rows,

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import HEAD_ELEMENTS, DiffusionModel, device_of, encode
-from stp_rs.objective.masks import Completions, Masks
+from stp_rs.objective.masks import Masks
 from stp_rs.rollout.logits import candidate_logits
 from stp_rs.rollout.params import Sampling, allowed_rows, placed
 from stp_rs.types import Cost
@@ -22,7 +23,7 @@ from stp_rs.types import Cost
 
 def token_elbo(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     masks: Masks,
     *,
     temperature: float = 1.0,
@@ -92,12 +93,13 @@ def token_elbo(
     return total.view(rows, length)
 
 
-def _canvases(completions: Completions, pad_token_id: int) -> NDArray[np.int64]:
+def _canvases(completions: Rollout, pad_token_id: int) -> NDArray[np.int64]:
     """Return clean canvases [R, S]: prompt, completion, padding on the right."""
     prompt_ids_RP, token_ids_RL = completions.prompt_ids, completions.token_ids
     (rows, length), width = token_ids_RL.shape, prompt_ids_RP.shape[1]
     canvas_RS = np.full((rows, width + length), pad_token_id, dtype=np.int64)
-    canvas_RS[:, :width] = prompt_ids_RP
+    inside_RP = np.arange(width) < completions.prompt_length[:, None]
+    canvas_RS[:, :width] = np.where(inside_RP, prompt_ids_RP, pad_token_id)
     at_RL = completions.prompt_length[:, None] + np.arange(length)
     np.put_along_axis(canvas_RS, at_RL, token_ids_RL, axis=1)
     return canvas_RS

@@ -6,44 +6,15 @@ Shapes: R rows, P passes (canvases), L completion length, W prompt columns.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import Design, prompt_mask, scored_counts
 from stp_rs.config.sections import STPConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.types import Mark
-
-
-class Completions(Protocol):
-    """Rows whose likelihood can be estimated: a `Rollout`, a `Minibatch` of the buffer, or your own arrays."""
-
-    @property
-    def prompt_ids(self) -> NDArray[np.int64]:
-        """[R, P] right-padded."""
-        ...
-
-    @property
-    def prompt_length(self) -> NDArray[np.int32]:
-        """[R]."""
-        ...
-
-    @property
-    def token_ids(self) -> NDArray[np.int64]:
-        """[R, L]."""
-        ...
-
-    @property
-    def unmask_step(self) -> NDArray[np.int32]:
-        """[R, L] forward at which a position was revealed, or a `Mark`."""
-        ...
-
-    @property
-    def uid(self) -> NDArray[np.uint64]:
-        """[R] keys of the rows' randomness."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +68,7 @@ DOUBT_FLOOR = 0.05
 """Least mass of a token under `doubt`: no state is drawn so rarely that its weight dominates an update."""
 
 
-def state_mass(kind: str, completions: Completions) -> NDArray[np.float32] | None:
+def state_mass(kind: str, completions: Rollout) -> NDArray[np.float32] | None:
     """Return what each token adds to the mass of the state that revealed it, f32 [R, L], or None for one each.
 
     States are drawn in proportion to the sum: to the tokens revealed there (`reveals`), alike (`uniform`), to the
@@ -119,10 +90,9 @@ def state_mass(kind: str, completions: Completions) -> NDArray[np.float32] | Non
 
     mass_RL = 1.0 / np.maximum(of_state(np.ones(step_RL.shape)), 1.0)
     if kind != "uniform":
-        recorded_RL = getattr(completions, "logprob", None)
-        if recorded_RL is None:
+        if np.isnan(completions.logprob[revealed_RL]).any():
             raise InvalidValueError(f"logprob: got none recorded, which stp_states {kind} reads")
-        logprob_RL = np.asarray(recorded_RL, dtype=np.float64)
+        logprob_RL = completions.logprob.astype(np.float64)
         if kind == "doubt":
             mass_RL = np.maximum(-np.expm1(logprob_RL), DOUBT_FLOOR)
         else:  # at most e^30: what is rarer is drawn as if it were not
@@ -132,7 +102,7 @@ def state_mass(kind: str, completions: Completions) -> NDArray[np.float32] | Non
 
 def draw_masks(
     design: Design,
-    completions: Completions,
+    completions: Rollout,
     *,
     seed: int,
     iteration: int = 0,
@@ -198,7 +168,7 @@ def hide_undrawn(mask_PL: NDArray[np.uint8], unmask_step_RL: NDArray[np.int32], 
     mask_PL[(unmask_step_RL == Mark.UNDRAWN)[row_P]] = 1
 
 
-def mask_prompts(masks: Masks, completions: Completions, ratio: float, *, seed: int, iteration: int = 0) -> Masks:
+def mask_prompts(masks: Masks, completions: Rollout, ratio: float, *, seed: int, iteration: int = 0) -> Masks:
     """Return the masks with each prompt token masked too with probability `ratio`, afresh in every pass.
 
     Diffu-GRPO (arXiv 2504.12216): 0.15. Keyed by (seed, uid, iteration, pass), as the masks of the completion.
@@ -234,32 +204,6 @@ def take_passes(masks: Masks, part: slice) -> Masks:
     )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a batch of completions; rows may repeat."""
-
-    prompt_ids: NDArray[np.int64]
-    prompt_length: NDArray[np.int32]
-    token_ids: NDArray[np.int64]
-    unmask_step: NDArray[np.int32]
-    uid: NDArray[np.uint64]
-    logprob: NDArray[np.float32] | None = None
-    """Recorded log-probs, where there are some."""
-
-    @staticmethod
-    def of(completions: Completions, rows: NDArray[np.integer] | list[int]) -> "Rows":
-        """Return the rows of `completions` with these indices."""
-        logprob = getattr(completions, "logprob", None)
-        return Rows(
-            completions.prompt_ids[rows],
-            completions.prompt_length[rows],
-            completions.token_ids[rows],
-            completions.unmask_step[rows],
-            completions.uid[rows],
-            None if logprob is None else logprob[rows],
-        )
-
-
 MAX_TOKENS = 12
 """Most scored tokens whose 2^n masks are enumerated."""
 
@@ -269,13 +213,13 @@ def mask_bits(n: int) -> NDArray[np.int64]:
     return (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
 
 
-def every_mask(completions: Completions, row: int, *, score_prior: bool = False) -> tuple[Rows, Masks]:
+def every_mask(completions: Rollout, row: int, *, score_prior: bool = False) -> tuple[Rollout, Masks]:
     """Return a row and all 2^n - 1 masks of its scored positions as passes, weight 1 on every masked token.
 
     Raises:
         InvalidValueError: more than 12 scored tokens.
     """
-    one = Rows.of(completions, [row])
+    one = completions.select([row])
     scored_L = scored_tokens(one.unmask_step, score_prior)[0]
     free = np.flatnonzero(scored_L)
     if len(free) > MAX_TOKENS:

@@ -4,7 +4,7 @@ Shapes: R rows, M draws of the masks, L completion length, D parameters.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from stp_rs._core import Design, row_uid
 from stp_rs.config.sections import STPConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Completions, Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior
-from stp_rs.rollout.buffer import Minibatch
-from stp_rs.rollout.params import restricted
+from stp_rs.objective.masks import Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior
 from stp_rs.types import Cost, Floats
 
 ROUNDING = 1e-12
@@ -38,7 +37,7 @@ class Estimator:
     allowed: Tensor | None = None
     """The law's possible tokens, as in `token_elbo`."""
 
-    def masks(self, completions: Completions, draw: int) -> Masks:
+    def masks(self, completions: Rollout, draw: int) -> Masks:
         """Return the masks of a draw: a function of (seed, draw, uid)."""
         return draw_masks(
             self.design,
@@ -73,7 +72,7 @@ class GradientNoise:
 
 def gradient_noise(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     estimator: Estimator,
     *,
     draws: int,
@@ -128,7 +127,7 @@ def gradient_noise(
 
 def value_and_gradient(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     masks: Masks,
     coefficient_R: Tensor,
     *,
@@ -153,7 +152,7 @@ def value_and_gradient(
 
 def exact_gradient(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     row: int,
     counts: Sequence[int],
     *,
@@ -180,19 +179,16 @@ def update_noise(
     model: DiffusionModel,
     design: Design,
     config: STPConfig,
-    batches: Iterable[Minibatch],
+    batch: Rollout,
     allowed: Tensor | None = None,
 ) -> tuple[dict[str, float], Cost]:
-    """Return the mask noise of an update's first micro-batch as metrics, and its cost; nothing without a gradient.
+    """Return the mask noise of a micro-batch as metrics, and what it cost.
 
     `diffusion/logp_var` is the variance over masks of a completion's estimate, in nats squared, averaged over the rows;
     `diffusion/grad_snr` the signal-to-noise ratio of the gradient of sum_r advantage_r L_hat_r / n_r, left out where
     masks add no noise. It is measured on the ELBO with the prompt shown and all scored tokens weighed: prompt masks,
     upper bounds and `stp_blame_prior` are left out. Four fresh draws of the masks; training's own are untouched.
     """
-    batch = next(iter(batches), None)
-    if batch is None:
-        return {}, Cost()
     score_prior = scores_prior(design, config.stp_score_prior)
     estimator = Estimator(
         design,
@@ -201,12 +197,12 @@ def update_noise(
         score_prior=score_prior,
         diffusion_steps=config.diffusion_steps or config.max_completion_length,
         temperature=config.temperature,
-        allowed=restricted(allowed, batch.rows),
+        allowed=allowed,
     )
     tokens_R = scored_tokens(batch.unmask_step, score_prior).sum(1).clip(min=1)
     scale_R = tokens_R if design.per_token else np.ones(len(batch))
-    weight_R = np.where(batch.advantage < 0, config.stp_negative_advantage_weight, 1.0)
-    coefficient_R = batch.advantage * weight_R * scale_R / tokens_R
+    weight_R = np.where(batch.weights() < 0, config.stp_negative_advantage_weight, 1.0)
+    coefficient_R = batch.weights() * weight_R * scale_R / tokens_R
     noise = gradient_noise(model, batch, estimator, draws=UPDATE_DRAWS, coefficient_R=coefficient_R)
     variance_R = (noise.value_MR * scale_R).var(0, ddof=1)
     metrics = {"diffusion/logp_var": float(variance_R.mean())}

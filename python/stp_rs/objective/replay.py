@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows, passes_without_dropout
-from stp_rs.objective.masks import Completions, canvas_lengths
+from stp_rs.objective.masks import canvas_lengths
 from stp_rs.rollout.logits import law_logprobs
 from stp_rs.rollout.params import Sampling, allowed_rows, check_allowed
 from stp_rs.types import Mark
 
 
-def state_at(trajectories: Completions, step: int, mask_token_id: int) -> NDArray[np.int64]:
+def state_at(trajectories: Rollout, step: int, mask_token_id: int) -> NDArray[np.int64]:
     """Return the completions i64 [R, L] as they stood before denoising step `step`: the input of that forward.
 
-    A row that ended earlier is shown as it ended. `TrajectoryBuffer.replay` is the same for rows of a buffer, each at a
-    step of its own, into an array of yours.
+    A row that ended earlier is shown as it ended.
     """
     last_R1 = trajectories.unmask_step.max(1, initial=-1, keepdims=True)
     return np.where(_hidden(trajectories.unmask_step, step, last_R1), mask_token_id, trajectories.token_ids)
@@ -35,7 +35,7 @@ def _hidden(step_RL: NDArray[np.int32], before: Any, last: Any) -> NDArray[np.bo
 @torch.no_grad()
 def replay_logprobs(
     model: DiffusionModel,
-    trajectories: Completions,
+    trajectories: Rollout,
     sampling: Sampling | None = None,
     *,
     forward_batch_size: int = 64,
@@ -78,7 +78,7 @@ def replay_logprobs(
 
 
 def _canvases(
-    trajectories: Completions, row_P: NDArray[np.int64], step_P: NDArray[np.int64], model: DiffusionModel
+    trajectories: Rollout, row_P: NDArray[np.int64], step_P: NDArray[np.int64], model: DiffusionModel
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return canvases [P, S] and their lengths [P]."""
     step_PL, prompt_P = trajectories.unmask_step[row_P], trajectories.prompt_length[row_P]

@@ -1,21 +1,19 @@
 """Frequency: what earlier rollouts of the same prompt agree on."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet, row_uid
 from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import Anneal, Choice, Per, fixed_where
 from stp_rs.priors.hashes import prompt_keys, tokenizer_hash
 from stp_rs.priors.lifecycle import check_tokenizer
 from stp_rs.types import Stored
-
-if TYPE_CHECKING:
-    from stp_rs.rollout.generate import Rollout
 
 _SALT = 0xF4E
 _TOKEN_BITS = 32
@@ -92,7 +90,7 @@ class Frequency:
         ids_L[best >> _TOKEN_BITS] = best & ((1 << _TOKEN_BITS) - 1)
         return ids_L
 
-    def observe(self, prompts: PromptBatch, rollout: "Rollout", rewards: NDArray[np.float32]) -> None:
+    def observe(self, prompts: PromptBatch, rollout: Rollout, rewards: NDArray[np.float32]) -> None:
         """Count the tokens that the policy drew."""
         del rewards
         rows, positions = np.nonzero(rollout.unmask_step >= 0)

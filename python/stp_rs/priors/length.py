@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet
 from stp_rs.data.prompts import PromptBatch, end_of_text_id, text_lengths
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import fixed_where
 from stp_rs.priors.hashes import tokenizer_hash
 from stp_rs.priors.lifecycle import check_tokenizer
 from stp_rs.types import Mark, Stored
-
-if TYPE_CHECKING:
-    from stp_rs.rollout.generate import Rollout
 
 Budget = int | Callable[[Mapping[str, Any]], int | None] | None
 
@@ -85,7 +83,7 @@ class Length:
         needed = (self.quantile or 1.0) * total - 1e-9
         return int(np.searchsorted(self._seen.cumsum(), needed))
 
-    def observe(self, prompts: PromptBatch, rollout: "Rollout", rewards: NDArray[np.float32]) -> None:
+    def observe(self, prompts: PromptBatch, rollout: Rollout, rewards: NDArray[np.float32]) -> None:
         """Count the lengths of a batch."""
         del prompts, rewards
         if self.quantile is None:

@@ -1,19 +1,17 @@
 """What the trainer tells its priors, for those that want to know: progress, results, checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import CheckpointError
 from stp_rs.priors.base import Prior
 from stp_rs.priors.hashes import tokenizer_hash
 from stp_rs.types import Cost, Stored
-
-if TYPE_CHECKING:
-    from stp_rs.rollout.generate import Rollout
 
 
 @runtime_checkable
@@ -38,7 +36,7 @@ class Preparing(Protocol):
 class Observing(Protocol):
     """A prior that learns from earlier rollouts."""
 
-    def observe(self, prompts: PromptBatch, rollout: "Rollout", rewards: NDArray[np.float32]) -> None:
+    def observe(self, prompts: PromptBatch, rollout: Rollout, rewards: NDArray[np.float32]) -> None:
         """Hear what a batch gave; rewards f32 [R]."""
         ...
 
@@ -63,7 +61,7 @@ def begin_step(priors: Sequence[Prior], step: int, max_steps: int) -> None:
             prior.begin_step(step, max_steps)
 
 
-def observe(priors: Sequence[Prior], rollout: "Rollout", rewards: NDArray[np.float32]) -> None:
+def observe(priors: Sequence[Prior], rollout: Rollout, rewards: NDArray[np.float32]) -> None:
     """Tell the priors what a rollout batch gave."""
     for prior in priors:
         if isinstance(prior, Observing):

@@ -4,69 +4,18 @@ Shapes: R rows, L completion length, P longest prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet, RolloutScheduler, Sampler
 from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
 from stp_rs.rollout.loop import Cohort, Engine, drive
 from stp_rs.rollout.params import Sampling, check_allowed
-from stp_rs.types import Cost, Mark, StopReason
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Completions and how they came about. Any intermediate canvas can be rebuilt from `unmask_step`."""
-
-    prompts: PromptBatch
-    token_ids: NDArray[np.int64]
-    """[R, L]."""
-    unmask_step: NDArray[np.int32]
-    """[R, L] forward at which a position was revealed, or a `Mark`."""
-    logprob: NDArray[np.float32]
-    """[R, L] log-probability under the law that drew the token; 0 where nothing was sampled."""
-    nfe: NDArray[np.int32]
-    """[R] forwards of the row (a shared first forward counts for every row that used it)."""
-    stop_reason: NDArray[np.uint8]
-    """[R] a `StopReason`."""
-    exact: bool
-    """Whether the sum of `logprob` is the trajectory's log-likelihood (the choice of positions read the state only)."""
-    stats: dict[str, int]
-    """Counters: forwards (canvases computed), calls, nfe, head_rows (logits read), tokens, padding among them, nan."""
-
-    def __len__(self) -> int:
-        """Return R."""
-        return len(self.prompts)
-
-    @property
-    def cost(self) -> Cost:
-        """What the rollout computed."""
-        return Cost(self.stats["forwards"], self.stats["tokens"], self.stats["head_rows"])
-
-    @property
-    def prompt_ids(self) -> NDArray[np.int64]:
-        """[R, P] right-padded."""
-        return self.prompts.prompt_ids
-
-    @property
-    def prompt_length(self) -> NDArray[np.int32]:
-        """[R]."""
-        return self.prompts.prompt_length
-
-    @property
-    def uid(self) -> NDArray[np.uint64]:
-        """[R] keys of the rows' randomness."""
-        return self.prompts.uid
-
-    @property
-    def group(self) -> NDArray[np.int64]:
-        """[R] rows of a group share it."""
-        return self.prompts.group
+from stp_rs.types import Mark, StopReason
 
 
 @torch.no_grad()
@@ -101,7 +50,7 @@ def generate(
     engine, rows = engine or Engine(), len(prompts)
     samplers = [sampler] if isinstance(sampler, Sampler) else list(sampler)
     law = check_allowed(sampling or Sampling(), model.mask_token_id, device_of(model))
-    rollout = _empty(prompts, completion_length, exact=all(s.exact for s in samplers))
+    rollout = Rollout.empty(prompts, completion_length, exact=all(s.exact for s in samplers))
     scheduler = RolloutScheduler(
         mask_token_id=model.mask_token_id,
         pad_token_id=model.pad_token_id,
@@ -117,36 +66,18 @@ def generate(
     cohort = Cohort(model, scheduler, law, max(1, min(slots, rows)), completion_length)
     with passes_without_dropout(model.module), adapters_ready(model.module):
         drive(cohort)
-    _collect(rollout, scheduler)
-    return rollout
-
-
-def _empty(prompts: PromptBatch, length: int, *, exact: bool) -> Rollout:
-    rows = len(prompts)
-    return Rollout(
-        prompts=prompts,
-        token_ids=np.empty((rows, length), dtype=np.int64),
-        unmask_step=np.empty((rows, length), dtype=np.int32),
-        logprob=np.empty((rows, length), dtype=np.float32),
-        nfe=np.empty(rows, dtype=np.int32),
-        stop_reason=np.empty(rows, dtype=np.uint8),
-        exact=exact,
-        stats={},
-    )
-
-
-def _collect(rollout: Rollout, scheduler: RolloutScheduler) -> None:
+    # the scheduler writes into the record's own columns
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
-    rollout.stats.update(scheduler.stats())
+    return rollout.replaced(stats=scheduler.stats())
 
 
-def rollout_metrics(rollout: Rollout, completions: Sequence[str], eos_token_ids: Sequence[int]) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, eos_token_ids: Sequence[int]) -> dict[str, float]:
     """Return TRL's completion metrics (lengths with the token that ends the text) and the diffusion ones."""
     length = rollout.token_ids.shape[1]
     ended_RL, canvas_R = np.isin(rollout.token_ids, eos_token_ids), (rollout.unmask_step != Mark.OUTSIDE).sum(1)
     length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
     groups: dict[int, set[str]] = {}
-    for group, text in zip(rollout.group.tolist(), completions, strict=True):
+    for group, text in zip(rollout.group.tolist(), rollout.completions, strict=True):
         groups.setdefault(group, set()).add(text)
     return {
         "completions/mean_length": float(length_R.mean()),

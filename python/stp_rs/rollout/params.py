@@ -59,7 +59,7 @@ def placed(allowed: Tensor | None, device: torch.device) -> Tensor | None:
     return None if allowed is None else allowed.to(device)
 
 
-def restricted(allowed: Tensor | None, rows: NDArray[np.int32]) -> Tensor | None:
+def restricted(allowed: Tensor | None, rows: NDArray[np.integer]) -> Tensor | None:
     """Return the allowed tokens of some rows of a batch: a table that all rows share stays as it is."""
     if allowed is None or allowed.dim() < 3:
         return allowed

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from stp_rs._core import Design
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.bounds import pass_logprobs
-from stp_rs.objective.masks import Completions, every_mask, mask_bits, reveals
+from stp_rs.objective.masks import every_mask, mask_bits, reveals
 from stp_rs.types import Floats
 
 
@@ -75,7 +76,7 @@ class Moments:
 @torch.no_grad()
 def score_table(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     row: int,
     *,
     score_prior: bool = False,

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from stp_rs._core import Design
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
-from stp_rs.objective.masks import Completions, every_mask
+from stp_rs.objective.masks import every_mask
 from stp_rs.objective.noise import value_and_gradient
 from stp_rs.testing.variance import draw_plan
 from stp_rs.types import Floats
@@ -25,7 +26,7 @@ MAX_TOKENS = 8
 """Most scored tokens: their 2^n gradients are in memory together."""
 
 
-def mask_gram(model: DiffusionModel, completions: Completions, row: int, *, temperature: float = 1.0) -> Floats:
+def mask_gram(model: DiffusionModel, completions: Rollout, row: int, *, temperature: float = 1.0) -> Floats:
     """Return <G_M, G_M'> of all masks of a row, f64 [2^n, 2^n], in the order of `exact.mask_bits`.
 
     Raises:

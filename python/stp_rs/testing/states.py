@@ -17,13 +17,14 @@ from typing import Literal
 import numpy as np
 
 from stp_rs._core import Design
-from stp_rs.objective.masks import Completions, Masks, draw_masks
+from stp_rs.data.trajectories import Rollout
+from stp_rs.objective.masks import Masks, draw_masks
 
 Part = Literal["trajectory", "surrogate", "divided", "weights", "earliness"]
 PARTS: tuple[Part, ...] = ("trajectory", "surrogate", "divided", "weights", "earliness")
 
 
-def state_masks(completions: Completions) -> dict[Part, Masks]:
+def state_masks(completions: Rollout) -> dict[Part, Masks]:
     """Return every state of the rollouts, weighed for the trajectory, the sum above and its parts.
 
     The parts' weights add up: surrogate = trajectory + weights + earliness. `divided` is the surrogate with each

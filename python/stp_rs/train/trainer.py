@@ -1,6 +1,6 @@
 """The trainer: ten calls in the order of the data flow.
 
-prompts -> priors -> rollout -> rewards -> advantages -> buffer -> design (masks, weights) -> likelihood -> loss
+prompts -> priors -> rollout -> rewards -> advantages -> design (masks, weights) -> likelihood -> loss
 
 Each call is public; `examples/custom_loop.py` makes the same steps by hand.
 """
@@ -17,6 +17,7 @@ import torch
 
 from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import CheckpointError, ConfigError, InvalidValueError
 from stp_rs.models import load_configured
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
@@ -29,11 +30,10 @@ from stp_rs.objective.masks import canvas_lengths
 from stp_rs.objective.noise import update_noise
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
-from stp_rs.rollout.buffer import fill_buffer
-from stp_rs.rollout.generate import Rollout, generate, rollout_metrics
+from stp_rs.rollout.generate import generate, rollout_metrics
 from stp_rs.rollout.loop import Engine
-from stp_rs.rollout.params import make_sampler, sampling_law
-from stp_rs.rollout.regroup import Played, informative_groups
+from stp_rs.rollout.params import make_sampler, restricted, sampling_law
+from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
 from stp_rs.train.checkpoint import Checkpoint, clear_partial, load_weights, newest_checkpoint, save_checkpoint
@@ -153,38 +153,39 @@ class STPTrainer:
         """Make one rollout batch and the optimiser updates on it."""
         config = self.args
         hooks.begin_step(self.priors, self.step, config.max_steps)
-        played, rescued = self._play(self._prompts(self.step), self.priors), 0
+        rollout, rescued = self._play(self._prompts(self.step), self.priors), 0
         if config.stp_rescue != "none" and self.hints is not None:
             share = config.stp_rescue_share
-            played, rescued = rescue_groups(played, self._play, self.hints, share=share, priors=self.priors)
+            rollout, rescued = rescue_groups(rollout, self._play, self.hints, share=share, priors=self.priors)
         most = config.stp_dynamic_sampling
-        played, replaced = informative_groups(played, self._another_batch, most)
-        rollout, completions, rewards = played.rollout, played.completions, played.rewards
+        rollout, replaced = informative_groups(rollout, self._another_batch, most)
+        rewards = rollout.earned()
         hooks.observe(self.priors, rollout, rewards)
         advantages, metrics = group_advantages(rewards, rollout.group, config.scale_rewards, config.stp_advantage)
         if config.multi_objective_aggregation == "normalize_then_sum":
-            by_function = np.stack(list(played.by_name.values()))
+            by_function = np.stack(list(rollout.rewards.values()))
             advantages = decoupled_advantages(by_function, self.rewards.weights, rollout.group)
         if config.stp_rescue != "none":
             metrics["diffusion/rescued_share"] = rescued / len(rollout)
         if most:
             metrics["diffusion/replaced_groups"] = float(replaced)
-        buffer = fill_buffer(rollout, np.nan_to_num(rewards), advantages, version=self.step)
+        rollout = rollout.replaced(advantage=advantages)
         allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
         if config.stp_variance_every and self.step % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
-                batches = micro_batches(buffer, config, self.model.pad_token_id)
-                noise, cost = update_noise(self.model, self.update.design, config, batches, allowed)
-                self.ledger.add(cost, "variance")
-                metrics.update(noise)
+                for rows in micro_batches(rollout, config)[:1]:
+                    given = rollout.minibatch(rows), restricted(allowed, rows)
+                    noise, cost = update_noise(self.model, self.update.design, config, *given)
+                    self.ledger.add(cost, "variance")
+                    metrics.update(noise)
         with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
-            metrics.update(self.update.run(buffer, self.step, allowed))
-        metrics.update(reward_metrics(played.by_name) | self._logged_by_rewards(metrics))
-        metrics.update(rollout_metrics(rollout, completions, end_token_ids(self.model)))
+            metrics.update(self.update.run(rollout, self.step, allowed))
+        metrics.update(reward_metrics(dict(rollout.rewards)) | self._logged_by_rewards(metrics))
+        metrics.update(rollout_metrics(rollout, end_token_ids(self.model)))
         self.step += 1
         metrics["epoch"] = self.step * groups_of(self.args) / len(self.train_dataset)
         metrics.update(self.ledger.counts())
-        return StepResult(self.step, rollout, completions, rewards.tolist(), metrics)
+        return StepResult(self.step, rollout, list(rollout.completions), rewards.tolist(), metrics)
 
     def _prompts(self, number: int) -> PromptBatch:
         """Return the prompts of a rollout batch, each once per completion; numbers from `max_steps` on are extra."""
@@ -192,12 +193,12 @@ class STPTrainer:
         prompts = encode_prompts([self.train_dataset[i] for i in picked], self.tokenizer, uids=picked)
         return prompts.repeat(self.args.num_generations, step=number)
 
-    def _another_batch(self, attempt: int) -> Played:
+    def _another_batch(self, attempt: int) -> Rollout:
         """Return an extra batch of this step: its prompts and keys are those of no step."""
         extra = self.step * self.args.stp_dynamic_sampling + attempt - 1
         return self._play(self._prompts(self.args.max_steps + extra), self.priors)
 
-    def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Played:
+    def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Rollout:
         """Decode one completion per row under priors, and score it."""
         length = self.args.max_completion_length
         with self.ledger.time("prior"), self._autocast(), self._rollout_weights():
@@ -222,7 +223,9 @@ class STPTrainer:
             ids = completion_token_ids(rollout.token_ids, lengths, self.tokenizer)
             scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=getattr(self, "state", None))
             self._reward_logs.append(scores.metrics)
-        return Played(rollout, completions, scores.total, scores.by_name)
+        version = np.full(len(rollout), self.step, dtype=np.int64)
+        earned = {"reward": scores.total, "rewards": scores.by_name}
+        return rollout.replaced(completions=completions, policy_version=version, **earned)
 
     def _logged_by_rewards(self, builtin: Metrics) -> Metrics:
         """Return the means of what reward functions logged since the last call."""

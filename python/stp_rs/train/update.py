@@ -7,14 +7,15 @@ Shapes: R rows, L completion length, P passes.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stp_rs.config.sections import STPConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DivergenceError
 from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of
@@ -31,7 +32,6 @@ from stp_rs.objective.masks import (
     take_passes,
     without_blame,
 )
-from stp_rs.rollout.buffer import Minibatch, TrajectoryBuffer, gather
 from stp_rs.rollout.params import restricted
 from stp_rs.train.metrics import Ledger
 from stp_rs.types import Cost
@@ -52,7 +52,7 @@ class Estimate:
 class Job:
     """One micro-batch of one update, with what needs no gradient."""
 
-    batch: Minibatch
+    batch: Rollout
     masks: Masks
     old: Estimate | None
     """None at the first inner iteration: the policy still is the old one, so its new estimate is the old one."""
@@ -99,17 +99,18 @@ class PolicyUpdate:
         self._reads_old = args.stp_objective != "reinforce" or keeps_old
         self._by_pass = args.stp_bound != "elbo" or args.stp_objective == "linear"
 
-    def run(self, buffer: TrajectoryBuffer, step: int, allowed: Tensor | None = None) -> Metrics:
-        """Make `num_iterations` updates on the buffer; return the means of their metrics.
+    def run(self, rollout: Rollout, step: int, allowed: Tensor | None = None) -> Metrics:
+        """Make `num_iterations` updates on the rows; return the means of their metrics.
 
         `allowed` are the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
         """
-        batches = list(micro_batches(buffer, self.args, self.model.pad_token_id))
-        allowed_of = [restricted(allowed, batch.rows) for batch in batches]
+        rows = micro_batches(rollout, self.args)
+        batches = [rollout.minibatch(part) for part in rows]
+        allowed_of = [restricted(allowed, part) for part in rows]
         rounds = range(self.args.num_iterations)
         with self.ledger.time("scoring"), adapters_ready(self.model.module):
             plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
-        totals = self._totals(buffer)
+        totals = self._totals(rollout)
         logged: dict[str, list[float]] = {}
         for j, jobs in enumerate(plan):
             self._set_learning_rate(step, j)
@@ -129,11 +130,11 @@ class PolicyUpdate:
                 logged.setdefault(name, []).append(value)
         return {name: _mean(values) for name, values in logged.items()} | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(buffer),
+            "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(rollout),
         }
 
     @torch.no_grad()
-    def _job(self, batch: Minibatch, allowed: Tensor | None, *, iteration: int) -> Job:
+    def _job(self, batch: Rollout, allowed: Tensor | None, *, iteration: int) -> Job:
         """Return a micro-batch with its masks and the estimates of old and reference policy; none that is not read."""
         masks = draw_masks(
             self.design,
@@ -147,7 +148,7 @@ class PolicyUpdate:
         ratio = self.args.stp_prompt_mask
         masks = mask_prompts(masks, batch, ratio, seed=self.args.seed, iteration=iteration)
         if self.score_prior and not self.args.stp_blame_prior:
-            masks = without_blame(masks, batch.unmask_step, batch.advantage)
+            masks = without_blame(masks, batch.unmask_step, batch.weights())
         job = Job(batch, masks, None, None, allowed)
         if iteration > 0 and self._reads_old and self._recorded():
             recorded_PL = torch.from_numpy(batch.logprob[masks.row_P]).to(device_of(self.model))
@@ -201,7 +202,7 @@ class PolicyUpdate:
     def _count(self, cost: Cost) -> None:
         self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
 
-    def _combine(self, logprob_PL: Tensor, batch: Minibatch, masks: Masks) -> Estimate:
+    def _combine(self, logprob_PL: Tensor, batch: Rollout, masks: Masks) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""
         device = logprob_PL.device
         row_P = torch.from_numpy(masks.row_P.astype(np.int64)).to(device)
@@ -219,7 +220,7 @@ class PolicyUpdate:
             logprob_PL, masks, beta=self.args.stp_bound_power, per_token=self.design.per_token
         )
         mixture = 1.0 if self.args.stp_bound == "eubo" else self.args.stp_bound_mixture
-        advantages_R = torch.from_numpy(batch.advantage).to(device)
+        advantages_R = torch.from_numpy(batch.weights()).to(device)
         return Estimate(sandwich(elbo_RL, eubo_RL, advantages_R, mixture=mixture), pass_P)
 
     def _inputs(self, job: Job, new: Estimate) -> LossInputs:
@@ -237,7 +238,7 @@ class PolicyUpdate:
             new_RL=new.token_RL,
             old_RL=old_RL,
             ref_RL=ref_RL,
-            advantages_R=torch.from_numpy(job.batch.advantage).to(device),
+            advantages_R=torch.from_numpy(job.batch.weights()).to(device),
             scored_RL=torch.from_numpy(job.masks.scored_RL).to(device).float(),
             share_RL=self._share(job.masks, device),
             passes=passes,
@@ -289,7 +290,7 @@ class PolicyUpdate:
         for job in jobs:
             inputs = self._inputs(job, self._estimate(self.model, job))
             total += clipped_ratio_sum(inputs, self.args)
-        return total / max(1, sum(int((job.batch.advantage != 0).sum()) for job in jobs))
+        return total / max(1, sum(int((job.batch.weights() != 0).sum()) for job in jobs))
 
     def _token_elbo(self, new_RL: Tensor, masks: Masks) -> float:
         """Return the mean estimate of a scored token, in nats."""
@@ -298,14 +299,11 @@ class PolicyUpdate:
             return float((new_RL * share_RL).sum() / share_RL.sum().clamp(min=1e-9))
         return float(new_RL.sum()) / max(1.0, float(masks.scored_RL.sum()))
 
-    def _totals(self, buffer: TrajectoryBuffer) -> Totals:
+    def _totals(self, rollout: Rollout) -> Totals:
         """Return the completions and scored tokens of the update that its mean is over."""
-        rows = np.arange(len(buffer), dtype=np.int32)
-        everything = gather(buffer, rows)
-        tokens_RL = scored_tokens(everything.unmask_step, self.score_prior)
-        tokens_R = tokens_RL.sum(1)
+        tokens_R = scored_tokens(rollout.unmask_step, self.score_prior).sum(1)
         if self.args.stp_zero_std == "drop":
-            tokens_R = tokens_R[everything.advantage != 0]
+            tokens_R = tokens_R[rollout.weights() != 0]
         return Totals(max(1, len(tokens_R)), float(tokens_R.sum()))
 
     def _set_learning_rate(self, step: int, iteration: int) -> None:
@@ -329,23 +327,21 @@ class PolicyUpdate:
         return norm
 
 
-def micro_batches(buffer: TrajectoryBuffer, args: STPConfig, pad_token_id: int) -> Iterator[Minibatch]:
-    """Yield the rows that have a gradient, in the order of the buffer.
+def micro_batches(rollout: Rollout, args: STPConfig) -> list[NDArray[np.int64]]:
+    """Return the row numbers of each micro-batch: the rows that have a gradient, in their order.
 
     Without a KL term a row of advantage 0 or weight 0 adds nothing to the loss and is not computed. (The denominator of
     loss_type bnpo is of the rows that are.)
     """
-    advantage = np.empty(len(buffer), dtype=np.float32)
-    rows = np.arange(len(buffer), dtype=np.int32)
-    buffer.minibatch(rows, advantage=advantage)
+    advantage = rollout.weights()
+    rows = np.arange(len(rollout))
     if args.beta == 0:
         silent = advantage < 0 if args.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
         rows = rows[(advantage != 0) & ~silent]
     elif args.stp_zero_std == "drop":
         rows = rows[advantage != 0]
     size = args.per_device_train_batch_size
-    for start in range(0, len(rows), size):
-        yield gather(buffer, rows[start : start + size], pad_token_id=pad_token_id)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:

@@ -1,7 +1,6 @@
 """Supervised warm-up: the masked-diffusion ELBO of demonstrations, with the same masks and likelihood as RL."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from stp_rs._core import Design, row_uid
 from stp_rs.data.prompts import batch_indices, encode_prompts, end_of_text_id
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
@@ -17,17 +17,6 @@ from stp_rs.objective.masks import draw_masks
 
 _STREAM = 0x5F7
 """Separates the warm-up's masks from those of RL."""
-
-
-@dataclass(frozen=True)
-class _Demonstrations:
-    """A batch in the shape that the likelihood reads (`Completions`)."""
-
-    prompt_ids: NDArray[np.int64]
-    prompt_length: NDArray[np.int32]
-    token_ids: NDArray[np.int64]
-    unmask_step: NDArray[np.int32]
-    uid: NDArray[np.uint64]
 
 
 def warm_up(
@@ -62,9 +51,7 @@ def warm_up(
                 group["lr"] = learning_rate * min(1.0, 2.0 * (1 - step / steps))
             picked = batch_indices(step, batch_size, len(demonstrations), seed)
             uids = np.array([row_uid(_STREAM, step, i) for i in range(batch_size)], dtype=np.uint64)
-            batch = _Demonstrations(
-                prompts.prompt_ids[picked], prompts.prompt_length[picked], targets_DL[picked], order_RL, uids
-            )
+            batch = Rollout.of(prompts.select(picked, uids), targets_DL[picked], order_RL)
             elbo_RL = token_elbo(model, batch, draw_masks(design, batch, seed=seed))
             loss = -elbo_RL.sum(-1).mean() / completion_length
             optimizer.zero_grad(set_to_none=True)

@@ -1,10 +1,9 @@
 //! The pure-Rust core of `stp_rs`: no Python, no unsafe code, no global state.
 //!
 //! Data flows one way: priors fix positions of a canvas, a plan says how many tokens each denoising step reveals,
-//! the scheduler follows it, the buffer keeps what happened, and a design turns it into weighted masks.
+//! the scheduler follows it, and a design turns it into weighted masks.
 #![forbid(unsafe_code)]
 
-pub mod buffer;
 pub mod corrupt;
 pub mod error;
 pub mod layout;

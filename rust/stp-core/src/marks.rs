@@ -48,9 +48,3 @@ impl Stop {
         ("EOS", Self::Eos),
     ];
 }
-
-/// Whether a position shows the mask in the state before `step` of a row whose last step is `last`.
-#[must_use]
-pub fn hidden(unmask_step: i32, step: i32, last: i32) -> bool {
-    unmask_step >= step || (unmask_step == UNDRAWN && step <= last)
-}

@@ -7,7 +7,6 @@
 
 mod arrays;
 mod boundary;
-mod buffer;
 mod corrupt;
 mod grade;
 mod prior;
@@ -27,7 +26,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("MARKS", MARKS.iter().copied().into_py_dict(m.py())?)?;
     m.add("STOP_REASONS", Stop::NAMES.map(|(name, stop)| (name, stop as u8)).into_py_dict(m.py())?)?;
     rng::register(m)?;
-    buffer::register(m)?;
     corrupt::register(m)?;
     grade::register(m)?;
     prior::register(m)?;
