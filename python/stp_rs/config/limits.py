@@ -20,7 +20,10 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "num_mc": (0, 1 << 16), "stp_prompt_mask": (0.0, 1.0), "stp_mask_block": (0, 1 << 20),
         "stp_bound_power": (1.0, 100.0), "stp_bound_mixture": (0.0, 1.0), "stp_forward_batch_size": (0, 1 << 20),
         "stp_dynamic_sampling": (0, 1000),
-        "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9),
+        "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9), "delta": (1e-9, 1e9),
+        "sapo_temperature_pos": (1e-6, 1e6), "sapo_temperature_neg": (1e-6, 1e6), "vespo_k_pos": (0.0, 1e3),
+        "vespo_lambda_pos": (0.0, 1e3), "vespo_k_neg": (0.0, 1e3), "vespo_lambda_neg": (0.0, 1e3),
+        "off_policy_mask_threshold": (0.0, 1e9), "top_entropy_quantile": (0.0, 1.0), "entropy_coef": (-1e3, 1e3),
         "stp_negative_advantage_weight": (0.0, 1e9), "learning_rate": (0.0, 1.0), "warmup_steps": (0, 1 << 31),
         "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e9),
         "adam_beta1": (0.0, 0.999999), "adam_beta2": (0.0, 0.999999),
@@ -45,7 +48,7 @@ def check(config: "STPConfig") -> None:
             "advantage 0 alone"
         )
     for name, (low, high) in _RANGES.items():
-        if not low <= flat[name] <= high:
+        if flat[name] is not None and not low <= flat[name] <= high:
             raise ConfigError(f"{name}: got {flat[name]}, needs a value from {low:g} to {high:g}")
     if config.multi_objective_aggregation == "normalize_then_sum" and config.stp_advantage != "centred":
         raise ConfigError(
@@ -62,6 +65,21 @@ def check(config: "STPConfig") -> None:
             f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
             "trajectory, state and decision take every state of a rollout"
         )
+    if config.loss_type in ("sapo", "cispo", "vespo") and config.stp_objective != "clip":
+        raise ConfigError(
+            f"loss_type {config.loss_type}: is an objective of its own, needs stp_objective clip (the default), got "
+            f"{config.stp_objective}"
+        )
+    if config.loss_type == "luspo" and config.importance_sampling_level == "token":
+        raise ConfigError("loss_type luspo: needs importance_sampling_level sequence, got token")
+    own = config.loss_type in ("sapo", "cispo", "vespo") or config.stp_objective != "clip"
+    if config.delta is not None and own:
+        raise ConfigError(
+            f"delta: bounds the ratio of stp_objective clip, which loss_type {config.loss_type} with stp_objective "
+            f"{config.stp_objective} does not have"
+        )
+    if config.top_entropy_quantile < 1.0 and config.stp_objective == "linear":
+        raise ConfigError("top_entropy_quantile: needs values per token, which stp_objective linear does not have")
     if config.stp_objective in ("stable", "linear") and config.importance_sampling_level == "token":
         raise ConfigError(
             f"stp_objective {config.stp_objective}: needs importance_sampling_level sequence (one ratio per "

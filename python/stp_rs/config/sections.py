@@ -150,17 +150,18 @@ class LikelihoodConfig:
 class LossConfig:
     """Policy objective."""
 
-    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "grpo"
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "luspo", "sapo", "cispo", "vespo"] = "grpo"
     """Length normalisation, as in TRL: mean of completions' means; by max_completion_length; by the tokens of the
-    micro-batch; by the tokens of the whole update."""
+    micro-batch; by the tokens of the whole update; times each one's length (luspo). The last three are objectives of
+    their own (docs/losses.md)."""
     stp_objective: Literal["clip", "reinforce", "stable", "linear"] = "clip"
     """Clipped ratio (PPO, GRPO); no ratio (SPG, wd1); clipped and self-normalised weights (StableDRL); BGPO's bound."""
     importance_sampling_level: Literal["token", "sequence"] = "sequence"
     """Ratios per token, or one length-normalised ratio per completion."""
     epsilon: float = 0.2
     """Lower clip range."""
-    epsilon_high: float = 0.0
-    """Upper clip range; 0 means epsilon."""
+    epsilon_high: float | None = None
+    """Upper clip range; none means epsilon. For cispo the largest weight itself (ScaleRL: 5.0)."""
     beta: float = 0.0
     """KL coefficient; 0 loads no reference and makes no reference pass."""
     stp_kl: Literal["k1", "k2", "k3"] = "k2"
@@ -171,6 +172,31 @@ class LossConfig:
     """Weight of completions with a negative advantage: an ELBO is a lower bound, pushing it down is unbounded."""
     stp_blame_prior: bool = False
     """Whether a negative advantage pushes scored prior tokens down too, which the policy did not choose."""
+    delta: float | None = None
+    """Two-sided clipping: most that an unclipped ratio counts; none bounds it nowhere."""
+    sapo_temperature_pos: float = 1.0
+    """sapo: tau of positive advantages."""
+    sapo_temperature_neg: float = 1.05
+    """sapo: tau of the others."""
+    vespo_k_pos: float = 2.0
+    """vespo: power of the ratio for advantages of at least 0."""
+    vespo_lambda_pos: float = 3.0
+    """vespo: decay in the ratio for advantages of at least 0."""
+    vespo_k_neg: float = 3.0
+    """vespo: power of the ratio for negative advantages."""
+    vespo_lambda_neg: float = 2.0
+    """vespo: decay in the ratio for negative advantages."""
+    off_policy_mask_threshold: float | None = None
+    """Leave out completions with a negative advantage whose tokens have become less likely than this by the mean of log
+    old - log new (DeepSeek-V3.2); none keeps all."""
+    use_bias_correction_kl: bool = False
+    """Multiply KL terms by their ratio: unbiased for the policy that is trained (DeepSeek-V3.2)."""
+    top_entropy_quantile: float = 1.0
+    """Share of the micro-batch's tokens, those of the highest entropy, that count in the value (the paper: 0.2)."""
+    entropy_coef: float = 0.0
+    """Coefficient of the mean entropy per token, which is taken off the loss."""
+    mask_truncated_completions: bool = False
+    """Leave completions without an end of text out of the loss; they count in their group's baseline."""
 
 
 @dataclass

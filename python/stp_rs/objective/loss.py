@@ -1,10 +1,13 @@
 """Policy losses: from likelihood estimates and advantages to a scalar and its metrics.
 
-A loss is a mean over completions of a value per completion: `stp_objective` says which value, `loss_type` which mean.
+A loss is a mean over completions of a value per completion. `LOSSES` says for each `loss_type` which mean that is and,
+for those that are objectives of their own, which value; for the others `stp_objective` says the value.
 
 Shapes: R completions, L completion length, P passes. A "token" is a scored completion position.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +45,136 @@ class LossInputs:
     weights make a mean per token put those weights here (`UniGRPO`: 1 / |M| on masked tokens)."""
     passes: Passes | None = None
     """Read by the objective `linear` only."""
+    entropy_RL: Tensor | None = None
+    """Entropy of the policy at each token, in nats, with gradient where `entropy_coef` asks for one; NaN where no pass
+    masked the token."""
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the value of a completion is made of."""
+
+    inputs: LossInputs
+    new_RL: Tensor
+    log_ratio_RL: Tensor
+    """Log-ratios per token, 0 where nothing counts."""
+    ratio: Tensor
+    """[R, L], or [R, 1] at sequence level."""
+    share_RL: Tensor
+    kept_RL: Tensor | None
+    """1 at the tokens whose entropy is high enough; None where all count."""
+    mean_ratio: float | None
+
+    @property
+    def advantages_R1(self) -> Tensor:
+        return self.inputs.advantages_R[:, None]
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean over tokens [R] of values [R, L], or of one value [R, 1] for all tokens."""
+        share_RL = self.share_RL if self.kept_RL is None else self.share_RL * self.kept_RL
+        if value.shape[-1] == 1 and share_RL.shape[-1] != 1:
+            return value.squeeze(-1) if self.kept_RL is None else value.squeeze(-1) * share_RL.sum(-1)
+        return (value * share_RL).sum(-1)
+
+
+def clip_range(config: LossConfig) -> tuple[float, float]:
+    """Return the bounds of a clipped ratio."""
+    return 1.0 - config.epsilon, 1.0 + _epsilon_high(config)
+
+
+def _epsilon_high(config: LossConfig) -> float:
+    return config.epsilon if config.epsilon_high is None else config.epsilon_high
+
+
+def _clip(terms: _Terms, config: LossConfig) -> Tensor:
+    ratio, advantages_R1 = terms.ratio, terms.advantages_R1
+    bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
+    return terms.mean(torch.minimum(bounded * advantages_R1, ratio.clamp(*clip_range(config)) * advantages_R1))
+
+
+def _reinforce(terms: _Terms, config: LossConfig) -> Tensor:
+    del config
+    return terms.inputs.advantages_R * terms.mean(terms.new_RL)
+
+
+def _stable(terms: _Terms, config: LossConfig) -> Tensor:
+    clipped_R = terms.ratio.detach().clamp(*clip_range(config)).squeeze(-1)
+    used_R = terms.inputs.advantages_R != 0
+    own = (clipped_R * used_R).sum() / used_R.sum().clamp(min=1)
+    return _reinforce(terms, config) * clipped_R / (own if terms.mean_ratio is None else terms.mean_ratio)
+
+
+def _linear(terms: _Terms, config: LossConfig) -> Tensor:
+    del config
+    passes, advantages_R = terms.inputs.passes, terms.inputs.advantages_R
+    if passes is None:
+        raise InvalidValueError("passes: got None, needs the estimates of each pass for the objective linear")
+    advantages_P = advantages_R[passes.row_P]
+    gap_P = passes.new_P - passes.old_P
+    term_P = torch.where(advantages_P >= 0, 1.0 + gap_P, torch.exp(gap_P)) * advantages_P
+    zero_R = torch.zeros_like(advantages_R)
+    count_R = zero_R.index_add(0, passes.row_P, torch.ones_like(advantages_P))
+    return zero_R.index_add(0, passes.row_P, term_P) / count_R.clamp(min=1.0)
+
+
+def _cispo(terms: _Terms, config: LossConfig) -> Tensor:
+    weight = terms.ratio.detach().clamp(max=_epsilon_high(config))
+    return terms.inputs.advantages_R * terms.mean(weight * terms.new_RL)
+
+
+def _sapo(terms: _Terms, config: LossConfig) -> Tensor:
+    positive_R1 = terms.advantages_R1 > 0
+    tau_R1 = torch.where(positive_R1, config.sapo_temperature_pos, config.sapo_temperature_neg)
+    gate = torch.sigmoid(tau_R1 * (terms.ratio - 1.0)) * 4.0 / tau_R1
+    return terms.mean(gate * terms.advantages_R1)
+
+
+def _vespo(terms: _Terms, config: LossConfig) -> Tensor:
+    return gamma_weights(terms, config) * _reinforce(terms, config)
+
+
+_LOG_WEIGHT = (math.log(1e-8), 20.0)
+"""Bounds of a completion's log-ratio in VESPO, as published."""
+
+
+@torch.no_grad()
+def gamma_weights(terms: _Terms, config: LossConfig) -> Tensor:
+    """Return VESPO's weights [R]: w^k exp(lambda (1 - w)) of the ratio w of whole completions, 1 at w = 1."""
+    tokens_R = terms.inputs.scored_RL.sum(-1)
+    log_w_R = tokens_R * (terms.log_ratio_RL.clamp(-20.0, 20.0) * terms.share_RL).sum(-1)
+    log_w_R = log_w_R.clamp(*_LOG_WEIGHT)
+    good_R = terms.inputs.advantages_R >= 0
+    k_R = torch.where(good_R, config.vespo_k_pos, config.vespo_k_neg)
+    lambda_R = torch.where(good_R, config.vespo_lambda_pos, config.vespo_lambda_neg).clamp(min=1e-4)
+    return torch.exp(lambda_R + k_R * log_w_R - lambda_R * log_w_R.exp())
+
+
+Value = Callable[[_Terms, LossConfig], Tensor]
+OBJECTIVES: Mapping[str, Value] = {"clip": _clip, "reinforce": _reinforce, "stable": _stable, "linear": _linear}
+"""`stp_objective` -> the value of each completion [R]."""
+LOSSES: Mapping[str, tuple[str, Value | None]] = {
+    "grpo": ("completion", None),
+    "dr_grpo": ("canvas", None),
+    "bnpo": ("micro_batch", None),
+    "dapo": ("update", None),
+    "luspo": ("length", None),
+    "sapo": ("completion", _sapo),
+    "cispo": ("update", _cispo),
+    "vespo": ("update", _vespo),
+}
+"""`loss_type` -> (what a completion counts in the mean, its value where the loss is an objective of its own)."""
+
+
+def reads_old(config: LossConfig) -> bool:
+    """Return whether a loss reads the old policy's estimates."""
+    own = LOSSES[config.loss_type][1]
+    kl = config.beta > 0 and (config.stp_kl_target == "old" or config.use_bias_correction_kl)
+    return own is not None or config.stp_objective != "reinforce" or kl or config.off_policy_mask_threshold is not None
+
+
+def reads_entropy(config: LossConfig) -> bool:
+    """Return whether a loss reads entropies; it then reads those of every completion."""
+    return config.entropy_coef != 0.0 or config.top_entropy_quantile < 1.0
 
 
 def policy_loss(
@@ -51,58 +184,71 @@ def policy_loss(
     num_completions: int,
     num_tokens: float | None = None,
     mean_ratio: float | None = None,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (loss, metrics) of one micro-batch: minus the weighted mean of the completions' values, plus beta KL.
 
     A completion's value, with A its advantage, n its tokens, L_hat its estimate, r = exp((L_new - L_old) / n) its
     ratio at sequence level (GSPO arXiv 2507.18071, ESPO arXiv 2512.03759) or r_i per token (GRPO, arXiv 2402.03300):
 
-    - `clip`: min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A), at token level the mean over tokens;
+    - `clip`: min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A), at token level the mean over tokens; with `delta` the
+      first r is at most that (two-sided clipping, INTELLECT-2, arXiv 2505.07291);
     - `reinforce`: A L_hat / n (SPG, arXiv 2510.09541; with softmax advantages wd1, arXiv 2507.08838);
     - `stable`: w A L_hat / (n mean w), w = clip(r) without gradient: clipped whatever the sign of A, and
       self-normalised (StableDRL, arXiv 2603.06743);
     - `linear`: the mean over passes of (1 + d_k) A where A >= 0, of exp(d_k) A elsewhere, d_k = the pass's own
-      log-ratio (BGPO, arXiv 2510.11683, with length-normalised ratios): a lower bound of r A that is linear in passes.
+      log-ratio (BGPO, arXiv 2510.11683, with length-normalised ratios): a lower bound of r A that is linear in passes;
+    - loss_type `cispo`: w A L_hat / n, w = min(r, epsilon_high) without gradient (MiniMax-M1, arXiv 2506.13585, as
+      ScaleRL, arXiv 2510.13786, has it: the bound is epsilon_high itself);
+    - loss_type `sapo`: 4 / tau sigmoid(tau (r - 1)) A, tau by the sign of A (arXiv 2511.20347);
+    - loss_type `vespo`: w^k exp(lambda (1 - w)) A L_hat / n, w = r^n the ratio of the whole completion, without
+      gradient, k and lambda by the sign of A (arXiv 2602.10693);
+    - loss_type `luspo`: n times the value, n its length (arXiv 2602.05261).
 
-    Completions with a negative advantage count `stp_negative_advantage_weight`.
+    Completions with a negative advantage count `stp_negative_advantage_weight`; with `off_policy_mask_threshold` they
+    count nothing once the mean of log old - log new over their tokens is above it (DeepSeek-V3.2, arXiv 2512.02556,
+    eq. 9). `top_entropy_quantile` leaves in the value only tokens whose entropy is in that upper share of the
+    micro-batch (arXiv 2506.01939). `use_bias_correction_kl` multiplies KL terms by their ratio (arXiv 2512.02556).
+    `entropy_coef` times the mean entropy of the tokens that count is taken off the loss.
 
     Args:
         inputs: estimates, advantages and scored positions.
         config: the loss section.
         num_completions: completions of the whole update, all micro-batches together: micro-batch losses add up to the
-            full-batch loss (but for loss_type bnpo, whose mean is each micro-batch's own).
-        num_tokens: scored tokens of the whole update; loss_type dapo needs it.
+            full-batch loss (but for loss_type bnpo and top_entropy_quantile, which read each micro-batch by itself).
+        num_tokens: scored tokens of the whole update; loss types dapo, cispo and vespo need it.
         mean_ratio: mean clipped ratio of the update's completions with an advantage, for `stable`; None takes this
             micro-batch's.
     """
     share_RL = inputs.share_RL if inputs.share_RL is not None else _even_share(inputs.scored_RL)
     mean_R = _completion_weights(inputs.scored_RL, config, num_completions, num_tokens)
     log_ratio_RL = _masked(inputs.new_RL - inputs.old_RL, share_RL)
+    log_ratio = log_ratio_RL
     if config.importance_sampling_level == "sequence":
-        log_ratio_RL = (log_ratio_RL * share_RL).sum(-1, keepdim=True)
-    ratio = torch.exp(log_ratio_RL)
-    low, high = 1.0 - config.epsilon, 1.0 + (config.epsilon_high or config.epsilon)
-    advantages_R1 = inputs.advantages_R[:, None]
-    if config.stp_objective == "clip":
-        surrogate = torch.minimum(ratio * advantages_R1, ratio.clamp(low, high) * advantages_R1)
-        value_R = _mean_tokens(surrogate, share_RL)
-    elif config.stp_objective == "linear":
-        value_R = _linear_bound(inputs)
-    else:
-        value_R = inputs.advantages_R * _mean_tokens(_masked(inputs.new_RL, share_RL), share_RL)
-        if config.stp_objective == "stable":
-            clipped_R = ratio.detach().clamp(low, high).squeeze(-1)
-            used_R = inputs.advantages_R != 0
-            own = (clipped_R * used_R).sum() / used_R.sum().clamp(min=1)
-            value_R = value_R * clipped_R / (own if mean_ratio is None else mean_ratio)
+        log_ratio = (log_ratio_RL * share_RL).sum(-1, keepdim=True)
+    ratio = torch.exp(log_ratio)
+    kept_RL = _high_entropy(inputs, config) if config.top_entropy_quantile < 1.0 else None
+    new_RL = _masked(inputs.new_RL, share_RL)
+    terms = _Terms(inputs, new_RL, log_ratio_RL, ratio, share_RL, kept_RL, mean_ratio)
+    value_R = (LOSSES[config.loss_type][1] or OBJECTIVES[config.stp_objective])(terms, config)
     weight_R = torch.where(inputs.advantages_R < 0, config.stp_negative_advantage_weight, 1.0)
     weight_R = weight_R * mean_R * (inputs.scored_RL.sum(-1) > 0)
+    if config.off_policy_mask_threshold is not None:
+        drift_R = -(log_ratio_RL.detach() * share_RL).sum(-1)
+        weight_R = weight_R * ((inputs.advantages_R >= 0) | (drift_R <= config.off_policy_mask_threshold))
     loss = -(weight_R * value_R).sum()
-    metrics = _clip_metrics(ratio.detach(), advantages_R1, (low, high), inputs.scored_RL)
+    metrics = _metrics(terms, config)
     if inputs.ref_RL is not None:
-        kl_R = _kl(inputs.new_RL, inputs.ref_RL, share_RL, config)
+        kl, kl_R = _kl(terms, config)
         loss = loss + config.beta * (mean_R * kl_R).sum()
-        metrics["kl"] = float(kl_R.detach().mean())
+        metrics["kl"] = _token_mean(kl.detach(), inputs.scored_RL)
+    if inputs.entropy_RL is not None:
+        known_RL = inputs.scored_RL * ~inputs.entropy_RL.isnan()
+        entropy_RL = inputs.entropy_RL.nan_to_num(0.0)
+        metrics["entropy"] = _token_mean(entropy_RL.detach(), known_RL)
+        if config.entropy_coef != 0.0:
+            mean_entropy = _token_mean(entropy_RL, known_RL if kept_RL is None else kept_RL)
+            tokens = inputs.scored_RL.sum()
+            loss = loss - config.entropy_coef * mean_entropy * tokens / (num_tokens or tokens.clamp(min=1.0))
     return loss, metrics
 
 
@@ -110,8 +256,7 @@ def clipped_ratio_sum(inputs: LossInputs, config: LossConfig) -> float:
     """Return the sum of the clipped ratios of completions with an advantage: `stable` divides by their mean."""
     share_RL = inputs.share_RL if inputs.share_RL is not None else _even_share(inputs.scored_RL)
     log_ratio_R = (_masked(inputs.new_RL - inputs.old_RL, share_RL) * share_RL).sum(-1)
-    high = 1.0 + (config.epsilon_high or config.epsilon)
-    return float((torch.exp(log_ratio_R).clamp(1.0 - config.epsilon, high) * (inputs.advantages_R != 0)).sum())
+    return float((torch.exp(log_ratio_R).clamp(*clip_range(config)) * (inputs.advantages_R != 0)).sum())
 
 
 def kl_terms(log_ratio: Tensor, kind: str) -> Tensor:
@@ -126,39 +271,49 @@ def kl_terms(log_ratio: Tensor, kind: str) -> Tensor:
     return torch.exp(-log_ratio) - 1.0 + log_ratio
 
 
-def _kl(new_RL: Tensor, ref_RL: Tensor, share_RL: Tensor, config: LossConfig) -> Tensor:
-    gap_RL = _masked(new_RL - ref_RL, share_RL)
+def _kl(terms: _Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Return the KL terms, [R, L] or [R, 1] at sequence level, and each completion's [R]."""
+    share_RL = terms.share_RL
+    gap = _masked(terms.inputs.new_RL - terms.inputs.ref_RL, share_RL)
     if config.importance_sampling_level == "sequence":
-        return kl_terms((gap_RL * share_RL).sum(-1), config.stp_kl)
-    return _mean_tokens(kl_terms(gap_RL, config.stp_kl), share_RL)
+        gap = (gap * share_RL).sum(-1, keepdim=True)
+    kl = kl_terms(gap, config.stp_kl)
+    if config.use_bias_correction_kl:
+        kl = kl * terms.ratio
+    return kl, kl.squeeze(-1) if kl.shape != share_RL.shape else (kl * share_RL).sum(-1)
+
+
+def _high_entropy(inputs: LossInputs, config: LossConfig) -> Tensor:
+    """Return 1 at the scored tokens whose entropy is at least the quantile 1 - top_entropy_quantile of all, float."""
+    if inputs.entropy_RL is None:
+        raise InvalidValueError("entropy_RL: got None, needs the entropies of the tokens for top_entropy_quantile")
+    entropy_RL = inputs.entropy_RL.detach()
+    known_RL = (inputs.scored_RL > 0) & ~entropy_RL.isnan()
+    if not known_RL.any():
+        return torch.zeros_like(inputs.scored_RL)
+    bound = torch.quantile(entropy_RL[known_RL].float(), 1.0 - config.top_entropy_quantile)
+    return (known_RL & (entropy_RL >= bound)).to(inputs.scored_RL.dtype)
 
 
 def _completion_weights(
     scored_RL: Tensor, config: LossConfig, num_completions: int, num_tokens: float | None
 ) -> Tensor:
-    """Return what each completion's value counts in the loss [R], as TRL's loss_type of this name has it."""
+    """Return what each completion's value counts in the loss [R]."""
     tokens_R = scored_RL.sum(-1)
-    if config.loss_type == "dr_grpo":
+    kind = LOSSES[config.loss_type][0]
+    if kind == "canvas":
         return tokens_R / (num_completions * scored_RL.shape[-1])
-    if config.loss_type == "bnpo":
+    if kind == "micro_batch":
         return tokens_R / tokens_R.sum().clamp(min=1.0) * (len(tokens_R) / num_completions)
-    if config.loss_type == "dapo":
+    if kind == "update":
         if num_tokens is None:
-            raise InvalidValueError("num_tokens: got None, needs the scored tokens of the whole update for dapo")
+            raise InvalidValueError(
+                f"num_tokens: got None, needs the scored tokens of the whole update for {config.loss_type}"
+            )
         return tokens_R / max(num_tokens, 1.0)
+    if kind == "length":
+        return tokens_R / num_completions
     return torch.full_like(tokens_R, 1.0 / num_completions)
-
-
-def _linear_bound(inputs: LossInputs) -> Tensor:
-    if inputs.passes is None:
-        raise InvalidValueError("passes: got None, needs the estimates of each pass for the objective linear")
-    passes = inputs.passes
-    advantages_P = inputs.advantages_R[passes.row_P]
-    gap_P = passes.new_P - passes.old_P
-    term_P = torch.where(advantages_P >= 0, 1.0 + gap_P, torch.exp(gap_P)) * advantages_P
-    zero_R = torch.zeros_like(inputs.advantages_R)
-    count_R = zero_R.index_add(0, passes.row_P, torch.ones_like(advantages_P))
-    return zero_R.index_add(0, passes.row_P, term_P) / count_R.clamp(min=1.0)
 
 
 def _even_share(scored_RL: Tensor) -> Tensor:
@@ -170,23 +325,33 @@ def _masked(value_RL: Tensor, share_RL: Tensor) -> Tensor:
     return torch.where(share_RL > 0, value_RL, 0.0)
 
 
-def _mean_tokens(value: Tensor, share_RL: Tensor) -> Tensor:
-    if value.shape[-1] == 1 and share_RL.shape[-1] != 1:
-        return value.squeeze(-1)
-    return (value * share_RL).sum(-1)
+def _token_mean(value: Tensor, counted_RL: Tensor) -> Tensor:
+    """Return the mean over tokens of values [R, L], or over completions of values [R, 1]."""
+    if value.shape != counted_RL.shape:
+        return value.mean() if value.numel() else value.sum()
+    return (value * counted_RL).sum() / counted_RL.sum().clamp(min=1.0)
 
 
-def _clip_metrics(
-    ratio: Tensor, advantages_R1: Tensor, bounds: tuple[float, float], scored_RL: Tensor
-) -> dict[str, float]:
-    used = torch.ones_like(ratio) if ratio.shape[-1] == 1 else scored_RL
-    count = used.sum().clamp(min=1.0)
-    low = (((ratio < bounds[0]) & (advantages_R1 < 0)) * used).sum() / count
-    high = (((ratio > bounds[1]) & (advantages_R1 > 0)) * used).sum() / count
-    largest = (ratio * used).max() if ratio.numel() else torch.ones(())
-    return {
-        "clip_ratio/low_mean": float(low),
-        "clip_ratio/high_mean": float(high),
-        "clip_ratio/region_mean": float(low + high),
-        "diffusion/ratio_max": float(largest),
-    }
+@torch.no_grad()
+def _metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
+    """Return what is logged about ratios, under TRL's names; the largest ratio is of the micro-batch."""
+    ratio, scored_RL, advantages_R1 = terms.ratio.detach(), terms.inputs.scored_RL, terms.advantages_R1
+    counted = scored_RL if ratio.shape == scored_RL.shape else torch.ones_like(ratio)
+    metrics = {"diffusion/ratio_max": (ratio * counted).max() if ratio.numel() else torch.ones(())}
+    if config.loss_type == "cispo":
+        over = (ratio > _epsilon_high(config)) & (advantages_R1 > 0)
+        metrics["cispo_clip_ratio"] = _token_mean(over.float(), scored_RL)
+    elif config.loss_type == "vespo":
+        metrics["vespo/phi_seq_mean"] = _token_mean(gamma_weights(terms, config)[:, None], scored_RL)
+    elif config.loss_type != "sapo":
+        low, high = clip_range(config)
+        bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
+        below, above = (bounded < low) & (advantages_R1 < 0), (bounded > high) & (advantages_R1 > 0)
+        share = counted / counted.sum(-1, keepdim=True).clamp(min=1.0)
+        metrics["clip_ratio/low_mean"] = _token_mean(below.float(), scored_RL)
+        metrics["clip_ratio/high_mean"] = _token_mean(above.float(), scored_RL)
+        metrics["clip_ratio/region_mean"] = _token_mean((below | above).float(), scored_RL)
+        if ratio.numel():
+            metrics["clip_ratio/low_min"] = (below * share).sum(-1).min()
+            metrics["clip_ratio/high_max"] = (above * share).sum(-1).max()
+    return metrics
