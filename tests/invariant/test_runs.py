@@ -172,6 +172,18 @@ def test_completions_are_measured_up_to_their_end_of_text(tmp_path: Path):
     assert max(lengths) == 3
 
 
+def test_lengths_of_completions_with_and_without_an_end(tmp_path: Path):
+    made = trainer(tmp_path, num_generations=8, per_device_train_batch_size=16).train_step()
+    ids, metrics = made.rollout.token_ids.tolist(), made.metrics
+    lengths = [row.index(2) + 1 if 2 in row else LENGTH for row in ids]
+    terminated = [row.index(2) + 1 for row in ids if 2 in row]
+    assert 0 < len(terminated) < len(ids)
+    for prefix, values in (("", lengths), ("_terminated", terminated)):
+        for name, of in (("mean", np.mean), ("min", min), ("max", max)):
+            assert metrics[f"completions/{name}{prefix}_length"] == pytest.approx(of(values))
+    assert metrics["completions/clipped_ratio"] == pytest.approx(1 - len(terminated) / len(ids))
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

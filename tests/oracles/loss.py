@@ -33,11 +33,6 @@ TOKENS = 37.0
 """Scored tokens of the whole update, as the tests of `dapo` state them."""
 
 
-def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
-    """Return the pessimistic one of the ratio and the clipped ratio, times the advantage."""
-    return min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
-
-
 def kl(kind: str, policy: float, reference: float) -> float:
     """Return Schulman's k1, k2 or k3 for samples of the policy."""
     ratio = math.exp(reference - policy)
@@ -45,9 +40,12 @@ def kl(kind: str, policy: float, reference: float) -> float:
 
 
 def policy_loss(arrays: dict[str, np.ndarray], config: Any, num_completions: int) -> float:
-    """Return the loss of completions one by one; `arrays` has new, old, scored [R, L], advantages [R], maybe ref."""
+    """Return the loss of completions one by one.
+
+    `arrays` has new, old, scored [R, L], advantages [R], maybe ref and entropy [R, L] (NaN where it is not known).
+    """
     total = 0.0
-    high = config.epsilon_high or config.epsilon
+    kept = high_entropy(arrays, config)
     for r, advantage in enumerate(arrays["advantages"].tolist()):
         at = np.flatnonzero(arrays["scored"][r]).tolist()
         if not at:
@@ -55,15 +53,52 @@ def policy_loss(arrays: dict[str, np.ndarray], config: Any, num_completions: int
         new, old = arrays["new"][r], arrays["old"][r]
         weight = config.stp_negative_advantage_weight if advantage < 0 else 1.0
         share = length_share(arrays, config, r, num_completions)
-        if config.importance_sampling_level == "token":
-            terms = [clipped(math.exp(new[i] - old[i]), advantage, config.epsilon, high) for i in at]
-        else:
-            ratio = math.exp((sum(new[i] for i in at) - sum(old[i] for i in at)) / len(at))
-            terms = [clipped(ratio, advantage, config.epsilon, high)]
+        ratios = {i: math.exp(new[i] - old[i]) for i in at}
+        if config.importance_sampling_level == "sequence":
+            ratios = dict.fromkeys(at, math.exp((sum(new[i] for i in at) - sum(old[i] for i in at)) / len(at)))
+        drift = sum(old[i] - new[i] for i in at) / len(at)
+        if config.off_policy_mask_threshold is not None and advantage < 0 and drift > config.off_policy_mask_threshold:
+            weight = 0.0
+        whole = math.exp(min(max(sum(min(max(new[i] - old[i], -20), 20) for i in at), math.log(1e-8)), 20))
+        terms = [term(ratios[i], whole, advantage, new[i], config) if kept[r, i] else 0.0 for i in at]
         total -= weight * mean(terms) * share
         if "ref" in arrays:
-            total += config.beta * penalty(config, new, arrays["ref"][r], at) * share
+            total += config.beta * penalty(config, new, arrays["ref"][r], at, ratios) * share
+    if config.entropy_coef:
+        used = arrays["scored"].astype(bool) & kept & ~np.isnan(arrays["entropy"])
+        if used.any():
+            total -= config.entropy_coef * mean(arrays["entropy"][used].tolist()) * arrays["scored"].sum() / TOKENS
     return total
+
+
+def term(ratio: float, whole: float, advantage: float, logprob: float, config: Any) -> float:
+    """Return what one token adds: weights that carry no gradient count as their value."""
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    if config.loss_type == "cispo":
+        return min(ratio, high) * advantage * logprob
+    if config.loss_type == "sapo":
+        tau = config.sapo_temperature_pos if advantage > 0 else config.sapo_temperature_neg
+        return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * advantage
+    if config.loss_type == "vespo":
+        sign = "pos" if advantage >= 0 else "neg"
+        k, decay = getattr(config, f"vespo_k_{sign}"), getattr(config, f"vespo_lambda_{sign}")
+        return whole**k * math.exp(decay * (1 - whole)) * advantage * logprob
+    bounded = ratio if config.delta is None else min(ratio, config.delta)
+    return min(bounded * advantage, min(max(ratio, 1 - config.epsilon), 1 + high) * advantage)
+
+
+def high_entropy(arrays: dict[str, np.ndarray], config: Any) -> np.ndarray:
+    """Return which tokens are in the upper share by entropy: sort them, and interpolate between two neighbours."""
+    if config.top_entropy_quantile == 1.0:
+        return np.ones(arrays["scored"].shape, bool)
+    known = arrays["scored"].astype(bool) & ~np.isnan(arrays["entropy"])
+    ordered = sorted(arrays["entropy"][known].tolist())
+    if not ordered:
+        return known
+    place = (1 - config.top_entropy_quantile) * (len(ordered) - 1)
+    below = ordered[math.floor(place)]
+    bound = below + (place - math.floor(place)) * (ordered[math.ceil(place)] - below)
+    return known & (np.nan_to_num(arrays["entropy"], nan=-1.0) >= bound - 1e-9)
 
 
 def length_share(arrays: dict[str, np.ndarray], config: Any, row: int, num_completions: int) -> float:
@@ -74,15 +109,20 @@ def length_share(arrays: dict[str, np.ndarray], config: Any, row: int, num_compl
         "dr_grpo": num_completions * arrays["scored"].shape[1],
         "bnpo": tokens.sum() * num_completions / len(tokens),
         "dapo": TOKENS,
+        "cispo": TOKENS,
+        "vespo": TOKENS,
+        "sapo": num_completions * tokens[row],
+        "luspo": num_completions,
     }[config.loss_type]
     return float(tokens[row] / divisor)
 
 
-def penalty(config: Any, new: np.ndarray, ref: np.ndarray, at: Sequence[int]) -> float:
+def penalty(config: Any, new: np.ndarray, ref: np.ndarray, at: Sequence[int], ratios: dict[int, float]) -> float:
     """Return the KL estimate of one completion."""
+    corrected = ratios if config.use_bias_correction_kl else dict.fromkeys(at, 1.0)
     if config.importance_sampling_level == "token":
-        return mean([kl(config.stp_kl, new[i], ref[i]) for i in at])
-    return kl(config.stp_kl, sum(new[i] for i in at) / len(at), sum(ref[i] for i in at) / len(at))
+        return mean([kl(config.stp_kl, new[i], ref[i]) * corrected[i] for i in at])
+    return kl(config.stp_kl, sum(new[i] for i in at) / len(at), sum(ref[i] for i in at) / len(at)) * corrected[at[0]]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stp_rs.config.sections import LossConfig
+from stp_rs.errors import InvalidValueError
 from stp_rs.objective.advantages import EPSILON, group_advantages
 from stp_rs.objective.loss import LossInputs, kl_terms, policy_loss
 from tests.oracles import loss as oracle
@@ -26,6 +27,7 @@ def inputs(arrays: dict[str, np.ndarray]) -> LossInputs:
         advantages_R=tensors["advantages"],
         scored_RL=tensors["scored"],
         ref_RL=tensors.get("ref"),
+        entropy_RL=tensors.get("entropy"),
     )
 
 
@@ -44,33 +46,47 @@ def batches(draw: st.DrawFn, *, reference: bool = False) -> dict[str, np.ndarray
     }
     if reference:
         arrays["ref"] = new + generator.normal(size=new.shape) * 0.3
+    known = generator.random(new.shape) < draw(st.sampled_from([0.6, 1.0]))
+    arrays["entropy"] = np.where(known, generator.exponential(size=new.shape), np.nan)
     return arrays
 
 
-configs = st.builds(
+plain_configs = st.builds(
     LossConfig,
-    loss_type=st.sampled_from(["grpo", "dr_grpo", "bnpo", "dapo"]),
+    loss_type=st.sampled_from(["grpo", "dr_grpo", "bnpo", "dapo", "luspo", "cispo", "sapo", "vespo"]),
     importance_sampling_level=st.sampled_from(["token", "sequence"]),
     epsilon=st.sampled_from([0.1, 0.2, 0.5]),
-    epsilon_high=st.sampled_from([0.0, 0.28]),
+    epsilon_high=st.sampled_from([None, 0.0, 0.28]),
     beta=st.sampled_from([0.04, 1.0]),
     stp_kl=st.sampled_from(["k1", "k2", "k3"]),
     stp_negative_advantage_weight=st.sampled_from([0.0, 0.2, 1.0]),
+    delta=st.sampled_from([None, 1.1, 1.5]),
+    sapo_temperature_neg=st.sampled_from([1.05, 3.0]),
+    sapo_temperature_pos=st.sampled_from([1.0, 0.5]),
+    vespo_k_pos=st.sampled_from([2.0, 0.0]),
+    vespo_lambda_neg=st.sampled_from([2.0, 0.5]),
+    off_policy_mask_threshold=st.sampled_from([None, 0.0, 0.1]),
+    use_bias_correction_kl=st.booleans(),
+    entropy_coef=st.sampled_from([0.0, 0.1, -0.1]),
 )
+configs = st.builds(replace, plain_configs, top_entropy_quantile=st.sampled_from([1.0, 0.2, 0.0]))
+"""`top_entropy_quantile` reads each micro-batch by itself, so that losses of micro-batches do not add up with it."""
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.booleans().flatmap(lambda ref: batches(reference=ref)), configs, st.integers(1, 9))
 def test_the_loss_is_the_formula(arrays: dict[str, np.ndarray], config: LossConfig, completions: int):
     loss, metrics = policy_loss(inputs(arrays), config, num_completions=completions, num_tokens=oracle.TOKENS)
-    assert float(loss.detach()) == pytest.approx(oracle.policy_loss(arrays, config, completions), abs=1e-6)
+    expected = oracle.policy_loss(arrays, config, completions)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert ("kl" in metrics) == ("ref" in arrays)
 
 
 @settings(deadline=None, max_examples=60)
-@given(batches(reference=True), configs, st.data())
+@given(batches(reference=True), plain_configs, st.data())
 def test_losses_of_micro_batches_add_up(arrays: dict[str, np.ndarray], config: LossConfig, data: st.DataObject):
     config = replace(config, loss_type="grpo") if config.loss_type == "bnpo" else config  # its mean is a batch's own
+    arrays["entropy"] = np.nan_to_num(arrays["entropy"])  # tokens of unknown entropy leave a micro-batch's mean alone
     rows = len(arrays["advantages"])
     cut = data.draw(st.integers(0, rows))
     whole = inputs(arrays)
@@ -83,14 +99,14 @@ def test_losses_of_micro_batches_add_up(arrays: dict[str, np.ndarray], config: L
             one, _ = policy_loss(piece, config, num_completions=rows, num_tokens=oracle.TOKENS)
             parts.append(torch.autograd.grad(one, piece.new_RL)[0])
             total += float(one.detach())
-    assert total == pytest.approx(float(loss.detach()), abs=1e-12)
+    assert total == pytest.approx(float(loss.detach()), rel=1e-9, abs=1e-9)
     assert torch.allclose(torch.cat(parts), gradient)
 
 
-def gradient_of(new: float, advantage: float, config: LossConfig) -> float:
+def gradient_of(new: float, advantage: float, config: LossConfig, tokens: float | None = None) -> float:
     """Return d loss / d new of one completion of one token with old = 0."""
     made = inputs({"new": [[new]], "old": [[0.0]], "scored": [[1.0]], "advantages": [advantage]})
-    loss, _ = policy_loss(made, config, num_completions=1)
+    loss, _ = policy_loss(made, config, num_completions=1, num_tokens=tokens)
     return float(torch.autograd.grad(loss, made.new_RL)[0])
 
 
@@ -108,8 +124,9 @@ def test_clipping_stops_the_gradient_on_the_side_that_gains(level: Any):
         (0.7, 1.0, -0.7),
     ]:
         assert gradient_of(math.log(ratio), advantage, config) == pytest.approx(expected, abs=1e-9), (ratio, advantage)
-    symmetric = replace(config, epsilon_high=0.0)
+    symmetric = replace(config, epsilon_high=None)
     assert gradient_of(math.log(1.4), 1.0, symmetric) == 0.0
+    assert gradient_of(math.log(1.1), 1.0, replace(config, epsilon_high=0.0)) == 0.0, "0 is 0, and not the lower range"
 
 
 def test_negative_advantages_count_their_weight_and_zero_advantages_nothing():
@@ -216,3 +233,138 @@ def test_advantages_without_siblings_are_zero():
     assert group_advantages(one, zero, "group", "softmax")[0].tolist() == [0.0]
     empty, _ = group_advantages(one[:0], zero[:0], "group", "softmax")
     assert empty.shape == (0,)
+
+
+# --- losses and options of TRL: their gradients, worked by hand for one token with old = 0 ---
+
+
+def test_cispo_clips_a_weight_and_never_a_gradient():
+    """d loss = -min(r, epsilon_high) A: beyond the bound the gradient stays, where clipping would stop it."""
+    config = replace(PLAIN, loss_type="cispo", epsilon_high=1.5)
+    for ratio, advantage, expected in [
+        (1.0, 2.0, -2.0),
+        (1.4, 1.0, -1.4),
+        (3.0, 1.0, -1.5),
+        (3.0, -1.0, 1.5),
+        (0.1, 1.0, -0.1),
+    ]:
+        assert gradient_of(math.log(ratio), advantage, config, tokens=1.0) == pytest.approx(expected), ratio
+    made = inputs(
+        {"new": [[math.log(3)], [math.log(3)]], "old": [[0], [0]], "scored": [[1], [1]], "advantages": [1.0, -1.0]}
+    )
+    assert float(policy_loss(made, config, num_completions=2, num_tokens=2)[1]["cispo_clip_ratio"]) == 0.5
+
+
+def test_sapo_fades_out_where_clipping_stops():
+    """d/dr [4 / tau sigmoid(tau (r - 1))] = 4 s (1 - s): 1 at r = 1, and symmetric around it."""
+    config = replace(PLAIN, loss_type="sapo", sapo_temperature_pos=2.0, sapo_temperature_neg=3.0)
+    for ratio, advantage, tau in [
+        (1.0, 2.0, 2.0),
+        (1.0, -2.0, 3.0),
+        (2.0, 1.0, 2.0),
+        (2.0, -1.0, 3.0),
+        (0.2, -1.0, 3.0),
+    ]:
+        s = 1 / (1 + math.exp(-tau * (ratio - 1)))
+        expected = -4 * s * (1 - s) * ratio * advantage
+        assert gradient_of(math.log(ratio), advantage, config) == pytest.approx(expected), ratio
+    assert "clip_ratio/low_mean" not in policy_loss(inputs(ONE), config, num_completions=1)[1]
+
+
+def test_vespo_weighs_whole_completions():
+    """d loss = -w^k exp(lambda (1 - w)) A with w the product of the tokens' ratios."""
+    config = replace(PLAIN, loss_type="vespo")
+    for ratio, advantage, k, decay in [(1.0, 1.0, 2, 3), (1.5, 1.0, 2, 3), (0.5, 1.0, 2, 3), (1.5, -1.0, 3, 2)]:
+        expected = -(ratio**k) * math.exp(decay * (1 - ratio)) * advantage
+        assert gradient_of(math.log(ratio), advantage, config, tokens=1.0) == pytest.approx(expected), ratio
+    two = {"new": [[math.log(1.2)] * 2], "old": [[0.0] * 2], "scored": [[1.0] * 2], "advantages": [1.0]}
+    _, metrics = policy_loss(inputs(two), config, num_completions=1, num_tokens=2)
+    assert float(metrics["vespo/phi_seq_mean"]) == pytest.approx(1.44**2 * math.exp(3 * (1 - 1.44)))
+    far = inputs({**two, "new": [[-700.0, -700.0]]})
+    assert torch.isfinite(policy_loss(far, config, num_completions=1, num_tokens=2)[0])
+
+
+def test_luspo_counts_a_completion_by_its_length():
+    config = replace(PLAIN, loss_type="luspo", importance_sampling_level="sequence")
+    for tokens in (1, 3):
+        made = inputs(
+            {"new": [[0.0] * tokens], "old": [[0.0] * tokens], "scored": [[1.0] * tokens], "advantages": [2.0]}
+        )
+        loss, _ = policy_loss(made, config, num_completions=1)
+        assert float(loss.detach()) == pytest.approx(-2.0 * tokens)
+
+
+def test_delta_bounds_what_a_likelier_bad_completion_costs():
+    config = replace(PLAIN, delta=1.5)
+    assert gradient_of(math.log(1.4), -1.0, config) == pytest.approx(1.4)
+    assert gradient_of(math.log(1.6), -1.0, config) == 0.0, "without delta it is 1.6"
+    assert gradient_of(math.log(1.1), 1.0, config) == pytest.approx(-1.1)
+
+
+def test_off_policy_completions_with_a_negative_advantage_are_left_out():
+    config = replace(PLAIN, off_policy_mask_threshold=0.5, epsilon=0.9)
+    assert gradient_of(-0.6, -1.0, config) == 0.0, "less likely than before by .6"
+    assert gradient_of(-0.4, -1.0, config) != 0.0
+    assert gradient_of(0.6, -1.0, config) != 0.0, "likelier than before"
+    assert gradient_of(-0.6, 1.0, config) != 0.0, "a good one"
+
+
+def test_the_corrected_kl_is_unbiased_for_the_policy_that_is_trained():
+    """Over samples of the old policy the mean of ratio times k3 is the KL of the new one, and its gradient the KL's."""
+    old, ref = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
+    logits = torch.tensor([0.1, 0.7, -0.4], dtype=torch.float64, requires_grad=True)
+    config = replace(PLAIN, stp_kl="k3", beta=1.0, use_bias_correction_kl=True)
+    new = torch.log_softmax(logits, 0)
+    total = torch.zeros((), dtype=torch.float64)
+    for token in range(3):
+        made = LossInputs(
+            new_RL=new[None, token : token + 1],
+            old_RL=old.log()[None, token : token + 1],
+            advantages_R=torch.zeros(1).double(),
+            scored_RL=torch.ones(1, 1).double(),
+            ref_RL=ref.log()[None, token : token + 1],
+        )
+        total = total + old[token] * policy_loss(made, config, num_completions=1)[0]
+    exact = (new.exp() * (new - ref.log())).sum()
+    assert float(total.detach()) == pytest.approx(float(exact.detach()))
+    (got,) = torch.autograd.grad(total, logits, retain_graph=True)
+    assert torch.allclose(got, torch.autograd.grad(exact, logits)[0])
+
+
+ONE = {"new": [[0.0]], "old": [[0.0]], "scored": [[1.0]], "advantages": [1.0]}
+FOUR = {
+    "new": [[0.0] * 4],
+    "old": [[0.0] * 4],
+    "scored": [[1.0] * 4],
+    "advantages": [1.0],
+    "entropy": [[0.1, 0.4, 0.3, 0.2]],
+}
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, 4), (0.5, 2), (0.3, 1), (0.0, 1)])
+def test_tokens_of_high_entropy_carry_the_gradient(share: float, kept: int):
+    made = inputs(FOUR)
+    loss, metrics = policy_loss(made, replace(PLAIN, top_entropy_quantile=share), num_completions=1)
+    (gradient,) = torch.autograd.grad(loss, made.new_RL)
+    order = [1, 2, 3, 0][:kept]  # by entropy
+    assert gradient[0].tolist() == [-0.25 if i in order else 0.0 for i in range(4)]
+    assert float(metrics["entropy"]) == pytest.approx(0.25)
+
+
+def test_the_entropy_bonus_is_the_mean_entropy_per_token_whatever_the_loss():
+    for kind in ("grpo", "dr_grpo", "bnpo", "dapo", "luspo", "sapo", "cispo", "vespo"):
+        config = replace(PLAIN, loss_type=kind, importance_sampling_level="sequence")
+        made = inputs(FOUR)
+        made.entropy_RL.requires_grad_()
+        plain, _ = policy_loss(made, config, num_completions=1, num_tokens=8)
+        loss, _ = policy_loss(made, replace(config, entropy_coef=2.0), num_completions=1, num_tokens=8)
+        assert float((loss - plain).detach()) == pytest.approx(-2.0 * 0.25 / 2), "half of the update's tokens"
+        assert torch.autograd.grad(loss, made.entropy_RL)[0][0].tolist() == pytest.approx([-2.0 / 8] * 4)
+
+
+def test_what_a_loss_lacks_is_named():
+    with pytest.raises(InvalidValueError, match="entropy_RL: got None, needs the entropies"):
+        policy_loss(inputs(ONE), replace(PLAIN, top_entropy_quantile=0.5), num_completions=1)
+    for kind in ("dapo", "cispo", "vespo"):
+        with pytest.raises(InvalidValueError, match=f"num_tokens: got None, .* for {kind}"):
+            policy_loss(inputs(ONE), replace(PLAIN, loss_type=kind), num_completions=1)

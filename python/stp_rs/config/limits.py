@@ -65,6 +65,15 @@ def check(config: "STPConfig") -> None:
             f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
             "trajectory, state and decision take every state of a rollout"
         )
+    _check_loss(config)
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"hidden_size: got {config.hidden_size}, needs a multiple of num_attention_heads "
+            f"({config.num_attention_heads})"
+        )
+
+
+def _check_loss(config: "STPConfig") -> None:
     if config.loss_type in ("sapo", "cispo", "vespo") and config.stp_objective != "clip":
         raise ConfigError(
             f"loss_type {config.loss_type}: is an objective of its own, needs stp_objective clip (the default), got "
@@ -88,9 +97,4 @@ def check(config: "STPConfig") -> None:
     if config.stp_objective == "linear" and config.stp_bound != "elbo":
         raise ConfigError(
             f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got {config.stp_bound}"
-        )
-    if config.hidden_size % config.num_attention_heads:
-        raise ConfigError(
-            f"hidden_size: got {config.hidden_size}, needs a multiple of num_attention_heads "
-            f"({config.num_attention_heads})"
         )

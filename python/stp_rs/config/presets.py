@@ -26,7 +26,7 @@ _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_we
 PRESETS: dict[str, dict[str, Any]] = {
     "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
-    "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0},
+    "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0, "stp_kl": "k3"},
     "diffu_grpo": {
         **_TOKEN,
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 12},

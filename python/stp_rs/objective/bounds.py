@@ -17,7 +17,7 @@ from torch import Tensor
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.models.base import DiffusionModel
-from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.likelihood import Entropies, token_estimates
 from stp_rs.objective.masks import Masks
 from stp_rs.rollout.params import restricted
 from stp_rs.types import Cost
@@ -37,6 +37,32 @@ def pass_logprobs(
 
     `token_elbo` is their weighted sum over the passes of a row. Arguments are as there.
     """
+    return pass_estimates(
+        model,
+        completions,
+        masks,
+        temperature=temperature,
+        forward_batch_size=forward_batch_size,
+        allowed=allowed,
+        cost=cost,
+    )[0]
+
+
+def pass_estimates(
+    model: DiffusionModel,
+    completions: Completions,
+    masks: Masks,
+    *,
+    temperature: float = 1.0,
+    forward_batch_size: int = 0,
+    allowed: Tensor | None = None,
+    cost: Cost | None = None,
+    entropies: Entropies = "none",
+) -> tuple[Tensor, Tensor | None]:
+    """Return the log-prob of every scored token in every pass by itself, f32 [P, L], and its entropy (NaN elsewhere).
+
+    Arguments are those of `token_estimates`.
+    """
     passes = len(masks.row_P)
     alone = replace(
         masks,
@@ -46,7 +72,7 @@ def pass_logprobs(
         length_R=masks.length_R[masks.row_P],
     )
     rows = completions.select(masks.row_P)
-    return token_elbo(
+    return token_estimates(
         model,
         rows,
         alone,
@@ -54,6 +80,7 @@ def pass_logprobs(
         forward_batch_size=forward_batch_size,
         allowed=restricted(allowed, masks.row_P),
         cost=cost,
+        entropies=entropies,
     )
 
 

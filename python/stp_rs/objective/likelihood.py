@@ -7,6 +7,9 @@ trajectory's.
 Shapes: R rows, P passes (canvases), L completion length, S canvas width, N scored positions, V vocabulary.
 """
 
+import math
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +22,9 @@ from stp_rs.objective.masks import Masks
 from stp_rs.rollout.logits import candidate_logits
 from stp_rs.rollout.params import Sampling, allowed_rows, placed
 from stp_rs.types import Cost
+
+Entropies = Literal["none", "numbers", "gradient"]
+"""Whether entropies are made of the logits, and whether gradients flow through them."""
 
 
 def token_elbo(
@@ -33,9 +39,37 @@ def token_elbo(
 ) -> Tensor:
     """Return the weighted log-prob estimate of every token, f32 [R, L]; its row sum is the sequence estimate.
 
-    Gradients flow to the model's parameters unless torch.no_grad is on. Logits are made for scored positions only, in
-    chunks that are recomputed in the backward pass where there is more than one. Canvases that are equal are computed
-    once where at least half are spared: a group whose completions are all masked is one canvas.
+    Arguments are those of `token_estimates`, which has the entropies too.
+    """
+    return token_estimates(
+        model,
+        completions,
+        masks,
+        temperature=temperature,
+        forward_batch_size=forward_batch_size,
+        allowed=allowed,
+        cost=cost,
+    )[0]
+
+
+def token_estimates(
+    model: DiffusionModel,
+    completions: Completions,
+    masks: Masks,
+    *,
+    temperature: float = 1.0,
+    forward_batch_size: int = 0,
+    allowed: Tensor | None = None,
+    cost: Cost | None = None,
+    entropies: Entropies = "none",
+) -> tuple[Tensor, Tensor | None]:
+    """Return the weighted log-prob estimate of every token, f32 [R, L], and its entropy, f32 [R, L].
+
+    The row sum of the first is the sequence estimate. An entropy is that of the law at the token's place, in nats, the
+    mean over the passes that score it; NaN where none does. Gradients flow to the model's parameters unless
+    torch.no_grad is on. Logits are made for scored positions only, in chunks that are recomputed in the backward pass
+    where there is more than one. Canvases that are equal are computed once where at least half are spared: a group
+    whose completions are all masked is one canvas.
 
     Args:
         model: the policy, in eval mode.
@@ -45,6 +79,7 @@ def token_elbo(
         forward_batch_size: canvases per forward; 0 means all at once.
         allowed: the law's possible tokens, bool [V], [L, V] or [R, L, V]; a scored token outside has log-prob -inf.
         cost: what is computed is added to it.
+        entropies: `none` (the second value is None), `numbers`, or `gradient`.
     """
     device = device_of(model)
     law = Sampling(temperature or 1.0, allowed=placed(allowed, device))
@@ -53,6 +88,7 @@ def token_elbo(
     # where nothing is scored there is no graph: a leaf lets the caller's backward pass find no parameter, not an error
     no_graph = torch.is_grad_enabled() and not masks.weight_PL.any()
     total = torch.zeros(rows * length, dtype=torch.float32, device=device, requires_grad=no_graph)
+    entropy, passes_of = torch.zeros((2, rows * length), dtype=torch.float32, device=device)
     canvas_RS = _canvases(completions, model.pad_token_id)
     lengths_R = prompt_R + masks.length_R
     passes = len(masks.row_P)
@@ -87,10 +123,21 @@ def token_elbo(
         flat = row_P[scored_p].astype(np.int64) * length + scored_l
         targets_N = _tensor(token_ids_RL.reshape(-1)[flat], device)
         places_H = (_tensor(flat[head_N], device), length)
-        logprob_N = _head_logprobs(model, hidden_HH, targets_N, law, places_H, own_N)
+        logprob_N, *entropy_N = _head_logprobs(model, hidden_HH, targets_N, law, places_H, own_N, entropies).unbind(-1)
         weight_N = torch.from_numpy(masks.weight_PL[part][scored_p, scored_l]).to(device, non_blocking=True)
-        total = total.index_add(0, _tensor(flat, device), weight_N * logprob_N)
-    return total.view(rows, length)
+        index_N = _tensor(flat, device)
+        total = total.index_add(0, index_N, weight_N * logprob_N)
+        if entropy_N:
+            entropy = entropy.index_add(0, index_N, entropy_N[0] if entropies == "gradient" else entropy_N[0].detach())
+            passes_of = passes_of.index_add(0, index_N, torch.ones_like(weight_N))
+    if entropies == "none":
+        return total.view(rows, length), None
+    return total.view(rows, length), mean_entropy(entropy, passes_of).view(rows, length)
+
+
+def mean_entropy(total: Tensor, passes: Tensor) -> Tensor:
+    """Return sums of entropies over their number of passes; NaN where there is none."""
+    return torch.where(passes > 0, total / passes.clamp(min=1.0), torch.nan)
 
 
 def _canvases(completions: Rollout, pad_token_id: int) -> NDArray[np.int64]:
@@ -134,9 +181,11 @@ def _head_logprobs(
     law: Sampling,
     places: tuple[Tensor, int],
     own_N: NDArray[np.int64] | None,
+    entropies: Entropies,
 ) -> Tensor:
     """Return the log-probs of targets under the law, whose hidden states are at places (row times L plus position, L).
 
+    f32 [N, 1], or [N, 2] with the law's entropies.
     `own_N`, ascending, is the row of the hidden states that each target reads; None where each reads its own.
     """
     places_H, length = places
@@ -144,7 +193,13 @@ def _head_logprobs(
     def chunk_logprobs(hidden: Tensor, at: Tensor, targets: Tensor, own: Tensor | None) -> Tensor:
         logits = candidate_logits(model.head(hidden), model.mask_token_id, allowed_rows(law, at, length))
         logprobs = torch.log_softmax(logits / law.temperature, dim=-1)
-        return logprobs.gather(-1, targets[:, None]).squeeze(-1) if own is None else logprobs[own, targets]
+        logprob_N = logprobs.gather(-1, targets[:, None]).squeeze(-1) if own is None else logprobs[own, targets]
+        if entropies == "none":
+            return logprob_N[:, None]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropies == "gradient"):
+            # 0 log 0 is 0, and has no gradient
+            entropy_H = -(logprobs.exp() * logprobs.masked_fill(logprobs == -math.inf, 0.0)).sum(-1)
+        return torch.stack((logprob_N, entropy_H if own is None else entropy_H[own]), dim=-1)
 
     vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
     size = max(1, HEAD_ELEMENTS // vocab)

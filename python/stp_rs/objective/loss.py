@@ -150,6 +150,12 @@ def gamma_weights(terms: _Terms, config: LossConfig) -> Tensor:
 
 
 Value = Callable[[_Terms, LossConfig], Tensor]
+EXTREMES: Mapping[str, Callable[[list[float]], float]] = {
+    "diffusion/ratio_max": max,
+    "clip_ratio/high_max": max,
+    "clip_ratio/low_min": min,
+}
+"""Metrics whose value for several micro-batches is an extreme; for the others it is the mean."""
 OBJECTIVES: Mapping[str, Value] = {"clip": _clip, "reinforce": _reinforce, "stable": _stable, "linear": _linear}
 """`stp_objective` -> the value of each completion [R]."""
 LOSSES: Mapping[str, tuple[str, Value | None]] = {
@@ -238,7 +244,7 @@ def policy_loss(
     loss = -(weight_R * value_R).sum()
     metrics = _metrics(terms, config)
     if inputs.ref_RL is not None:
-        kl, kl_R = _kl(terms, config)
+        kl, kl_R = _kl(terms, inputs.ref_RL, config)
         loss = loss + config.beta * (mean_R * kl_R).sum()
         metrics["kl"] = _token_mean(kl.detach(), inputs.scored_RL)
     if inputs.entropy_RL is not None:
@@ -271,10 +277,10 @@ def kl_terms(log_ratio: Tensor, kind: str) -> Tensor:
     return torch.exp(-log_ratio) - 1.0 + log_ratio
 
 
-def _kl(terms: _Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
+def _kl(terms: _Terms, ref_RL: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
     """Return the KL terms, [R, L] or [R, 1] at sequence level, and each completion's [R]."""
     share_RL = terms.share_RL
-    gap = _masked(terms.inputs.new_RL - terms.inputs.ref_RL, share_RL)
+    gap = _masked(terms.inputs.new_RL - ref_RL, share_RL)
     if config.importance_sampling_level == "sequence":
         gap = (gap * share_RL).sum(-1, keepdim=True)
     kl = kl_terms(gap, config.stp_kl)
@@ -291,7 +297,7 @@ def _high_entropy(inputs: LossInputs, config: LossConfig) -> Tensor:
     known_RL = (inputs.scored_RL > 0) & ~entropy_RL.isnan()
     if not known_RL.any():
         return torch.zeros_like(inputs.scored_RL)
-    bound = torch.quantile(entropy_RL[known_RL].float(), 1.0 - config.top_entropy_quantile)
+    bound = torch.quantile(entropy_RL[known_RL], 1.0 - config.top_entropy_quantile)
     return (known_RL & (entropy_RL >= bound)).to(inputs.scored_RL.dtype)
 
 

@@ -72,15 +72,27 @@ def generate(
 
 
 def rollout_metrics(rollout: Rollout, eos_token_ids: Sequence[int]) -> dict[str, float]:
-    """Return TRL's completion metrics (lengths with the token that ends the text) and the diffusion ones."""
+    """Return TRL's completion metrics and the diffusion ones.
+
+    A length counts the token that ends the text. Completions without one are clipped; lengths of the terminated ones
+    are 0 where all are.
+    """
     length = rollout.token_ids.shape[1]
-    ended_RL, canvas_R = np.isin(rollout.token_ids, eos_token_ids), (rollout.unmask_step != Mark.OUTSIDE).sum(1)
-    length_R = np.where(ended_RL.any(1), np.minimum(ended_RL.argmax(1) + 1, canvas_R), canvas_R)
+    inside_RL = rollout.unmask_step != Mark.OUTSIDE
+    ended_RL = np.isin(rollout.token_ids, eos_token_ids) & inside_RL
+    ended_R, length_R = ended_RL.any(1), np.where(ended_RL.any(1), ended_RL.argmax(1) + 1, inside_RL.sum(1))
+    terminated = length_R[ended_R] if ended_R.any() else np.zeros(1)
     groups: dict[int, set[str]] = {}
     for group, text in zip(rollout.group.tolist(), rollout.completions, strict=True):
         groups.setdefault(group, set()).add(text)
     return {
         "completions/mean_length": float(length_R.mean()),
+        "completions/min_length": float(length_R.min()),
+        "completions/max_length": float(length_R.max()),
+        "completions/mean_terminated_length": float(terminated.mean()),
+        "completions/min_terminated_length": float(terminated.min()),
+        "completions/max_terminated_length": float(terminated.max()),
+        "completions/clipped_ratio": float(1.0 - ended_R.mean()),
         "diffusion/nfe": float(rollout.nfe.mean()),
         "diffusion/padding_share": rollout.stats["padding"] / max(1, rollout.stats["tokens"]),
         "diffusion/anchor_share": float((rollout.unmask_step == Mark.PRIOR).sum() / (len(rollout) * length)),

@@ -173,7 +173,7 @@ class STPTrainer:
         allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
         if config.stp_variance_every and self.step % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
-                for rows in micro_batches(rollout, config)[:1]:
+                for rows in micro_batches(rollout, config, end_token_ids(self.model))[:1]:
                     given = rollout.minibatch(rows), restricted(allowed, rows)
                     noise, cost = update_noise(self.model, self.update.design, config, *given)
                     self.ledger.add(cost, "variance")

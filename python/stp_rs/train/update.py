@@ -7,6 +7,7 @@ Shapes: R rows, L completion length, P passes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +19,10 @@ from stp_rs.config.sections import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DivergenceError
 from stp_rs.models.acceleration import adapters_ready
-from stp_rs.models.base import DiffusionModel, device_of
-from stp_rs.objective.bounds import pass_logprobs, sandwich, token_bounds
-from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss
+from stp_rs.models.base import DiffusionModel, device_of, end_token_ids
+from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds
+from stp_rs.objective.likelihood import Entropies, mean_entropy, token_estimates
+from stp_rs.objective.loss import EXTREMES, LossInputs, Passes, clipped_ratio_sum, policy_loss, reads_entropy, reads_old
 from stp_rs.objective.masks import (
     Masks,
     draw_masks,
@@ -34,7 +35,7 @@ from stp_rs.objective.masks import (
 )
 from stp_rs.rollout.params import restricted
 from stp_rs.train.metrics import Ledger
-from stp_rs.types import Cost
+from stp_rs.types import Cost, Mark
 
 Metrics = dict[str, float]
 
@@ -46,6 +47,8 @@ class Estimate:
     token_RL: Tensor
     pass_P: Tensor | None
     """Estimate of each pass alone, per token; None but for the objective `linear`."""
+    entropy_RL: Tensor | None = None
+    """Entropy at each token, NaN where no pass masked it; None where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,7 @@ class PolicyUpdate:
         self.optimizer, self.ledger, self.diffusion_steps = optimizer, ledger, diffusion_steps
         self.design = make_design(args)
         self.score_prior = scores_prior(self.design, args.stp_score_prior)
-        keeps_old = args.beta > 0 and args.stp_kl_target == "old"
-        self._reads_old = args.stp_objective != "reinforce" or keeps_old
+        self._reads_old = reads_old(args)
         self._by_pass = args.stp_bound != "elbo" or args.stp_objective == "linear"
 
     def run(self, rollout: Rollout, step: int, allowed: Tensor | None = None) -> Metrics:
@@ -104,7 +106,7 @@ class PolicyUpdate:
 
         `allowed` are the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
         """
-        rows = micro_batches(rollout, self.args)
+        rows = micro_batches(rollout, self.args, end_token_ids(self.model))
         batches = [rollout.minibatch(part) for part in rows]
         allowed_of = [restricted(allowed, part) for part in rows]
         rounds = range(self.args.num_iterations)
@@ -128,7 +130,7 @@ class PolicyUpdate:
             update["grad_norm"] = self._step_optimizer(step, j, update["loss"])
             for name, value in update.items():
                 logged.setdefault(name, []).append(value)
-        return {name: _mean(values) for name, values in logged.items()} | {
+        return {name: EXTREMES.get(name, _mean)(values) for name, values in logged.items()} | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(rollout),
         }
@@ -152,7 +154,7 @@ class PolicyUpdate:
         job = Job(batch, masks, None, None, allowed)
         if iteration > 0 and self._reads_old and self._recorded():
             recorded_PL = torch.from_numpy(batch.logprob[masks.row_P]).to(device_of(self.model))
-            job = replace(job, old=self._combine(recorded_PL, batch, masks))
+            job = replace(job, old=self._combine(recorded_PL, None, batch, masks))
         elif iteration > 0 and self._reads_old:
             job = replace(job, old=self._estimate(self.model, job))
         return job if self.reference is None else replace(job, reference=self._estimate(self.reference, job))
@@ -164,50 +166,59 @@ class PolicyUpdate:
         same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
         return same_law and same_states and same_weights
 
-    def _estimate(self, model: DiffusionModel, job: Job) -> Estimate:
+    def _estimate(self, model: DiffusionModel, job: Job, entropies: Entropies = "none") -> Estimate:
         batch, masks = job.batch, job.masks
         if self._by_pass:
-            return self._combine(self._pass_logprobs(model, job, masks), batch, masks)
+            return self._combine(*self._pass_estimates(model, job, masks, entropies), batch, masks)
         cost = Cost()
-        total_RL = token_elbo(
+        total_RL, entropy_RL = token_estimates(
             model,
             batch,
             masks,
+            entropies=entropies,
             temperature=self.args.temperature,
             forward_batch_size=self._canvases(job),
             allowed=job.allowed,
             cost=cost,
         )
         self._count(cost)
-        return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, None)
+        token_RL = total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL
+        return Estimate(token_RL, None, entropy_RL)
 
     def _canvases(self, job: Job) -> int:
         """Return the canvases of a likelihood forward; 0 means all."""
         return self.args.stp_forward_batch_size or (len(job.batch) if self.args.stp_constant_memory else 0)
 
-    def _pass_logprobs(self, model: DiffusionModel, job: Job, masks: Masks) -> Tensor:
+    def _pass_estimates(
+        self, model: DiffusionModel, job: Job, masks: Masks, entropies: Entropies
+    ) -> tuple[Tensor, Tensor | None]:
         cost = Cost()
-        logprob_PL = pass_logprobs(
+        estimates = pass_estimates(
             model,
             job.batch,
             masks,
+            entropies=entropies,
             temperature=self.args.temperature,
             forward_batch_size=self._canvases(job),
             allowed=job.allowed,
             cost=cost,
         )
         self._count(cost)
-        return logprob_PL
+        return estimates
 
     def _count(self, cost: Cost) -> None:
         self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
 
-    def _combine(self, logprob_PL: Tensor, batch: Rollout, masks: Masks) -> Estimate:
+    def _combine(self, logprob_PL: Tensor, entropy_PL: Tensor | None, batch: Rollout, masks: Masks) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""
         device = logprob_PL.device
         row_P = torch.from_numpy(masks.row_P.astype(np.int64)).to(device)
         weighted_PL = torch.from_numpy(masks.weight_PL).to(device) * logprob_PL
-        pass_P = None
+        pass_P = entropy_RL = None
+        if entropy_PL is not None:
+            zero_RL = torch.zeros(masks.scored_RL.shape, device=device)
+            passes_RL = zero_RL.index_add(0, row_P, (~entropy_PL.isnan()).float())
+            entropy_RL = mean_entropy(zero_RL.index_add(0, row_P, entropy_PL.nan_to_num(0.0)), passes_RL)
         if self.args.stp_objective == "linear":
             passes_R = np.bincount(masks.row_P, minlength=len(batch))
             tokens_R = 1 if self.design.per_token else masks.scored_RL.sum(1).clip(min=1)
@@ -215,13 +226,14 @@ class PolicyUpdate:
             pass_P = scale_P * weighted_PL.sum(-1)
         if self.args.stp_bound == "elbo":
             total_RL = logprob_PL.new_zeros(masks.scored_RL.shape).index_add(0, row_P, weighted_PL)
-            return Estimate(total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL, pass_P)
+            token_RL = total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL
+            return Estimate(token_RL, pass_P, entropy_RL)
         elbo_RL, eubo_RL = token_bounds(
             logprob_PL, masks, beta=self.args.stp_bound_power, per_token=self.design.per_token
         )
         mixture = 1.0 if self.args.stp_bound == "eubo" else self.args.stp_bound_mixture
         advantages_R = torch.from_numpy(batch.weights()).to(device)
-        return Estimate(sandwich(elbo_RL, eubo_RL, advantages_R, mixture=mixture), pass_P)
+        return Estimate(sandwich(elbo_RL, eubo_RL, advantages_R, mixture=mixture), pass_P, entropy_RL)
 
     def _inputs(self, job: Job, new: Estimate) -> LossInputs:
         device = new.token_RL.device
@@ -242,6 +254,7 @@ class PolicyUpdate:
             scored_RL=torch.from_numpy(job.masks.scored_RL).to(device).float(),
             share_RL=self._share(job.masks, device),
             passes=passes,
+            entropy_RL=new.entropy_RL,
         )
 
     def _share(self, masks: Masks, device: torch.device) -> Tensor | None:
@@ -252,27 +265,40 @@ class PolicyUpdate:
 
     def _backward(self, job: Job, totals: Totals) -> tuple[float, Metrics]:
         """Add the micro-batch's gradient; return (loss, metrics)."""
-        batch, masks = job.batch, job.masks
+        entropies: Entropies = "gradient" if self.args.entropy_coef != 0.0 else "numbers"  # they are logged
         if not self.args.stp_constant_memory:
-            new = self._estimate(self.model, job)
+            new = self._estimate(self.model, job, entropies)
             loss, metrics = self._loss(job, new, totals)
             loss.backward()
         else:
-            size = self._canvases(job)
-            with torch.no_grad():
-                leaf_PL = self._pass_logprobs(self.model, job, masks)
-            leaf_PL.requires_grad_()
-            new = self._combine(leaf_PL, batch, masks)
-            loss, metrics = self._loss(job, new, totals)
-            (coefficient_PL,) = torch.autograd.grad(loss, leaf_PL)
-            for start in range(0, len(masks.row_P), size):
-                part = slice(start, start + size)
-                logprob_PL = self._pass_logprobs(self.model, job, take_passes(masks, part))
-                (logprob_PL * coefficient_PL[part]).sum().backward()
-        metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), masks)
-        return float(loss.detach()), metrics
+            new, loss, metrics = self._backward_by_parts(job, totals, entropies)
+        metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), job.masks)
+        return float(loss.detach()), {name: float(value) for name, value in metrics.items()}
 
-    def _loss(self, job: Job, new: Estimate, totals: Totals) -> tuple[Tensor, Metrics]:
+    def _backward_by_parts(
+        self, job: Job, totals: Totals, entropies: Entropies
+    ) -> tuple[Estimate, Tensor, dict[str, Tensor]]:
+        """Find the loss's coefficients without a graph, then backpropagate some passes at a time."""
+        masks, size = job.masks, self._canvases(job)
+        with torch.no_grad():
+            logprob_PL, entropy_PL = self._pass_estimates(self.model, job, masks, entropies)
+        leaves = [logprob_PL] if entropies == "numbers" or entropy_PL is None else [logprob_PL, entropy_PL]
+        for leaf_PL in leaves:
+            leaf_PL.requires_grad_()
+        new = self._combine(logprob_PL, entropy_PL, job.batch, masks)
+        loss, metrics = self._loss(job, new, totals)
+        coefficients = torch.autograd.grad(loss, leaves)
+        for start in range(0, len(masks.row_P), size):
+            part = slice(start, start + size)
+            again: Entropies = "gradient" if len(leaves) == 2 else "none"
+            made = self._pass_estimates(self.model, job, take_passes(masks, part), again)
+            total = (made[0] * coefficients[0][part]).sum()
+            if made[1] is not None:
+                total = total + (made[1].nan_to_num(0.0) * coefficients[1][part]).sum()
+            total.backward()
+        return new, loss, metrics
+
+    def _loss(self, job: Job, new: Estimate, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         return policy_loss(
             self._inputs(job, new),
             self.args,
@@ -292,16 +318,18 @@ class PolicyUpdate:
             total += clipped_ratio_sum(inputs, self.args)
         return total / max(1, sum(int((job.batch.weights() != 0).sum()) for job in jobs))
 
-    def _token_elbo(self, new_RL: Tensor, masks: Masks) -> float:
+    def _token_elbo(self, new_RL: Tensor, masks: Masks) -> Tensor:
         """Return the mean estimate of a scored token, in nats."""
         share_RL = self._share(masks, new_RL.device)
         if share_RL is not None:
-            return float((new_RL * share_RL).sum() / share_RL.sum().clamp(min=1e-9))
-        return float(new_RL.sum()) / max(1.0, float(masks.scored_RL.sum()))
+            return (new_RL * share_RL).sum() / share_RL.sum().clamp(min=1e-9)
+        return new_RL.sum() / max(1.0, float(masks.scored_RL.sum()))
 
     def _totals(self, rollout: Rollout) -> Totals:
         """Return the completions and scored tokens of the update that its mean is over."""
         tokens_R = scored_tokens(rollout.unmask_step, self.score_prior).sum(1)
+        if self.args.mask_truncated_completions:  # they count as completions and not as tokens, as in TRL
+            tokens_R = tokens_R * _ended(rollout, end_token_ids(self.model))
         if self.args.stp_zero_std == "drop":
             tokens_R = tokens_R[rollout.weights() != 0]
         return Totals(max(1, len(tokens_R)), float(tokens_R.sum()))
@@ -327,19 +355,22 @@ class PolicyUpdate:
         return norm
 
 
-def micro_batches(rollout: Rollout, args: STPConfig) -> list[NDArray[np.int64]]:
+def micro_batches(rollout: Rollout, args: STPConfig, eos_token_ids: Sequence[int] = ()) -> list[NDArray[np.int64]]:
     """Return the row numbers of each micro-batch: the rows that have a gradient, in their order.
 
-    Without a KL term a row of advantage 0 or weight 0 adds nothing to the loss and is not computed. (The denominator of
-    loss_type bnpo is of the rows that are.)
+    Without a KL term and entropies a row of advantage 0 or weight 0 adds nothing to the loss and is not computed; with
+    `mask_truncated_completions` neither is one without any of `eos_token_ids`. (The denominator of loss_type bnpo is of
+    the rows that are computed.)
     """
     advantage = rollout.weights()
     rows = np.arange(len(rollout))
-    if args.beta == 0:
+    if args.beta == 0 and not reads_entropy(args):
         silent = advantage < 0 if args.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
         rows = rows[(advantage != 0) & ~silent]
     elif args.stp_zero_std == "drop":
         rows = rows[advantage != 0]
+    if args.mask_truncated_completions:
+        rows = rows[_ended(rollout, eos_token_ids)[rows]]
     size = args.per_device_train_batch_size
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -352,6 +383,12 @@ def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
     progress = (done - warmup) / max(1, updates - warmup)
     kind = config.lr_scheduler_type
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
+
+
+def _ended(rollout: Rollout, eos_token_ids: Sequence[int]) -> NDArray[np.bool_]:
+    """Return [R], true where a completion has an end of text on its canvas."""
+    ended: NDArray[np.bool_] = (np.isin(rollout.token_ids, eos_token_ids) & (rollout.unmask_step != Mark.OUTSIDE)).any(1)
+    return ended
 
 
 def _weight_sum(masks: Masks, like_RL: Tensor, empty: float = 1.0) -> Tensor:
