@@ -93,7 +93,7 @@ def test_the_ratio_is_one_until_the_policy_moves(level: str, tmp_path: Path):
 
 def test_every_micro_batch_sees_each_of_its_mask_sets_once(tmp_path: Path):
     made = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_iterations=3)
-    with spied("draw_masks") as draws, spied("token_elbo") as estimates:
+    with spied("draw_masks") as draws, spied("token_estimates") as estimates:
         updates = gradients_of_step(made)
     assert len(updates) == 3, "the inner index counts optimiser updates"
     rows = [tuple(args[1].uid.tolist()) for args, _, _ in draws]
@@ -101,10 +101,10 @@ def test_every_micro_batch_sees_each_of_its_mask_sets_once(tmp_path: Path):
     batches = sorted(set(rows))
     assert Counter(zip(rows, iteration, strict=True)) == Counter({(b, j): 1 for b in batches for j in range(3)})
     masks = {id(result): (rows[i], iteration[i]) for i, (_, _, result) in enumerate(draws)}
-    graded = [masks[id(args[2])] for args, _, result in estimates if result.requires_grad]
+    graded = [masks[id(args[2])] for args, _, (result, _) in estimates if result.requires_grad]
     assert sorted(graded) == sorted(masks.values()), "each set is trained on exactly once"
     assert [j for _, j in graded] == sorted(j for _, j in graded), "update j uses the sets j"
-    without = [masks[id(args[2])] for args, _, result in estimates if not result.requires_grad]
+    without = [masks[id(args[2])] for args, _, (result, _) in estimates if not result.requires_grad]
     assert sorted(without) == sorted((b, j) for b, j in masks.values() if j > 0), "old estimates of the same sets"
     pairs = {(tuple(result.mask_PL.ravel()), r) for (_, _, result), r in zip(draws, rows, strict=True)}
     assert len(pairs) > len(batches), "the sets differ between iterations"
@@ -122,9 +122,9 @@ def test_the_law_that_drew_the_tokens_is_the_law_that_is_scored(tmp_path: Path):
     """One forward reveals all, and `uniform_count` scores exactly that state: the estimate is the recorded number."""
     options = {"temperature": 0.6, "diffusion_steps": 1, "stp_design": "uniform_count", "num_mc": 1}
     made = trainer(tmp_path, num_iterations=1, **options)
-    with spied("token_elbo") as estimates, minibatches_seen() as gathered:
+    with spied("token_estimates") as estimates, minibatches_seen() as gathered:
         made.train_step()
-    (_, _, estimate), batch = estimates[0], gathered[0]
+    (_, _, (estimate, _)), batch = estimates[0], gathered[0]
     assert np.allclose(estimate.detach().numpy(), batch.logprob, atol=1e-4)
     assert not np.allclose(batch.logprob, 0)
 
