@@ -193,7 +193,7 @@ def test_truncated_completions_are_left_out_of_the_loss_and_not_of_the_baseline(
     assert kwargs["num_tokens"] == ended.sum() * LENGTH
     rewards = np.array(result.rewards)
     centred = rewards - rewards.reshape(-1, 4).mean(1).repeat(4)
-    assert np.sign(inputs.advantages_R.numpy()).tolist() == np.sign(np.round(centred[batch.rows], 6)).tolist()
+    assert np.sign(inputs.advantages_R.numpy()).tolist() == np.sign(np.round(centred[ended], 6)).tolist()
     assert result.metrics["completions/clipped_ratio"] == pytest.approx(1 - ended.mean())
 
 

@@ -50,7 +50,7 @@ def pass_logprobs(
 
 def pass_estimates(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     masks: Masks,
     *,
     temperature: float = 1.0,

@@ -54,7 +54,7 @@ def token_elbo(
 
 def token_estimates(
     model: DiffusionModel,
-    completions: Completions,
+    completions: Rollout,
     masks: Masks,
     *,
     temperature: float = 1.0,

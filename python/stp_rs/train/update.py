@@ -387,7 +387,9 @@ def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
 
 def _ended(rollout: Rollout, eos_token_ids: Sequence[int]) -> NDArray[np.bool_]:
     """Return [R], true where a completion has an end of text on its canvas."""
-    ended: NDArray[np.bool_] = (np.isin(rollout.token_ids, eos_token_ids) & (rollout.unmask_step != Mark.OUTSIDE)).any(1)
+    ended: NDArray[np.bool_] = (np.isin(rollout.token_ids, eos_token_ids) & (rollout.unmask_step != Mark.OUTSIDE)).any(
+        1
+    )
     return ended
 
 
