@@ -5,15 +5,15 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use stp_core::rollout::{Request, Scheduler};
-use stp_core::sampler::Sampler;
 use stp_core::select::Score;
+use stp_core::unmasking::Unmasking;
 
 const ROWS: usize = 64;
 const LENGTH: usize = 256;
 
-fn sampler(selection: &str) -> Sampler {
+fn unmasking(selection: &str) -> Unmasking {
     let parsed = |text: &str| text.parse().unwrap_or_default();
-    Sampler {
+    Unmasking {
         diffusion_steps: 128,
         block_length: 32,
         quota: stp_core::schedule::Quota::default(),
@@ -21,7 +21,7 @@ fn sampler(selection: &str) -> Sampler {
         confidence: stp_core::select::Confidence::Prob,
         temporal: stp_core::temporal::Temporal::None,
         max_nfe: 0,
-        eos: stp_core::sampler::Eos::None,
+        eos: stp_core::unmasking::Eos::None,
     }
 }
 
@@ -40,7 +40,7 @@ fn start(selection: &str) -> Option<(Scheduler, Arrays)> {
         prompt: &prompt,
         completion_length: LENGTH,
         prior: &[],
-        sampler: sampler(selection),
+        unmasking: unmasking(selection),
     };
     let requests: Vec<Request<'_>> = (0..ROWS as u64).map(request).collect();
     scheduler.submit(&requests).ok()?;

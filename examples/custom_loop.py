@@ -46,7 +46,7 @@ def train(steps: int, sft_steps: int) -> list[float]:
     )
 
     # one token per step, the last two of the free ones together; the format is given, so it is not decoded
-    sampler = stp_rs.Sampler(LENGTH, temporal="fill_ratio:0.9")
+    unmasking = stp_rs.Unmasking(LENGTH, temporal="fill_ratio:0.9")
     priors = [stp_rs.Template({0: "=", 3: ";"}, tokenizer)]
     design = stp_rs.Design("spread", 2)
     loss_config = LossConfig(epsilon=0.2, stp_negative_advantage_weight=0.2)
@@ -55,7 +55,7 @@ def train(steps: int, sft_steps: int) -> list[float]:
     for step in range(steps):
         prompts = stp_rs.encode_prompts(rows, tokenizer, uids=range(len(rows))).repeat(GROUP, step=step)
         prior = stp_rs.compose_priors(priors, prompts, LENGTH)
-        rollout = stp_rs.generate(model, prompts, sampler, completion_length=LENGTH, prior=prior, seed=SEED)
+        rollout = stp_rs.generate(model, prompts, unmasking, completion_length=LENGTH, prior=prior, seed=SEED)
         texts = stp_rs.decode_completions(rollout.token_ids, np.full(len(rollout), LENGTH), tokenizer)
         rewards, by_name = stp_rs.score_rewards([square_reward], texts, prompts.rows)
         advantages, metrics = stp_rs.group_advantages(rewards, prompts.group)

@@ -192,7 +192,7 @@ def rollout(world: World) -> None:
 
 def replayed(world: World, batch: stp_rs.PromptBatch) -> None:
     """Add how far recorded log-probs are from their replay, which batches the same states in another way."""
-    shape, law = world.shape, stp_rs.Sampling(library.TEMPERATURE)
+    shape, law = world.shape, stp_rs.SamplingParams(library.TEMPERATURE)
     one = batch.select(range(shape.group))
     recorded = library.roll(world.adapted, shape, one, temporal="steps:0.2")
     again = stp_rs.replay_logprobs(world.adapted, recorded, law, forward_batch_size=shape.rows)

@@ -44,18 +44,18 @@ def prompts(shape: Shape, *, ragged: bool = False) -> stp_rs.PromptBatch:
     return batch.repeat(shape.group, step=0)
 
 
-def sampler(shape: Shape, temporal: str = "none") -> stp_rs.Sampler:
+def unmasking(shape: Shape, temporal: str = "none") -> stp_rs.Unmasking:
     """Return d1's decoding with a temporal rule on top."""
-    return stp_rs.Sampler(shape.steps, block_length=shape.block, confidence="sampled_prob", temporal=temporal)
+    return stp_rs.Unmasking(shape.steps, block_length=shape.block, confidence="sampled_prob", temporal=temporal)
 
 
 def roll(policy: Any, shape: Shape, batch: stp_rs.PromptBatch, *, temporal: str = "none", anchors: float = 0.0,
          **options: Any) -> stp_rs.Rollout:  # fmt: skip
     """Return a rollout; anchors fix so large a share of random completion tokens, fewer steps with them."""
-    law = stp_rs.Sampling(TEMPERATURE)
+    law = stp_rs.SamplingParams(TEMPERATURE)
     prior = anchored(shape, anchors) if anchors else None
     return stp_rs.generate(
-        policy, batch, sampler(shape, temporal), completion_length=shape.completion, sampling=law, prior=prior,
+        policy, batch, unmasking(shape, temporal), completion_length=shape.completion, sampling=law, prior=prior,
         slots=shape.rows, **options,
     )  # fmt: skip
 

@@ -20,9 +20,9 @@ def record() -> Row:
     rows, length, count = 64, 256, 128
     order = np.random.default_rng(0).permuted(np.tile(np.arange(length) // 2, (rows, 1)), axis=1)
     canvases = np.where(order[None] < np.arange(count + 1)[:, None, None], 7, MASK)
-    sampler = stp_rs.Sampler(count)
+    unmasking = stp_rs.Unmasking(count)
     model = NearFree(rows, length, 16)
-    scheduler = submitted(sampler, rows, 0, length)
+    scheduler = submitted(unmasking, rows, 0, length)
     cohort = Cohort(model, scheduler, stp_rs.GREEDY, rows, length)
     while cohort.launch():
         cohort.finish()
@@ -45,10 +45,10 @@ def ragged() -> Row:
     """Return the row for rows that stop at different times: forwards against those of a lockstep batch."""
     rows, length, slots = 256, 64, 64
     lengths = np.random.default_rng(0).normal(32, 0.3 * 32, rows).clip(1, length).astype(int)
-    samplers = [stp_rs.Sampler(int(n)) for n in lengths]
+    unmaskings = [stp_rs.Unmasking(int(n)) for n in lengths]
     model = NearFree(slots, length, 64)
     start = clock()
-    rollout = stp_rs.generate(model, prompts(rows, 0), samplers, completion_length=length, slots=slots)
+    rollout = stp_rs.generate(model, prompts(rows, 0), unmaskings, completion_length=length, slots=slots)
     took = (clock() - start) * 1e6
     lockstep = sum(slots * int(rollout.nfe[i : i + slots].max()) for i in range(0, rows, slots))
     print(f"lockstep {rollout.nfe.sum() / lockstep:.3f}")
@@ -58,7 +58,7 @@ def ragged() -> Row:
                 target=0.95 * lockstep / forwards)  # fmt: skip
 
 
-def host_share(name: str, shape: str, model: Any, sampler: stp_rs.Sampler, length: int, *,
+def host_share(name: str, shape: str, model: Any, unmasking: stp_rs.Unmasking, length: int, *,
                rows: int, rounds: int, most: float) -> Row:  # fmt: skip
     """Return the row for everything but the model (hidden states and head) in a rollout."""
     inside = [0.0]
@@ -77,7 +77,7 @@ def host_share(name: str, shape: str, model: Any, sampler: stp_rs.Sampler, lengt
     found = (float("inf"), 0.0, 1)  # seconds outside the model, seconds in all, calls
     for _ in range(rounds):
         inside[0], start = 0.0, clock()
-        rollout = stp_rs.generate(model, batch, sampler, completion_length=length)
+        rollout = stp_rs.generate(model, batch, unmasking, completion_length=length)
         took = clock() - start
         found = min(found, (took - inside[0], took, rollout.stats["calls"]))
     outside, took, calls = found
@@ -87,12 +87,12 @@ def host_share(name: str, shape: str, model: Any, sampler: stp_rs.Sampler, lengt
 
 
 def tiny() -> Row:
-    """Return the row for the policy and the sampler of the quickstart."""
+    """Return the row for the policy and the unmasking of the quickstart."""
     tokenizer = character_tokenizer("0123456789.$")
     module = tiny_policy(PolicyConfig(), vocab_size=len(tokenizer), max_length=40, seed=0)
-    sampler = stp_rs.Sampler(18, temporal="steps:0.6")
+    unmasking = stp_rs.Unmasking(18, temporal="steps:0.6")
     model = stp_rs.as_diffusion_model(module, tokenizer)
-    return host_share("tiny policy", "B=32 L=18, per call", model, sampler, 18, rows=32, rounds=8, most=0.1)
+    return host_share("tiny policy", "B=32 L=18, per call", model, unmasking, 18, rows=32, rounds=8, most=0.1)
 
 
 def policy_100m() -> Row:
@@ -102,7 +102,7 @@ def policy_100m() -> Row:
         module = BertForMaskedLM(BertConfig())
     tokenizer = SimpleNamespace(mask_token_id=MASK, pad_token_id=0, eos_token_id=2)
     model = stp_rs.as_diffusion_model(module, tokenizer)
-    sampler = stp_rs.Sampler(16, block_length=32, temporal="steps:0.5")
+    unmasking = stp_rs.Unmasking(16, block_length=32, temporal="steps:0.5")
     count = sum(p.numel() for p in module.parameters())
     shape = f"B=8 L=64 V=30522, {count / 1e6:.0f}M parameters, per call"
-    return host_share("BERT base", shape, model, sampler, 64, rows=8, rounds=2, most=0.02)
+    return host_share("BERT base", shape, model, unmasking, 64, rows=8, rounds=2, most=0.02)

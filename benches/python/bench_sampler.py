@@ -52,12 +52,12 @@ class SmallModel(NearFree):
         return self.small.out(hidden_NH)
 
 
-def our_step(model: Any, sampler: stp_rs.Sampler, rows: int, prompt: int, length: int, temperature: float) -> Timed:
+def our_step(model: Any, unmasking: stp_rs.Unmasking, rows: int, prompt: int, length: int, temperature: float) -> Timed:
     kept: list[Any] = []
 
     def set_up() -> Callable[[], object]:
-        scheduler = submitted(sampler, rows, prompt, length)
-        cohort = Cohort(model, scheduler, stp_rs.Sampling(temperature), rows, length)
+        scheduler = submitted(unmasking, rows, prompt, length)
+        cohort = Cohort(model, scheduler, stp_rs.SamplingParams(temperature), rows, length)
         # a rollout reduces in the same memory from its first step on: measure a later step than the first
         kept.append(cohort._reducer)
         cohort._reducer = kept[0]
@@ -89,8 +89,8 @@ def steps(rows: int, length: int, vocab: int, temperature: float, targets: dict[
     model = NearFree(rows, prompt + length, vocab)
     quota = torch.full((rows,), PER_STEP)
     shape = (rows, prompt, length)
-    top_k = stp_rs.Sampler(length // PER_STEP, block_length=BLOCK, confidence="sampled_prob")
-    threshold = stp_rs.Sampler(length // PER_STEP, block_length=BLOCK, selection="threshold:0.9")
+    top_k = stp_rs.Unmasking(length // PER_STEP, block_length=BLOCK, confidence="sampled_prob")
+    threshold = stp_rs.Unmasking(length // PER_STEP, block_length=BLOCK, selection="threshold:0.9")
 
     def ready(_canvas: torch.Tensor) -> torch.Tensor:
         return model.logits_BSV
@@ -137,15 +137,15 @@ def host(rows: int, rounds: int) -> list[Row]:
 
     def commit(selection: str) -> Timed:
         def set_up() -> Callable[[], object]:
-            sampler = stp_rs.Sampler(128, block_length=BLOCK, selection=selection)
-            scheduler = submitted(sampler, rows, 64, length)
+            unmasking = stp_rs.Unmasking(128, block_length=BLOCK, selection=selection)
+            scheduler = submitted(unmasking, rows, 64, length)
             scheduler.next_step(*arrays)
             return lambda: scheduler.commit(scores)
 
         return set_up
 
     def next_step() -> Callable[[], object]:
-        scheduler = submitted(stp_rs.Sampler(128, block_length=BLOCK), rows, 64, length)
+        scheduler = submitted(stp_rs.Unmasking(128, block_length=BLOCK), rows, 64, length)
         return lambda: scheduler.next_step(*arrays)
 
     contestants: dict[str, Timed] = {
@@ -166,13 +166,13 @@ def whole_step() -> Row:
     rows, length, vocab = 8, 256, 126_464
     model = SmallModel(vocab)
     quota = torch.full((rows,), PER_STEP)
-    sampler = stp_rs.Sampler(128, block_length=BLOCK, confidence="sampled_prob")
+    unmasking = stp_rs.Unmasking(128, block_length=BLOCK, confidence="sampled_prob")
 
     def everywhere(canvas: torch.Tensor) -> torch.Tensor:
         return model.head(model.hidden(canvas, None))
 
     times = best({
-        "ours": our_step(model, sampler, rows, 0, length, 0.0),
+        "ours": our_step(model, unmasking, rows, 0, length, 0.0),
         "d1": their_step(everywhere, published.top_k_step, (rows, 0, length), quota, dtype=torch.float32),
     }, 1)  # fmt: skip
     shape = f"B={rows} L={length} V={vocab} T=0 d=64, 2 layers"

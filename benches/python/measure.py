@@ -61,11 +61,11 @@ def prompts(rows: int, length: int) -> PromptBatch:
     return PromptBatch([{}] * rows, ids, np.full(rows, length, np.int32), at.astype(np.uint64), at)
 
 
-def submitted(sampler: stp_rs.Sampler, rows: int, prompt: int, length: int) -> _core.RolloutScheduler:
+def submitted(unmasking: stp_rs.Unmasking, rows: int, prompt: int, length: int) -> _core.RolloutScheduler:
     scheduler = _core.RolloutScheduler(mask_token_id=MASK, pad_token_id=PAD, slots=rows, seed=1, share_first=False)
     batch = prompts(rows, prompt)
     lengths = np.full(rows, length, dtype=np.int32)
-    scheduler.submit(batch.uid, batch.prompt_ids, batch.prompt_length, lengths, sampler)
+    scheduler.submit(batch.uid, batch.prompt_ids, batch.prompt_length, lengths, unmasking)
     return scheduler
 
 

@@ -1,6 +1,6 @@
 """Slow references: one denoising step as the published samplers make it, written from their descriptions.
 
-They are what our sampler is measured against (bench_sampler.py) and checked against (tests/equivalence). Each takes the
+They are what ours is measured against (bench_sampler.py) and checked against (tests/equivalence). Each takes the
 logits of the whole canvas and writes into it; each keeps what makes its original slow: full-vocabulary softmax over
 prompt and finished blocks, a Python loop over rows, and a device round trip per row or token.
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from stp_rs._core import Design as Design
 from stp_rs._core import PriorSet as PriorSet
-from stp_rs._core import Sampler as Sampler
+from stp_rs._core import Unmasking as Unmasking
 from stp_rs._core import __version__ as __version__
+from stp_rs._renamed import check_name
 from stp_rs.config.sections import STPConfig as STPConfig
 from stp_rs.data.prompts import PromptBatch as PromptBatch
 from stp_rs.data.prompts import encode_prompts as encode_prompts
@@ -34,9 +35,9 @@ from stp_rs.priors import Vocabulary as Vocabulary
 from stp_rs.priors import allowed_tokens as allowed_tokens
 from stp_rs.priors import compose_priors as compose_priors
 from stp_rs.rollout.generate import generate as generate
-from stp_rs.rollout.loop import Engine as Engine
+from stp_rs.rollout.loop import Batching as Batching
 from stp_rs.rollout.params import GREEDY as GREEDY
-from stp_rs.rollout.params import Sampling as Sampling
+from stp_rs.rollout.params import SamplingParams as SamplingParams
 from stp_rs.rollout.rewards import decode_completions as decode_completions
 from stp_rs.rollout.rewards import score_rewards as score_rewards
 from stp_rs.train.anchors import OfflineGeneration as OfflineGeneration
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Return `load`, whose module imports transformers, which takes seconds: when it is asked for."""
+    check_name(name)
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from stp_rs.models.loading import load

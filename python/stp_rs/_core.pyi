@@ -12,7 +12,7 @@ __all__ = [
     "Design",
     "PriorSet",
     "RolloutScheduler",
-    "Sampler",
+    "Unmasking",
     "__version__",
     "answer_spans",
     "choose_anchors",
@@ -54,7 +54,7 @@ def permutation(seed: int, uid: int, n: int) -> NDArray[np.uint32]: ...
 
 # --- schedule ---
 @final
-class Sampler:
+class Unmasking:
     def __new__(
         cls,
         diffusion_steps: int,
@@ -66,7 +66,7 @@ class Sampler:
         temporal: str = "none",
         max_nfe: int = 0,
         eos: str = "none",
-    ) -> Sampler: ...
+    ) -> Unmasking: ...
     def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, object]]: ...
     @property
     def exact(self) -> bool: ...
@@ -132,7 +132,7 @@ class RolloutScheduler:
         prompt_ids: NDArray[np.int64],
         prompt_lengths: NDArray[np.int32],
         completion_lengths: NDArray[np.int32],
-        sampler: Sampler | Sequence[Sampler],
+        unmasking: Unmasking | Sequence[Unmasking],
         prior: PriorSet | None = None,
     ) -> None: ...
     def capacity(self) -> tuple[int, int]: ...

@@ -1,4 +1,4 @@
-"""The scheduler, samplers, designs and priors at the boundary: what they refuse, and that nothing ends the process."""
+"""The scheduler, unmaskings, designs and priors at the boundary: what they refuse; nothing ends the process."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stp_rs import Design, PriorSet, Sampler, _core, errors
+from stp_rs import Design, PriorSet, Unmasking, _core, errors
 
 SLOTS, ROWS, PROMPT, LENGTH = 4, 3, 2, 5
 SUBMITTED: dict[str, Any] = {
@@ -24,7 +24,7 @@ RESULTS = {"token_ids": "int64", "unmask_step": "int32", "logprob": "float32", "
 def made(*, submit: bool = True) -> _core.RolloutScheduler:
     scheduler = _core.RolloutScheduler(mask_token_id=1, pad_token_id=0, slots=SLOTS, seed=0)
     if submit:
-        scheduler.submit(**SUBMITTED, sampler=Sampler(LENGTH))
+        scheduler.submit(**SUBMITTED, unmasking=Unmasking(LENGTH))
     return scheduler
 
 
@@ -53,7 +53,7 @@ def test_submissions_of_the_wrong_kind_are_refused_and_change_nothing(name: str)
     def refused(error: type[Exception], value: Any) -> None:
         arrays = {**SUBMITTED, name: value}
         with pytest.raises(error, match=name):
-            scheduler.submit(**arrays, sampler=Sampler(LENGTH))
+            scheduler.submit(**arrays, unmasking=Unmasking(LENGTH))
         assert len(scheduler) == ROWS
 
     refused(errors.DtypeError, right.astype("float64"))
@@ -67,7 +67,7 @@ def test_submissions_of_the_wrong_kind_are_refused_and_change_nothing(name: str)
 def test_lengths_outside_their_arrays_are_refused(value: int) -> None:
     wrong = np.array([PROMPT, value, PROMPT], np.int32)
     with pytest.raises(errors.InvalidValueError, match="lengths"):
-        made().submit(**{**SUBMITTED, "prompt_lengths": wrong}, sampler=Sampler(LENGTH))
+        made().submit(**{**SUBMITTED, "prompt_lengths": wrong}, unmasking=Unmasking(LENGTH))
 
 
 @pytest.mark.parametrize("name", CALL)
@@ -129,11 +129,11 @@ def test_nothing_submitted_and_nothing_to_decode_need_no_forward() -> None:
     empty = made(submit=False)
     assert empty.next_step(**call_arrays())[0] == 0
     zero = {name: array[:0] for name, array in SUBMITTED.items()}
-    empty.submit(**zero, sampler=Sampler(LENGTH))
+    empty.submit(**zero, unmasking=Unmasking(LENGTH))
     assert (len(empty), empty.capacity(), empty.unfinished) == (0, (0, 0), 0)
     scheduler = made(submit=False)
     lengths = np.zeros(ROWS, np.int32)
-    scheduler.submit(**{**SUBMITTED, "completion_lengths": lengths}, sampler=Sampler(LENGTH))
+    scheduler.submit(**{**SUBMITTED, "completion_lengths": lengths}, unmasking=Unmasking(LENGTH))
     assert scheduler.next_step(**call_arrays())[0] == 0
 
 
@@ -142,7 +142,7 @@ def test_sizes_that_no_memory_holds_are_errors_and_not_the_end_of_the_process() 
     for call, match in (
         (lambda: _core.plan_counts(huge, huge), "at most 1048576"),
         (lambda: _core.plan_counts(5, huge, "dream"), "at most 1048576"),
-        (lambda: Sampler(huge), "diffusion_steps"),
+        (lambda: Unmasking(huge), "diffusion_steps"),
         (lambda: PriorSet.empty(huge), "rows"),
         (lambda: PriorSet.empty(2).row(2), "row: got 2"),
         (lambda: PriorSet.empty(2).select([2]), "2"),
@@ -151,7 +151,7 @@ def test_sizes_that_no_memory_holds_are_errors_and_not_the_end_of_the_process() 
             call()
     long = np.full(ROWS, 2**31 - 1, np.int32)
     with pytest.raises(errors.InvalidValueError, match="completion_length: got 2147483647, needs at most 32767"):
-        made().submit(**{**SUBMITTED, "completion_lengths": long}, sampler=Sampler(LENGTH))
+        made().submit(**{**SUBMITTED, "completion_lengths": long}, unmasking=Unmasking(LENGTH))
     assert _core.RolloutScheduler(mask_token_id=1, pad_token_id=0, slots=2**62, seed=0).capacity() == (0, 0)
 
 
@@ -162,12 +162,14 @@ def test_a_panic_of_the_core_is_an_error_that_says_so() -> None:
 
 
 def test_samplers_and_designs_are_pickled_and_copied() -> None:
-    sampler = Sampler(9, block_length=4, quota="dream", selection="threshold:0.5:2", temporal="steps:0.5", eos="last")
+    unmasking = Unmasking(
+        9, block_length=4, quota="dream", selection="threshold:0.5:2", temporal="steps:0.5", eos="last"
+    )
     free = np.ones(8, np.uint8)
     free[2] = 0
-    plain = Sampler(4, block_length=4, max_nfe=3)
-    for again in (pickle.loads(pickle.dumps(sampler)), copy.copy(sampler), copy.deepcopy(sampler)):
-        assert repr(again) == repr(sampler)
+    plain = Unmasking(4, block_length=4, max_nfe=3)
+    for again in (pickle.loads(pickle.dumps(unmasking)), copy.copy(unmasking), copy.deepcopy(unmasking)):
+        assert repr(again) == repr(unmasking)
     assert pickle.loads(pickle.dumps(plain)).plan(free) == plain.plan(free)
     design = Design("bernoulli", 3, truncate=(0.1, 0.9))
     again = pickle.loads(pickle.dumps(design))

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs import PriorSet, Sampler, Template
+from stp_rs import PriorSet, Template, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.models import base as engine
 from stp_rs.models.masked_lm import MaskedLMAdapter
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks
 from stp_rs.rollout.generate import Rollout, generate
-from stp_rs.rollout.params import GREEDY, Sampling
+from stp_rs.rollout.params import GREEDY, SamplingParams
 from stp_rs.types import Mark, StopReason
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer
 
 SAMPLERS = {
-    "plain": Sampler(LENGTH),
-    "pruned": Sampler(3, temporal="steps:0.6", confidence="margin"),
-    "adaptive": Sampler(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3),
+    "plain": Unmasking(LENGTH),
+    "pruned": Unmasking(3, temporal="steps:0.6", confidence="margin"),
+    "adaptive": Unmasking(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3),
 }
 
 
@@ -38,8 +38,8 @@ def part(prompts: PromptBatch, rows: list[int]) -> PromptBatch:
     )
 
 
-def roll(model: Any, prompts: PromptBatch, sampler: Sampler, **options: Any) -> Rollout:
-    return generate(model, prompts, sampler, completion_length=LENGTH, **{"seed": 3, **options})
+def roll(model: Any, prompts: PromptBatch, unmasking: Unmasking, **options: Any) -> Rollout:
+    return generate(model, prompts, unmasking, completion_length=LENGTH, **{"seed": 3, **options})
 
 
 def same(left: Rollout, right: Rollout) -> bool:
@@ -57,17 +57,17 @@ def model() -> MaskedLMAdapter:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_row_is_the_same_alone_in_any_batch_order_and_any_slots(name: str, model: MaskedLMAdapter):
-    prompts, sampler = batch(), SAMPLERS[name]
-    whole = roll(model, prompts, sampler)
+    prompts, unmasking = batch(), SAMPLERS[name]
+    whole = roll(model, prompts, unmasking)
     assert len({tuple(ids) for ids in whole.token_ids.tolist()}) > len(ROWS), "samples of a prompt differ"
     for slots in (1, 5):
-        assert same(roll(model, prompts, sampler, slots=slots), whole)
+        assert same(roll(model, prompts, unmasking, slots=slots), whole)
     order = np.random.default_rng(0).permutation(len(prompts)).tolist()
     for rows in (order, order[:4], [7]):
-        picked = roll(model, part(prompts, rows), sampler)
+        picked = roll(model, part(prompts, rows), unmasking)
         expected = {n: getattr(whole, n)[rows] for n in ("token_ids", "unmask_step", "nfe", "stop_reason")}
         assert all((getattr(picked, n) == value).all() for n, value in expected.items())
-    assert not (roll(model, prompts, sampler, seed=4).token_ids == whole.token_ids).all()
+    assert not (roll(model, prompts, unmasking, seed=4).token_ids == whole.token_ids).all()
 
 
 def test_dropout_and_the_training_mode_do_not_reach_a_rollout(model: MaskedLMAdapter):
@@ -86,13 +86,13 @@ def test_a_chunked_head_is_the_whole_head(model: MaskedLMAdapter, monkeypatch: p
 
 def test_no_pruning_is_the_baseline_bit_for_bit(model: MaskedLMAdapter):
     prompts = batch()
-    baseline = roll(model, prompts, Sampler(LENGTH))
-    for sampler, prior in (
-        (Sampler(LENGTH, temporal="steps:1"), None),
-        (Sampler(LENGTH, temporal="none", max_nfe=LENGTH), PriorSet.empty(len(prompts))),
-        (Sampler(LENGTH, temporal="fill_ratio:1", block_length=LENGTH), Template({}, tokenizer())(prompts, LENGTH)),
+    baseline = roll(model, prompts, Unmasking(LENGTH))
+    for unmasking, prior in (
+        (Unmasking(LENGTH, temporal="steps:1"), None),
+        (Unmasking(LENGTH, temporal="none", max_nfe=LENGTH), PriorSet.empty(len(prompts))),
+        (Unmasking(LENGTH, temporal="fill_ratio:1", block_length=LENGTH), Template({}, tokenizer())(prompts, LENGTH)),
     ):
-        other = roll(model, prompts, sampler, prior=prior)
+        other = roll(model, prompts, unmasking, prior=prior)
         for name in ("token_ids", "unmask_step", "logprob", "nfe"):
             assert (getattr(other, name) == getattr(baseline, name)).all()
 
@@ -101,26 +101,31 @@ def test_forwards_are_those_the_plans_predict(model: MaskedLMAdapter):
     prompts = batch()
     prior = Template({0: "[", 3: "1", -1: "]"}, tokenizer())(prompts, LENGTH)
     free = np.array([0, 1, 1, 0, 1, 0], np.uint8)
-    for sampler in (Sampler(LENGTH), Sampler(LENGTH, temporal="steps:0.6"), Sampler(2), Sampler(LENGTH, max_nfe=1)):
-        done = roll(model, prompts, sampler, prior=prior)
-        steps = len(sampler.plan(free))
+    for unmasking in (
+        Unmasking(LENGTH),
+        Unmasking(LENGTH, temporal="steps:0.6"),
+        Unmasking(2),
+        Unmasking(LENGTH, max_nfe=1),
+    ):
+        done = roll(model, prompts, unmasking, prior=prior)
+        steps = len(unmasking.plan(free))
         assert done.nfe.tolist() == [steps] * len(prompts)
         # the three samples of a prompt share their first forward
         assert done.stats["forwards"] == len(prompts) * steps - 2 * len(ROWS)
         assert (done.token_ids[:, [0, 3, 5]] == [[8, 5, 9]]).all()
         assert (done.unmask_step[:, [0, 3, 5]] == Mark.PRIOR).all()
     nothing = Template(dict.fromkeys(range(LENGTH), "1"), tokenizer())(prompts, LENGTH)
-    done = roll(model, prompts, Sampler(3), prior=nothing)
+    done = roll(model, prompts, Unmasking(3), prior=nothing)
     assert (done.stats["forwards"], done.nfe.sum(), set(done.stop_reason.tolist())) == (0, 0, {StopReason.PRIOR})
 
 
-@pytest.mark.parametrize("law", [Sampling(), Sampling(0.7), GREEDY])
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("law", [SamplingParams(), SamplingParams(0.7), GREEDY])
+@pytest.mark.parametrize("unmasking", SAMPLERS.values(), ids=SAMPLERS)
 def test_recorded_log_probs_are_those_of_the_states_they_were_drawn_from(
-    law: Sampling, sampler: Sampler, model: MaskedLMAdapter
+    law: SamplingParams, unmasking: Unmasking, model: MaskedLMAdapter
 ):
     """A trajectory as a design: one pass per step, weight 1 on what it revealed. Rollout and learner agree."""
-    done = roll(model, batch(), sampler, sampling=law)
+    done = roll(model, batch(), unmasking, sampling=law)
     row_P, step_P = np.array([(r, s) for r, nfe in enumerate(done.nfe) for s in range(nfe)]).T
     revealed_PL = done.unmask_step[row_P]
     masks = Masks(
@@ -137,7 +142,7 @@ def test_recorded_log_probs_are_those_of_the_states_they_were_drawn_from(
 
 
 def test_an_empty_batch_is_an_empty_rollout(model: MaskedLMAdapter):
-    done = roll(model, encode_prompts([], tokenizer(), uids=[]), Sampler(3))
+    done = roll(model, encode_prompts([], tokenizer(), uids=[]), Unmasking(3))
     assert len(done) == 0
     assert done.token_ids.shape == (0, LENGTH)
     assert done.stats["calls"] == 0

@@ -83,10 +83,10 @@ def reference(model: Model, step: Step, block: int) -> tuple[np.ndarray, np.ndar
     return canvas[:, PROMPT:].numpy(), revealed, forwards
 
 
-def same(model: Model, step: Step, sampler: stp_rs.Sampler, block: int = BLOCK) -> int:
+def same(model: Model, step: Step, unmasking: stp_rs.Unmasking, block: int = BLOCK) -> int:
     """Check our greedy rollout against a published loop; return the forwards of the loop."""
     tokens, steps, forwards = reference(model, step, block)
-    ours = stp_rs.generate(model, prompts(), sampler, completion_length=LENGTH, sampling=stp_rs.GREEDY)
+    ours = stp_rs.generate(model, prompts(), unmasking, completion_length=LENGTH, sampling=stp_rs.GREEDY)
     assert ours.token_ids.tolist() == tokens.tolist()
     filled_at = np.where(ours.unmask_step == Mark.UNDRAWN, ours.nfe[:, None] - 1, ours.unmask_step)
     assert filled_at.tolist() == steps.tolist()
@@ -104,15 +104,15 @@ def by_quota(quotas: Callable[[int, int], list[int]], steps: int, dtype: torch.d
 @pytest.mark.parametrize("steps", [1, 3, 5, 8])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_llada_and_d1(seed: int, steps: int):
-    sampler = stp_rs.Sampler(3 * steps, block_length=BLOCK, quota="llada", confidence="sampled_prob")
-    same(Model(seed), by_quota(published.llada_quotas, steps, torch.float64), sampler)
-    same(Model(seed), by_quota(published.llada_quotas, steps, torch.float32), sampler)
+    unmasking = stp_rs.Unmasking(3 * steps, block_length=BLOCK, quota="llada", confidence="sampled_prob")
+    same(Model(seed), by_quota(published.llada_quotas, steps, torch.float64), unmasking)
+    same(Model(seed), by_quota(published.llada_quotas, steps, torch.float32), unmasking)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 8])
 def test_dllm(steps: int):
-    sampler = stp_rs.Sampler(3 * steps, block_length=BLOCK, quota="dllm")
-    same(Model(3), by_quota(published.dllm_quotas, steps, torch.float32), sampler)
+    unmasking = stp_rs.Unmasking(3 * steps, block_length=BLOCK, quota="dllm")
+    same(Model(3), by_quota(published.dllm_quotas, steps, torch.float32), unmasking)
 
 
 @pytest.mark.parametrize("steps", [4, 24, 40])
@@ -122,8 +122,8 @@ def test_dream(steps: int):
     def step(logits: torch.Tensor, canvas: torch.Tensor, end: int, index: int) -> None:
         published.top_k_step(logits, canvas, torch.full((ROWS,), quotas[index]), mask_token_id=MASK, end=end)
 
-    sampler = stp_rs.Sampler(min(steps, LENGTH), quota="dream")
-    forwards = same(Model(4), step, sampler, block=LENGTH)
+    unmasking = stp_rs.Unmasking(min(steps, LENGTH), quota="dream")
+    forwards = same(Model(4), step, unmasking, block=LENGTH)
     idle = quotas.count(0)
     assert forwards - idle == len([q for q in quotas if q])
 
@@ -137,7 +137,7 @@ def test_fast_dllm_threshold(tau: float, sharpness: float):
         published.threshold_step(logits[waiting], part, tau, mask_token_id=MASK, end=end)
         canvas[waiting] = part
 
-    same(Model(6, sharpness), step, stp_rs.Sampler(LENGTH, block_length=BLOCK, selection=f"threshold:{tau}"))
+    same(Model(6, sharpness), step, stp_rs.Unmasking(LENGTH, block_length=BLOCK, selection=f"threshold:{tau}"))
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 1.9])
@@ -146,7 +146,7 @@ def test_fast_dllm_factor(factor: float, sharpness: float):
     def step(logits: torch.Tensor, canvas: torch.Tensor, end: int, _index: int) -> None:
         published.factor_step(logits, canvas, factor, mask_token_id=MASK, end=end)
 
-    same(Model(7, sharpness), step, stp_rs.Sampler(LENGTH, block_length=BLOCK, selection=f"factor:{factor}"))
+    same(Model(7, sharpness), step, stp_rs.Unmasking(LENGTH, block_length=BLOCK, selection=f"factor:{factor}"))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 3.0])
@@ -155,7 +155,7 @@ def test_entropy_bound(gamma: float):
         published.entropy_bound_step(logits, canvas, gamma, mask_token_id=MASK, end=end)
 
     options = {"selection": f"entropy_bound:{gamma}", "confidence": "entropy"}
-    same(Model(8, 1.0), step, stp_rs.Sampler(LENGTH, block_length=BLOCK, **options))
+    same(Model(8, 1.0), step, stp_rs.Unmasking(LENGTH, block_length=BLOCK, **options))
 
 
 class Ending(Model):
@@ -196,8 +196,8 @@ def ranked_step(quota: int, eos: str, share: float = 2.0) -> Step:
 @pytest.mark.parametrize("quota", [1, 2])
 @pytest.mark.parametrize("eos", ["last", "truncate"])
 def test_end_of_text(eos: str, quota: int, block: int):
-    sampler = stp_rs.Sampler(LENGTH // quota, block_length=block, eos=eos)
-    forwards = same(Ending(5), ranked_step(quota, eos), sampler, block)
+    unmasking = stp_rs.Unmasking(LENGTH // quota, block_length=block, eos=eos)
+    forwards = same(Ending(5), ranked_step(quota, eos), unmasking, block)
     tokens, steps, _ = reference(Ending(5), ranked_step(quota, eos), block)
     plain, order, most = reference(Ending(5), ranked_step(quota, "none"), block)
     if eos == "last":
@@ -210,8 +210,8 @@ def test_end_of_text(eos: str, quota: int, block: int):
 @pytest.mark.parametrize("share", [0.3, 0.75, 0.95])
 @pytest.mark.parametrize("rule", ["fill_ratio", "fill_ratio_batch"])
 def test_the_papers_exit(rule: str, share: float):
-    sampler = stp_rs.Sampler(LENGTH, temporal=f"{rule}:{share}")
-    forwards = same(Model(5), ranked_step(1, "none", share), sampler, LENGTH)
+    unmasking = stp_rs.Unmasking(LENGTH, temporal=f"{rule}:{share}")
+    forwards = same(Model(5), ranked_step(1, "none", share), unmasking, LENGTH)
     assert forwards == int(np.ceil(share * LENGTH - 1e-6)), "the tokens that are left need no forward of their own"
 
 
@@ -231,7 +231,7 @@ def test_the_published_loops_draw_from_the_law_that_we_draw_from():
         torch.manual_seed(0)
         gumbel = published.gumbel_argmax(logits.expand(count, 1, -1), 0.9, torch.float64).flatten()
     uniforms = (torch.randperm(count, generator=torch.Generator().manual_seed(1)) + 0.5) / count
-    law = stp_rs.Sampling(temperature=0.9)
+    law = stp_rs.SamplingParams(temperature=0.9)
     ours = stp_rs.rollout.logits.reduce_logits(logits.expand(count, -1), uniforms, law)[:, 0].long()
     expected = torch.softmax(logits / 0.9, 0) * count
     assert torch.allclose(torch.bincount(ours, minlength=6).float(), expected, atol=1.5)

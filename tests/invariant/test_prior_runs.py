@@ -8,7 +8,7 @@ import pytest
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import CheckpointError
 from stp_rs.priors import Anneal, Frequency, Length, Prior, Reference, Template
-from stp_rs.rollout.params import make_sampler
+from stp_rs.rollout.params import make_unmasking
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.checkpoint import PRIORS, newest_checkpoint
 from stp_rs.train.metrics import read_metrics
@@ -41,11 +41,11 @@ def learning(run: Path, **options: Any) -> STPTrainer:
     made = trainer(run, model, priors=priors, **{**OPTIONS, **options})
     if made.step == 0:
         prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
-        sampler = make_sampler(made.args, prune=False)
-        cost = offline.build(made.model, prompts, tokenizer(), sampler, completion_length=LENGTH, given=priors[:2])
+        unmasking = make_unmasking(made.args, prune=False)
+        cost = offline.build(made.model, prompts, tokenizer(), unmasking, completion_length=LENGTH, given=priors[:2])
         made.ledger.add(cost, "prior")
     else:
-        offline.follow(made.model, tokenizer(), make_sampler(made.args, prune=False), priors[:2])
+        offline.follow(made.model, tokenizer(), make_unmasking(made.args, prune=False), priors[:2])
     return made
 
 

@@ -223,7 +223,7 @@ def test_no_pass_is_made_that_nobody_reads(options: dict[str, Any], per_set: flo
 def test_forwards_counted_are_forwards_planned(tmp_path: Path):
     template = Template({0: "[", LENGTH - 1: "]"}, tokenizer())
     made = trainer(tmp_path, priors=[template], stp_temporal="steps:0.6", stp_score_prior=True)
-    plan = made.sampler.plan(np.array([0, *[1] * (LENGTH - 2), 0], np.uint8))
+    plan = made.unmasking.plan(np.array([0, *[1] * (LENGTH - 2), 0], np.uint8))
     metrics = made.train_step().metrics
     assert metrics["diffusion/nfe"] == len(plan) == 3  # four free tokens, 0.6 of four steps
     groups = 2  # their samples share the first forward

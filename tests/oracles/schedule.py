@@ -11,7 +11,7 @@ QUOTAS = ("ceil_remaining", "llada", "dllm", "dream", "powers_of_two")
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `Sampler`, by the same names."""
+    """The arguments of `Unmasking`, by the same names."""
 
     diffusion_steps: int
     block_length: int = 0

@@ -1,4 +1,4 @@
-"""All trajectories of a table policy, one by one: the law of a sampler and the policy gradient, as sums."""
+"""All trajectories of a table policy, one by one: the law of an unmasking and the policy gradient, as sums."""
 
 import itertools
 from collections import defaultdict

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs import Design, Masks, Sampler, STPConfig, STPTrainer, draw_masks, errors, token_elbo
+from stp_rs import Design, Masks, STPConfig, STPTrainer, Unmasking, draw_masks, errors, token_elbo
 from stp_rs._core import PriorSet
 from stp_rs.config.sections import PruningConfig
 from stp_rs.data.trajectories import Rollout
@@ -295,11 +295,11 @@ def test_an_empty_prior_and_no_temporal_rule_change_no_bit_of_masks_values_and_g
 
     policy = tiny(seed=seed)
     prompts = encode_prompts([{"prompt": "01"}, {"prompt": "3"}], tokenizer(), uids=[seed, seed + 1])
-    plain = generate(policy, prompts, Sampler(steps), completion_length=8, seed=seed)
+    plain = generate(policy, prompts, Unmasking(steps), completion_length=8, seed=seed)
     pruned = generate(
         policy,
         prompts,
-        Sampler(steps, temporal="none"),
+        Unmasking(steps, temporal="none"),
         completion_length=8,
         prior=PriorSet.empty(2).compose(PriorSet.empty(2)),
         seed=seed,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs import PromptBatch, Sampler, Sampling, generate
+from stp_rs import PromptBatch, SamplingParams, Unmasking, generate
 from stp_rs.testing.tabular import TabularPolicy
 from tests.oracles.designs_rust import fits
 from tests.oracles.trajectories import objective, score_function, trajectories
@@ -47,14 +47,14 @@ def gradients(seed: int, kind: str, *, baseline: float, consistent: bool) -> tup
 @settings(max_examples=6, deadline=None)
 @given(seed=SEEDS, baseline=st.sampled_from([0.0, 0.7, -3.0]), consistent=st.booleans())
 def test_selection_that_reads_the_state_has_the_exact_policy_gradient(kind, seed, baseline, consistent):
-    assert Sampler(2, confidence=kind).exact
+    assert Unmasking(2, confidence=kind).exact
     estimated, exact = gradients(seed, kind, baseline=baseline, consistent=consistent)
     assert torch.allclose(estimated, exact, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_low_confidence_remasking_has_another_gradient(seed):
-    assert not Sampler(2, confidence="sampled_prob").exact
+    assert not Unmasking(2, confidence="sampled_prob").exact
     estimated, exact = gradients(seed, "sampled_prob", baseline=0.0, consistent=seed % 2 == 0)
     assert float((estimated - exact).norm()) > 0.02 * float(exact.norm())
     # not even a constant reward is harmless: the score does not average to zero
@@ -88,9 +88,9 @@ def test_the_scheduler_follows_the_enumerated_law(kind, temperature):
     rollout = generate(
         given_policy,
         prompts,
-        Sampler(2, confidence=kind),
+        Unmasking(2, confidence=kind),
         completion_length=LENGTH,
-        sampling=Sampling(temperature),
+        sampling=SamplingParams(temperature),
         seed=5,
         slots=4096,
     )

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs import PriorSet, Sampler
+from stp_rs import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import PriorConflictError
 from stp_rs.priors import Anneal, Copy, Frequency, Length, Prior, Reference, Template, Vocabulary, compose_priors
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.generate import Rollout, generate
-from stp_rs.rollout.params import Sampling
+from stp_rs.rollout.params import SamplingParams
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.types import Mark
 from tests.fixtures import Tabular, tokenizer
@@ -32,7 +32,7 @@ def prompts_of(texts: list[str]) -> PromptBatch:
 def sources(model: Tabular, prompts: PromptBatch, seed: int) -> dict[str, Prior]:
     """Return one prior of each kind."""
     offline = OfflineGeneration(0.5, "random", seed=seed, per="sample")
-    offline.build(model, prompts, tokenizer(), Sampler(2), completion_length=LENGTH)
+    offline.build(model, prompts, tokenizer(), Unmasking(2), completion_length=LENGTH)
     frequency = Frequency(tokenizer(), share=0.5, minimum=1, seed=seed, keep=0.7)
     frequency.observe(prompts, play(model, prompts, seed, None), np.zeros(len(prompts), np.float32))
     return {
@@ -47,8 +47,8 @@ def sources(model: Tabular, prompts: PromptBatch, seed: int) -> dict[str, Prior]
 
 
 def play(model: Tabular, prompts: PromptBatch, seed: int, prior: PriorSet | None, temporal: str = "none") -> Rollout:
-    sampler, law = Sampler(LENGTH, temporal=temporal), Sampling(1.0)
-    return generate(model, prompts, sampler, completion_length=LENGTH, sampling=law, prior=prior, seed=seed)
+    unmasking, law = Unmasking(LENGTH, temporal=temporal), SamplingParams(1.0)
+    return generate(model, prompts, unmasking, completion_length=LENGTH, sampling=law, prior=prior, seed=seed)
 
 
 texts = st.lists(st.text("0123", min_size=1, max_size=3), min_size=1, max_size=3)
@@ -79,7 +79,7 @@ def test_priors_that_fix_nothing_are_the_baseline_bit_for_bit(found: list[str], 
     model, prompts = Tabular(vocab=10, width=12, seed=4), prompts_of(found).repeat(2, step=1)
     reference = Reference(lambda row: row["solution"], tokenizer(), 1.0, anneal=Anneal("cosine", 0.5))
     offline = OfflineGeneration(1.0, anneal=Anneal("linear", 0.25))
-    offline.build(model, prompts, tokenizer(), Sampler(2), completion_length=LENGTH)
+    offline.build(model, prompts, tokenizer(), Unmasking(2), completion_length=LENGTH)
     frequency = Frequency(tokenizer(), minimum=1, share=0.1, anneal=Anneal("linear", 0.5))
     nothing: list[Prior] = [
         *(reference, offline, frequency, Template({}, tokenizer()), Length(tokenizer(), budget=LENGTH)),

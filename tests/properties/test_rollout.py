@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs._core import PriorSet, RolloutScheduler, Sampler
+from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.types import Mark
 from tests.oracles import rollout as oracle
 from tests.oracles.rollout import Trajectory
@@ -49,7 +49,7 @@ def numbers(canvas: Sequence[int], index: int, uniform: float) -> list[float]:
 
 def drive(jobs: Sequence[Job], options: Options, *, slots: int, seed: int, share_first: bool) -> tuple:
     """Return (trajectories, stats, plans) of the Rust scheduler, with the numbers above in place of a model."""
-    sampler = Sampler(**vars(options))
+    unmasking = Unmasking(**vars(options))
     scheduler = RolloutScheduler(mask_token_id=MASK, pad_token_id=PAD, slots=slots, seed=seed, share_first=share_first)
     for job in jobs:  # one by one: lengths differ
         dense = np.full((1, max(job.length, 1)), -1, np.int64)
@@ -57,7 +57,7 @@ def drive(jobs: Sequence[Job], options: Options, *, slots: int, seed: int, share
             dense[0, position] = token
         prompt = np.array([[*job.prompt, PAD]], np.int64)
         lengths = np.array([len(job.prompt)], np.int32), np.array([job.length], np.int32)
-        scheduler.submit(np.array([job.uid], np.uint64), prompt, *lengths, sampler, PriorSet.from_dense(dense))
+        scheduler.submit(np.array([job.uid], np.uint64), prompt, *lengths, unmasking, PriorSet.from_dense(dense))
     tokens, positions = scheduler.capacity()
     ids, lengths = np.empty(tokens, np.int64), np.empty(slots, np.int32)
     at, uniforms = np.empty(positions, np.int32), np.empty(positions, np.float32)
@@ -91,7 +91,7 @@ def drive(jobs: Sequence[Job], options: Options, *, slots: int, seed: int, share
         assert (tokens[i, job.length :] == PAD).all()
         cut = [column[i, : job.length].tolist() for column in (tokens, steps, logprob)]
         out.append(Trajectory(*cut, int(nfe[i]), int(stop[i])))
-    return out, scheduler.stats(), sampler
+    return out, scheduler.stats(), unmasking
 
 
 READ_A_PROBABILITY = ("prob", "sampled_prob", "drawn_prob")
@@ -112,7 +112,7 @@ TEMPORAL = [
 
 @st.composite
 def options(draw: st.DrawFn, **fixed: object) -> Options:
-    """Draw any valid combination of sampler options."""
+    """Draw any valid combination of unmasking options."""
     selection, kind = draw(st.sampled_from(SELECTIONS))
     drawn = Options(
         diffusion_steps=draw(st.integers(1, 12)),
@@ -178,9 +178,9 @@ def test_prior_positions_never_change_and_no_mask_is_left(rows, chosen, seed):
 @settings(deadline=None, max_examples=100)
 @given(jobs(), options(selection="top_k", confidence="random"), st.integers(0, 2**32))
 def test_a_row_follows_the_plan_that_was_predicted(rows, chosen, seed):
-    got, stats, sampler = drive(rows, chosen, slots=3, seed=seed, share_first=False)
+    got, stats, unmasking = drive(rows, chosen, slots=3, seed=seed, share_first=False)
     free = [[int(p not in job.prior) for p in range(job.length)] for job in rows]
-    predicted = [sampler.plan(np.array(f, np.uint8)) for f in free]
+    predicted = [unmasking.plan(np.array(f, np.uint8)) for f in free]
     assert predicted == [plan(f, chosen) for f in free]
     if chosen.temporal.split(":")[0] in ("none", "fill_ratio", "steps"):
         realised = [[sum(s >= k for s in row.unmask_step) for k in range(row.nfe)] for row in got]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs._core import Sampler, plan_counts, scored_counts
+from stp_rs._core import Unmasking, plan_counts, scored_counts
 from stp_rs.types import Mark
 from tests.oracles import schedule as oracle
 from tests.oracles.schedule import QUOTAS, Options
@@ -18,7 +18,7 @@ FREE = st.lists(st.integers(0, 1), max_size=40)
 
 
 def rust_plan(free: list[int], options: Options) -> list[int] | None:
-    return Sampler(**vars(options)).plan(np.array(free, np.uint8))
+    return Unmasking(**vars(options)).plan(np.array(free, np.uint8))
 
 
 def rust_scored(unmask_step: list[int], *, score_prior: bool, steps: int, rule: str = "ceil_remaining") -> list[int]:

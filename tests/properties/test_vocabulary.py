@@ -48,9 +48,9 @@ def decode(model: Tabular, texts: list[set[str]], by_row: bool, temperature: flo
     rollout = stp_rs.generate(
         model,
         prompts,
-        stp_rs.Sampler(3),
+        stp_rs.Unmasking(3),
         completion_length=LENGTH,
-        sampling=stp_rs.Sampling(temperature, allowed=allowed),
+        sampling=stp_rs.SamplingParams(temperature, allowed=allowed),
         prior=compose_priors(priors, prompts, LENGTH),
         seed=7,
     )

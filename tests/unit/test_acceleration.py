@@ -211,10 +211,10 @@ def test_auto_compiles_large_policies_on_a_gpu_only():
 def recorded_and_replayed(model: MaskedLMAdapter) -> np.ndarray:
     """Return |recorded - replayed| in nats of every drawn token, the replay in batches of another size."""
     batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS))).repeat(4, step=0)
-    law = stp_rs.Sampling(0.9)
+    law = stp_rs.SamplingParams(0.9)
     device = next(model.module.parameters()).device.type
     with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False):
-        rollout = stp_rs.generate(model, batch, stp_rs.Sampler(3), completion_length=LENGTH, sampling=law, seed=1)
+        rollout = stp_rs.generate(model, batch, stp_rs.Unmasking(3), completion_length=LENGTH, sampling=law, seed=1)
         again = stp_rs.replay_logprobs(model, rollout, law, forward_batch_size=7)
     return np.abs(rollout.logprob - again)[rollout.unmask_step >= 0]
 

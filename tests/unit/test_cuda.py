@@ -16,8 +16,8 @@ from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 
 pytestmark = pytest.mark.cuda
 DEVICE = torch.device("cuda")
-SAMPLER = stp_rs.Sampler(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3)
-LAWS = [stp_rs.GREEDY, stp_rs.Sampling(), stp_rs.Sampling(0.7, top_k=5, top_p=0.9)]
+SAMPLER = stp_rs.Unmasking(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3)
+LAWS = [stp_rs.GREEDY, stp_rs.SamplingParams(), stp_rs.SamplingParams(0.7, top_k=5, top_p=0.9)]
 
 
 def both() -> tuple[MaskedLMAdapter, MaskedLMAdapter]:
@@ -26,7 +26,7 @@ def both() -> tuple[MaskedLMAdapter, MaskedLMAdapter]:
     return here, MaskedLMAdapter(copy.deepcopy(here.module).to(DEVICE), tokenizer())
 
 
-def roll(model: MaskedLMAdapter, law: stp_rs.Sampling, **options) -> stp_rs.Rollout:
+def roll(model: MaskedLMAdapter, law: stp_rs.SamplingParams, **options) -> stp_rs.Rollout:
     batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS))).repeat(4, step=0)
     return stp_rs.generate(model, batch, SAMPLER, completion_length=LENGTH, sampling=law, seed=3, **options)
 
@@ -39,7 +39,7 @@ def same(left: stp_rs.Rollout, right: stp_rs.Rollout) -> None:
 
 @pytest.mark.parametrize("vocab", [30, 5000])
 @pytest.mark.parametrize("law", LAWS)
-def test_the_reduction_is_the_cpus(law: stp_rs.Sampling, vocab: int):
+def test_the_reduction_is_the_cpus(law: stp_rs.SamplingParams, vocab: int):
     draw = torch.Generator().manual_seed(0)
     logits, uniforms = torch.randn(300, vocab, generator=draw) * 3, torch.rand(300, generator=draw)
     here = reduce_logits(logits, uniforms, law, mask_token_id=3)
@@ -51,7 +51,7 @@ def test_the_reduction_is_the_cpus(law: stp_rs.Sampling, vocab: int):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_rollout_is_the_cpus_and_is_replayed(law: stp_rs.Sampling):
+def test_a_rollout_is_the_cpus_and_is_replayed(law: stp_rs.SamplingParams):
     here, there = both()
     rollout = roll(there, law)
     same(rollout, roll(here, law))
@@ -61,7 +61,7 @@ def test_a_rollout_is_the_cpus_and_is_replayed(law: stp_rs.Sampling):
 @pytest.mark.parametrize("slots", [5, 64])
 def test_slots_change_nothing(slots: int):
     _, there = both()
-    same(roll(there, stp_rs.Sampling(), slots=slots), roll(there, stp_rs.Sampling()))
+    same(roll(there, stp_rs.SamplingParams(), slots=slots), roll(there, stp_rs.SamplingParams()))
 
 
 def test_the_buffers_of_a_call_are_pinned():
@@ -71,7 +71,7 @@ def test_the_buffers_of_a_call_are_pinned():
     lengths = np.full(len(ROWS), LENGTH, dtype=np.int32)
     scheduler.submit(batch.uid, batch.prompt_ids, batch.prompt_length, lengths, SAMPLER)
     allowed = torch.ones((LENGTH, len(tokenizer())), dtype=torch.bool)
-    law = check_allowed(stp_rs.Sampling(allowed=allowed), there.mask_token_id, DEVICE)
+    law = check_allowed(stp_rs.SamplingParams(allowed=allowed), there.mask_token_id, DEVICE)
     cohort = Cohort(there, scheduler, law, 4, LENGTH)
     for buffer in (cohort._ids, cohort._lengths, cohort._at, cohort._uniforms, cohort._places, cohort._packed):
         assert buffer.is_pinned()
@@ -81,7 +81,7 @@ def test_the_buffers_of_a_call_are_pinned():
 @pytest.mark.parametrize("design", ["cover", "systematic", "trajectory"])
 def test_estimates_and_their_gradients_are_the_cpus(design: str):
     here, there = both()
-    rollout = roll(here, stp_rs.Sampling())
+    rollout = roll(here, stp_rs.SamplingParams())
     masks = stp_rs.draw_masks(stp_rs.Design(design, 2), rollout, seed=0)
     estimates, norms = [], []
     for model in (here, there):

@@ -68,7 +68,7 @@ def test_everything_that_the_model_saw_is_on_the_ledger(tmp_path: Path):
     made = trainer(tmp_path, model, priors=[offline, hints], **options)
     seen = watched(made.model)
     prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
-    made.ledger.add(offline.build(model, prompts, tokenizer(), made.sampler, completion_length=LENGTH), "prior")
+    made.ledger.add(offline.build(model, prompts, tokenizer(), made.unmasking, completion_length=LENGTH), "prior")
     for _ in range(3):
         made.train_step()
     for name in ("forwards", "tokens", "head_rows"):

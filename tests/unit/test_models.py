@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from stp_rs import MaskedLMAdapter, Sampler, as_diffusion_model
+from stp_rs import MaskedLMAdapter, Unmasking, as_diffusion_model
 from stp_rs.config.sections import PolicyConfig
 from stp_rs.data.prompts import encode_prompts, end_of_text_ids, text_lengths
 from stp_rs.errors import CheckpointError, ModelError
@@ -156,7 +156,7 @@ def test_shifted_logits_are_read_one_row_earlier():
     prompts = encode_prompts([{"prompt": "01"}, {"prompt": "3[20"}], tokenizer(), uids=[4, 9])
     results = []
     for model in (Tabular(vocab=VOCAB, width=12, seed=3), Shifted(vocab=VOCAB, width=12, seed=3, shift=1)):
-        rollout = generate(model, prompts, Sampler(3), completion_length=6)
+        rollout = generate(model, prompts, Unmasking(3), completion_length=6)
         masks = draw_masks(design(), rollout, seed=0)
         with torch.no_grad():
             results.append([rollout.token_ids, rollout.logprob, token_elbo(model, rollout, masks).numpy()])
@@ -297,14 +297,14 @@ def test_a_row_that_shows_any_end_of_text_is_truncated_there():
         model.module.own[:, 6] = 8.0  # the second of two ends is drawn nearly everywhere
     model.eos_token_ids = (2, 6)
     prompts = encode_prompts([{"prompt": "01"}], tokenizer(), uids=[4])
-    rollout = generate(model, prompts, Sampler(6, confidence="random", eos="truncate"), completion_length=6)
+    rollout = generate(model, prompts, Unmasking(6, confidence="random", eos="truncate"), completion_length=6)
     first = int(np.isin(rollout.token_ids[0], (2, 6)).argmax())
     assert rollout.token_ids[0, first] == 6
     assert (rollout.token_ids[0, first + 1 :] == 2).any() or rollout.nfe[0] == 6, "the first end fills the rest"
     assert rollout_metrics(rollout.replaced(completions=[""]), (2, 6))["completions/mean_length"] == first + 1
     alone = Tabular(vocab=8, width=12, seed=0)
     alone.module.load_state_dict(model.module.state_dict())
-    whole = generate(alone, prompts, Sampler(6, confidence="random", eos="truncate"), completion_length=6)
+    whole = generate(alone, prompts, Unmasking(6, confidence="random", eos="truncate"), completion_length=6)
     assert whole.nfe[0] >= rollout.nfe[0], "a policy with one end reads the other as a token"
 
 

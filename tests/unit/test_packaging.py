@@ -1,5 +1,7 @@
 """The package as installed: one version, five dependencies, a light import, types for its users."""
 
+import functools
+import importlib
 import importlib.metadata
 import importlib.resources
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import stp_rs
+from stp_rs import _renamed
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
@@ -84,3 +87,18 @@ def test_importing_the_package_asks_for_no_extra_and_no_development_tool() -> No
 def test_tests_cannot_reach_the_network() -> None:
     with socket.socket() as outside, pytest.raises(RuntimeError, match="no network"):
         outside.connect(("192.0.2.1", 80))
+
+
+@pytest.mark.parametrize("name", _renamed.NAMES)
+def test_a_name_of_0_1_says_the_new_one(name: str):
+    with pytest.raises(ImportError, match=f"stp_rs.{name} is stp_rs"):
+        getattr(stp_rs, name)
+    new = _renamed.NAMES[name].split("(")[0].split(".")[1:]
+    assert functools.reduce(getattr, new, stp_rs) is not None
+
+
+@pytest.mark.parametrize("module", _renamed.MODULES)
+def test_a_module_of_0_1_says_the_new_one(module: str):
+    with pytest.raises(ImportError, match=f"stp_rs.{module} is stp_rs"):
+        importlib.import_module(f"stp_rs.{module}")
+    assert importlib.import_module(f"stp_rs.{_renamed.MODULES[module].split()[0]}") is not None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stp_rs import PriorSet, Sampler
+from stp_rs import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import CheckpointError, InvalidValueError, PriorConflictError
 from stp_rs.models import character_tokenizer
@@ -258,7 +258,7 @@ def test_certain_priors_come_first_and_guesses_fill_what_is_free():
 def offline(**options: Any) -> tuple[OfflineGeneration, Tabular, PromptBatch]:
     model, prompts = Tabular(vocab=10, width=12, seed=11), batch("0", "31", "2", "1")
     prior = OfflineGeneration(**{"keep": 0.5, **options})
-    prior.build(model, prompts, tokenizer(), Sampler(3), completion_length=LENGTH)
+    prior.build(model, prompts, tokenizer(), Unmasking(3), completion_length=LENGTH)
     return prior, model, prompts
 
 
@@ -269,7 +269,7 @@ def middle(_text: str) -> tuple[int, int]:
 @pytest.mark.parametrize(("selector", "protect"), [("random", False), ("random", True), ("top_confidence", False)])
 def test_the_papers_ablation_is_a_selector_and_whether_the_answer_is_protected(selector: str, protect: bool):
     prior, model, prompts = offline(selector=selector, protect_answer=protect, answer_span=middle, keep=1.0)
-    greedy = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    greedy = generate(model, prompts, Unmasking(3), completion_length=LENGTH, sampling=GREEDY).token_ids
     texts = [[tokenizer().decode([i], skip_special_tokens=True) for i in row] for row in greedy.tolist()]
     anchors = np.array(dense(prior(prompts, LENGTH)))
     for row, pieces in enumerate(texts):
@@ -313,14 +313,14 @@ def test_completions_are_made_under_the_priors_beside_them():
         Vocabulary(lambda p: ["["] if p == 0 else ["0", "1"], tokenizer()),
     ]
     prior = OfflineGeneration(keep=1.0)
-    prior.build(model, prompts, tokenizer(), Sampler(3), completion_length=LENGTH, given=given)
+    prior.build(model, prompts, tokenizer(), Unmasking(3), completion_length=LENGTH, given=given)
     found = np.array(dense(prior(prompts, LENGTH)))
     assert (found[:, 0] == -1).all(), "what is fixed needs no anchor"
     assert np.isin(found[:, 1:], [ZERO, ONE]).all()
 
 
 def test_a_completion_depends_on_its_prompt_and_not_on_its_batch():
-    model, chance = Tabular(vocab=10, width=12, seed=11), Sampler(3, confidence="random")
+    model, chance = Tabular(vocab=10, width=12, seed=11), Unmasking(3, confidence="random")
     found = []
     for texts in (("0", "31", "2"), ("2", "0")):
         prior = OfflineGeneration(keep=1.0)
@@ -338,7 +338,7 @@ def test_a_refresh_makes_completions_anew_when_their_prompt_comes_up():
     assert dense(prior(prompts, LENGTH)) == first
     hooks.begin_step([prior], 6, 20)
     one = prompts.select([1, 1])
-    greedy = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    greedy = generate(model, prompts, Unmasking(3), completion_length=LENGTH, sampling=GREEDY).token_ids
     cost = hooks.prepare([prior], one, LENGTH)
     assert dense(prior(one, LENGTH)) == [greedy[1].tolist()] * 2
     assert cost.forwards == 3 + 1, "a group's completion is made once"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from stp_rs import Copy, OfflineGeneration, PriorSet, Sampler, Template, compose_priors
+from stp_rs import Copy, OfflineGeneration, PriorSet, Template, Unmasking, compose_priors
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import CheckpointError, InvalidValueError, PriorConflictError
 from stp_rs.models import character_tokenizer
@@ -101,7 +101,7 @@ def test_text_behind_the_end_does_not_hide_the_answer():
 def build(keep: float = 0.5, selector: str = "top_confidence", **options: Any) -> tuple[OfflineGeneration, Tabular]:
     model = Tabular(vocab=10, width=12, seed=11)
     prior = OfflineGeneration(keep, selector, **options)
-    prior.build(model, batch("0", "31", "2"), tokenizer(), Sampler(3), completion_length=LENGTH)
+    prior.build(model, batch("0", "31", "2"), tokenizer(), Unmasking(3), completion_length=LENGTH)
     return prior, model
 
 
@@ -112,7 +112,7 @@ def test_anchors_are_a_share_of_the_policys_own_completion(keep: float, count: i
     prompts = batch("31", "0")
     anchors = np.array(dense(prior(prompts, LENGTH)))
     assert (anchors >= 0).sum(1).tolist() == [count, count]
-    greedy = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    greedy = generate(model, prompts, Unmasking(3), completion_length=LENGTH, sampling=GREEDY).token_ids
     assert ((anchors < 0) | (anchors == greedy)).all()
     if selector == "prefix":
         assert (anchors[:, :count] >= 0).all()
@@ -121,7 +121,7 @@ def test_anchors_are_a_share_of_the_policys_own_completion(keep: float, count: i
 def test_the_most_confident_tokens_are_those_of_one_fully_masked_forward():
     prior, model = build(0.5)
     prompts = batch("0", "31", "2")
-    rows = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    rows = generate(model, prompts, Unmasking(3), completion_length=LENGTH, sampling=GREEDY).token_ids
     for row, ids in enumerate(rows):
         prompt = prompts.prompt_ids[row, : prompts.prompt_length[row]].tolist()
         canvas = torch.tensor([prompt + [model.mask_token_id] * LENGTH])
@@ -140,7 +140,7 @@ def test_the_answer_span_is_never_fixed():
     prior, model = build(1.0, answer_span=first_half)
     prompts = batch("0", "31", "2")
     anchors = np.array(dense(prior(prompts, LENGTH)))
-    ids = generate(model, prompts, Sampler(3), completion_length=LENGTH, sampling=GREEDY).token_ids
+    ids = generate(model, prompts, Unmasking(3), completion_length=LENGTH, sampling=GREEDY).token_ids
     expected = eligible_tokens(ids, tokenizer(), first_half)
     assert anchors.tolist() == np.where(expected == 1, ids, -1).tolist()
     assert 0 < expected.sum() < expected.size

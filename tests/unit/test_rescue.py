@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stp_rs import PriorSet, Sampler
+from stp_rs import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
@@ -33,7 +33,7 @@ def play(model: Tabular, seen: list[PriorSet] | None = None) -> Play:
         prior = compose_priors(priors, prompts, LENGTH)
         if seen is not None:
             seen.append(prior)
-        rollout = generate(model, prompts, Sampler(3), completion_length=LENGTH, prior=prior, seed=0)
+        rollout = generate(model, prompts, Unmasking(3), completion_length=LENGTH, prior=prior, seed=0)
         texts = decode_completions(rollout.token_ids, np.full(len(rollout), LENGTH), tokenizer())
         reward, by_name = score_rewards([twos], texts, prompts.rows)
         return rollout.replaced(completions=texts, reward=reward, rewards=by_name)

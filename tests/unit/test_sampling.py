@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stp_rs import Sampler
+from stp_rs import Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import DivergenceError
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.logits import Reads, Reducer, candidate_logits, reduce_logits
-from stp_rs.rollout.params import GREEDY, Sampling
+from stp_rs.rollout.params import GREEDY, SamplingParams
 from tests.fixtures import Tabular
 from tests.oracles import sampling as oracle
 
@@ -23,7 +23,7 @@ TOKEN, LOGPROB, TOP1, TOP2, ENTROPY, SAMPLED, ARGMAX = range(7)
 RARE = {5: 36.0, 4: 33.4}
 
 
-def reduce(logits: list[float], uniforms: list[float] | np.ndarray, sampling: Sampling) -> np.ndarray:
+def reduce(logits: list[float], uniforms: list[float] | np.ndarray, sampling: SamplingParams) -> np.ndarray:
     """Return the packed numbers of one law and many uniforms."""
     uniforms_N = torch.as_tensor(np.asarray(uniforms, np.float32))
     return reduce_logits(torch.tensor(logits).expand(len(uniforms_N), -1), uniforms_N, sampling).numpy()
@@ -37,7 +37,7 @@ def prompts(rows: int) -> PromptBatch:
 def test_a_tail_token_of_one_in_a_thousand_is_drawn_as_often():
     probability = [0.25, 0.5, 1e-3, 0.2, 0.045, 0.004]
     uniforms = np.random.default_rng(0).random(200_000)
-    tokens = reduce(np.log(probability).tolist(), uniforms, Sampling())[:, TOKEN].astype(int)
+    tokens = reduce(np.log(probability).tolist(), uniforms, SamplingParams())[:, TOKEN].astype(int)
     counts = np.bincount(tokens, minlength=6).tolist()
     assert oracle.chi_square(counts, probability) < RARE[5]
     assert abs(counts[2] - 200) < 5 * math.sqrt(200)
@@ -48,7 +48,7 @@ def test_a_rollout_draws_from_the_models_law_and_never_the_mask():
     with torch.no_grad():
         model.own[1] = torch.tensor([2.0, 9.0, 0.0, 1.0, -4.0, 0.5])  # the mask token would win
         model.coupling.zero_()
-    rollout = generate(model, prompts(20_000), Sampler(1), completion_length=1, slots=20_000)
+    rollout = generate(model, prompts(20_000), Unmasking(1), completion_length=1, slots=20_000)
     counts = np.bincount(rollout.token_ids[:, 0], minlength=6).tolist()
     logits = model.own[1].tolist()
     logits[model.mask_token_id] = -math.inf
@@ -62,7 +62,7 @@ logits_ = st.lists(st.sampled_from([-30.0, -4.0, -1.0, 0.0, 0.5, 0.5, 3.0, -math
     lambda xs: max(xs) > -math.inf
 )
 laws = st.builds(
-    Sampling,
+    SamplingParams,
     st.sampled_from([0.3, 0.9, 1.0, 2.5]),
     st.sampled_from([0, 1, 2, 5, 99]),
     st.sampled_from([1.0, 0.9, 0.31]),
@@ -71,7 +71,7 @@ laws = st.builds(
 
 @settings(deadline=None, max_examples=150)
 @given(logits_, st.lists(st.floats(1e-6, 1 - 1e-6), min_size=1, max_size=8), laws)
-def test_tempered_and_cut_laws_are_the_slow_ones(logits: list[float], uniforms: list[float], sampling: Sampling):
+def test_tempered_and_cut_laws_are_the_slow_ones(logits: list[float], uniforms: list[float], sampling: SamplingParams):
     packed = reduce(logits, uniforms, sampling)
     expected = oracle.law(logits, sampling.temperature, sampling.top_k, sampling.top_p)
     plain = oracle.law(logits)
@@ -92,7 +92,7 @@ def test_tempered_and_cut_laws_are_the_slow_ones(logits: list[float], uniforms: 
 def test_zero_probability_is_never_drawn_at_either_end():
     edge = [2.0**-24, 1 - 2.0**-24]
     for logits in ([-math.inf, 0.0, -math.inf], [-math.inf, -math.inf, 0.0], [0.0, -math.inf, -math.inf]):
-        for sampling in (Sampling(), Sampling(0.5), Sampling(top_p=0.5), GREEDY):
+        for sampling in (SamplingParams(), SamplingParams(0.5), SamplingParams(top_p=0.5), GREEDY):
             assert set(reduce(logits, edge, sampling)[:, TOKEN]) == {logits.index(0.0)}
 
 
@@ -105,7 +105,7 @@ def test_greedy_is_the_argmax_and_records_the_untempered_law():
 
 def test_huge_logits_stay_finite():
     for logits in ([3e38, -3e38, 0.0], [1e30, 1e30, -1e30], [-1e38, -1e38, -1e38]):
-        packed = reduce(logits, [0.2, 0.8], Sampling(0.7))
+        packed = reduce(logits, [0.2, 0.8], SamplingParams(0.7))
         assert np.isfinite(packed[:, [TOKEN, LOGPROB, TOP1, ENTROPY]]).all()
         expected = oracle.softmax(logits)
         assert [expected[int(t)] > 0 for t in packed[:, TOKEN]] == [True, True]
@@ -117,24 +117,26 @@ def test_half_precision_logits_are_reduced_in_single_precision():
     allowed = candidate_logits(torch.cat([logits, logits.new_full((1, 1), 50.0)], dim=1), 3)
     assert allowed.dtype == torch.float32
     assert allowed[0, 3] == -math.inf
-    packed = reduce_logits(allowed.expand(2, -1), torch.tensor([0.5, 0.9999]), Sampling())
+    packed = reduce_logits(allowed.expand(2, -1), torch.tensor([0.5, 0.9999]), SamplingParams())
     assert packed[:, TOKEN].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("mask", [0, 1, 5])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, top_p=0.9), GREEDY])
-def test_nan_and_infinite_logits_are_counted_and_stop_the_rollout(mask: int, bad: float, sampling: Sampling):
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(0.5, top_p=0.9), GREEDY])
+def test_nan_and_infinite_logits_are_counted_and_stop_the_rollout(mask: int, bad: float, sampling: SamplingParams):
     model = Tabular(vocab=6, width=4, seed=1, mask=mask, pad=2)
     with torch.no_grad():
         model.own[2, 3] = bad
     with pytest.raises(DivergenceError, match=r"NaN logits for [1-9]\d* of"):
-        generate(model, prompts(3), Sampler(3), completion_length=3, sampling=sampling)
+        generate(model, prompts(3), Unmasking(3), completion_length=3, sampling=sampling)
 
 
 @pytest.mark.parametrize("vocab", [9, 5000])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, top_p=0.9), Sampling(1.0, top_k=3), GREEDY])
-def test_a_number_is_the_same_to_the_bit_whichever_others_are_read(sampling: Sampling, vocab: int):
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(0.5, top_p=0.9), SamplingParams(1.0, top_k=3), GREEDY]
+)
+def test_a_number_is_the_same_to_the_bit_whichever_others_are_read(sampling: SamplingParams, vocab: int):
     logits = torch.randn(70, vocab, generator=torch.Generator().manual_seed(2)) * 3
     logits[5, 1:] = -math.inf
     uniforms, whole, part = torch.linspace(0.01, 0.99, 70), torch.empty(70, 7), torch.empty(70, 7)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stp_rs import GREEDY, Sampler, STPConfig, Template, decode_completions, encode_prompts, generate
+from stp_rs import GREEDY, STPConfig, Template, Unmasking, decode_completions, encode_prompts, generate
 from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models.masked_lm import MaskedLMAdapter
@@ -56,7 +56,7 @@ def test_a_warmed_up_policy_gives_its_demonstrations_back():
     greedy = generate(
         model,
         encode_prompts(DEMONSTRATIONS, tokenizer(), uids=range(3)),
-        Sampler(LENGTH),
+        Unmasking(LENGTH),
         completion_length=LENGTH,
         sampling=GREEDY,
     )

@@ -122,7 +122,7 @@ def _sample(args: argparse.Namespace) -> int:
     from stp_rs.data.prompts import encode_prompts
     from stp_rs.priors import allowed_tokens, compose_priors
     from stp_rs.rollout.generate import generate
-    from stp_rs.rollout.params import Sampling, make_sampler
+    from stp_rs.rollout.params import SamplingParams, make_unmasking
     from stp_rs.rollout.rewards import decode_completions, score_rewards
     from stp_rs.train.priors import static_priors
 
@@ -134,9 +134,9 @@ def _sample(args: argparse.Namespace) -> int:
     rollout = generate(
         model,
         prompts,
-        make_sampler(config, prune=False),
+        make_unmasking(config, prune=False),
         completion_length=length,
-        sampling=Sampling(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
+        sampling=SamplingParams(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
         prior=compose_priors(priors, prompts, length),
         seed=args.seed,
     )

@@ -17,7 +17,7 @@ from stp_rs.models.base import DiffusionModel, device_of
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.objective.masks import make_design
 from stp_rs.priors import Copy, Prior, Template
-from stp_rs.rollout.params import make_sampler
+from stp_rs.rollout.params import make_unmasking
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
 from stp_rs.train.checkpoint import atomic_file, newest_checkpoint, policy_folder, save_checkpoint, write_json
@@ -63,7 +63,7 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     config = complete(config, task)
     run = Path(config.output_dir)
     check_spatial(config)
-    make_sampler(config)
+    make_unmasking(config)
     make_design(config)
     resumable(config)  # before anything in the folder is touched
     write_config(config, run)

@@ -38,7 +38,7 @@ from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.objective.noise import Estimator
 from stp_rs.priors import Vocabulary, compose_priors
 from stp_rs.rollout.generate import generate
-from stp_rs.rollout.params import make_sampler, sampling_law
+from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.testing import gram
 from stp_rs.testing.variance import independent_variance
 from stp_rs.train.checkpoint import policy_folder, write_json
@@ -121,7 +121,7 @@ class Source:
         self.rollout: Rollout = generate(
             loaded,
             prompts,
-            make_sampler(config),
+            make_unmasking(config),
             completion_length=length,
             sampling=sampling_law(config),
             prior=compose_priors(fixed, prompts, length),

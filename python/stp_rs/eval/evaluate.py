@@ -19,7 +19,7 @@ from stp_rs.errors import ConfigError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
 from stp_rs.rollout.generate import generate
-from stp_rs.rollout.params import Sampling, make_sampler
+from stp_rs.rollout.params import SamplingParams, make_unmasking
 from stp_rs.rollout.rewards import decode_completions
 from stp_rs.tasks.base import Row, Task
 from stp_rs.train.checkpoint import write_json
@@ -51,7 +51,7 @@ class Decode:
 
 def default_decode(config: STPConfig) -> Decode:
     """Return the greedy decode of a run's own length and steps."""
-    steps = make_sampler(config, prune=False).diffusion_steps
+    steps = make_unmasking(config, prune=False).diffusion_steps
     return Decode(config.max_completion_length, steps, config.block_length)
 
 
@@ -80,9 +80,9 @@ def evaluate(
     rollout = generate(
         model,
         prompts,
-        make_sampler(with_decode(config, decode), prune=False),
+        make_unmasking(with_decode(config, decode), prune=False),
         completion_length=decode.length,
-        sampling=Sampling(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
+        sampling=SamplingParams(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
         prior=compose_priors(priors, prompts, decode.length),
         seed=decode.seed,
         slots=max(config.stp_slots, 64),

@@ -20,7 +20,7 @@ from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import HEAD_ELEMENTS, DiffusionModel, device_of, encode
 from stp_rs.objective.masks import Masks
 from stp_rs.rollout.logits import candidate_logits
-from stp_rs.rollout.params import Sampling, allowed_rows, placed
+from stp_rs.rollout.params import SamplingParams, allowed_rows, placed
 from stp_rs.types import Cost
 
 Entropies = Literal["none", "numbers", "gradient"]
@@ -82,7 +82,7 @@ def token_estimates(
         entropies: `none` (the second value is None), `numbers`, or `gradient`.
     """
     device = device_of(model)
-    law = Sampling(temperature or 1.0, allowed=placed(allowed, device))
+    law = SamplingParams(temperature or 1.0, allowed=placed(allowed, device))
     prompt_R, token_ids_RL = completions.prompt_length, completions.token_ids
     rows, length = token_ids_RL.shape
     # where nothing is scored there is no graph: a leaf lets the caller's backward pass find no parameter, not an error
@@ -178,7 +178,7 @@ def _head_logprobs(
     model: DiffusionModel,
     hidden_HH: Tensor,
     targets_N: Tensor,
-    law: Sampling,
+    law: SamplingParams,
     places: tuple[Tensor, int],
     own_N: NDArray[np.int64] | None,
     entropies: Entropies,

@@ -13,7 +13,7 @@ from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows, passes_without_dropout
 from stp_rs.objective.masks import canvas_lengths
 from stp_rs.rollout.logits import law_logprobs
-from stp_rs.rollout.params import Sampling, allowed_rows, check_allowed
+from stp_rs.rollout.params import SamplingParams, allowed_rows, check_allowed
 from stp_rs.types import Mark
 
 
@@ -36,7 +36,7 @@ def _hidden(step_RL: NDArray[np.int32], before: Any, last: Any) -> NDArray[np.bo
 def replay_logprobs(
     model: DiffusionModel,
     trajectories: Rollout,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     *,
     forward_batch_size: int = 64,
 ) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ def replay_logprobs(
         forward_batch_size: canvases per forward.
     """
     device = device_of(model)
-    law = check_allowed(sampling or Sampling(), model.mask_token_id, device)
+    law = check_allowed(sampling or SamplingParams(), model.mask_token_id, device)
     step_RL, token_ids_RL = trajectories.unmask_step, trajectories.token_ids
     nfe_R = step_RL.max(1, initial=-1) + 1
     row_P = np.repeat(np.arange(len(nfe_R)), nfe_R)

@@ -60,7 +60,7 @@ def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_len
 def allowed_tokens(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> Tensor | None:
     """Return the tokens that all priors allow, bool [L, V] or [R, L, V]; None where none of them says.
 
-    Give it to `Sampling(allowed=...)` and to `token_elbo(..., allowed=...)`: one law draws and scores.
+    Give it to `SamplingParams(allowed=...)` and to `token_elbo(..., allowed=...)`: one law draws and scores.
     """
     tables = [p.allowed(prompts, completion_length) for p in priors if isinstance(p, Constraining)]
     if not tables:

@@ -1,4 +1,4 @@
-"""Rollouts: prompts and priors in, completions and how they came about out. The loop is in `engine`.
+"""Rollouts: prompts and priors in, completions and how they came about out. The loop is in `loop`.
 
 Shapes: R rows, L completion length, P longest prompt.
 """
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from stp_rs._core import PriorSet, RolloutScheduler, Sampler
+from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
-from stp_rs.rollout.loop import Cohort, Engine, drive
-from stp_rs.rollout.params import Sampling, check_allowed
+from stp_rs.rollout.loop import Batching, Cohort, drive
+from stp_rs.rollout.params import SamplingParams, check_allowed
 from stp_rs.types import Mark, StopReason
 
 
@@ -22,47 +22,47 @@ from stp_rs.types import Mark, StopReason
 def generate(
     model: DiffusionModel,
     prompts: PromptBatch,
-    sampler: Sampler | Sequence[Sampler],
+    unmasking: Unmasking | Sequence[Unmasking],
     *,
     completion_length: int,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     prior: PriorSet | None = None,
     seed: int = 0,
     slots: int = 64,
-    engine: Engine | None = None,
+    batching: Batching | None = None,
 ) -> Rollout:
     """Return one completion per row of `prompts`.
 
     Args:
         model: the policy; it runs in eval mode.
         prompts: R rows with a uid each. A row's completion depends on (seed, uid) and the model, not on the batch.
-        sampler: plan, selection and pruning of every row, or one per row.
+        unmasking: plan, selection and pruning of every row, or one per row.
         completion_length: L, tokens to decode.
         sampling: temperature, top-k, top-p, allowed tokens; the model's own law by default.
         prior: fixed completion tokens, R rows.
         seed: key of the run's randomness.
         slots: most rows in flight.
-        engine: how rows are batched.
+        batching: how rows are batched.
 
     Raises:
         DivergenceError: the model returned NaN logits.
     """
-    engine, rows = engine or Engine(), len(prompts)
-    samplers = [sampler] if isinstance(sampler, Sampler) else list(sampler)
-    law = check_allowed(sampling or Sampling(), model.mask_token_id, device_of(model))
-    rollout = Rollout.empty(prompts, completion_length, exact=all(s.exact for s in samplers))
+    batching, rows = batching or Batching(), len(prompts)
+    unmaskings = [unmasking] if isinstance(unmasking, Unmasking) else list(unmasking)
+    law = check_allowed(sampling or SamplingParams(), model.mask_token_id, device_of(model))
+    rollout = Rollout.empty(prompts, completion_length, exact=all(s.exact for s in unmaskings))
     scheduler = RolloutScheduler(
         mask_token_id=model.mask_token_id,
         pad_token_id=model.pad_token_id,
         eos_token_ids=end_token_ids(model),
         slots=max(1, slots),
         seed=seed,
-        share_first=engine.share_first,
-        max_tokens=engine.max_tokens,
-        length_sorted=engine.length_sorted,
+        share_first=batching.share_first,
+        max_tokens=batching.max_tokens,
+        length_sorted=batching.length_sorted,
     )
     lengths_R = np.full(rows, completion_length, dtype=np.int32)
-    scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, samplers, prior)
+    scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, unmaskings, prior)
     cohort = Cohort(model, scheduler, law, max(1, min(slots, rows)), completion_length)
     with passes_without_dropout(model.module), adapters_ready(model.module):
         drive(cohort)

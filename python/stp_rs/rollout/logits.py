@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stp_rs.errors import InvalidValueError
-from stp_rs.rollout.params import Sampling
+from stp_rs.rollout.params import SamplingParams
 
 COLUMNS = 7
 
@@ -39,7 +39,7 @@ def candidate_logits(logits_NV: Tensor, mask_token_id: int, allowed: Tensor | No
 def reduce_logits(
     logits_NV: Tensor,
     uniforms_N: Tensor,
-    law: Sampling,
+    law: SamplingParams,
     *,
     allowed: Tensor | None = None,
     mask_token_id: int | None = None,
@@ -81,7 +81,7 @@ class Reads(NamedTuple):
 class Reducer:
     """`reduce_logits` with working memory that is kept between calls: fresh memory costs more than the arithmetic."""
 
-    def __init__(self, law: Sampling, mask_token_id: int | None = None) -> None:
+    def __init__(self, law: SamplingParams, mask_token_id: int | None = None) -> None:
         self._law, self._mask_token_id = law, mask_token_id
         self._memory: Tensor | None = None
 
@@ -116,7 +116,7 @@ class Reducer:
             torch.stack([column.float() for column in columns], dim=1, out=out_NC[part])
 
 
-def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: Sampling, reads: Reads) -> tuple[Tensor, ...]:
+def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: SamplingParams, reads: Reads) -> tuple[Tensor, ...]:
     """Return the numbers of candidates, [N] each, whose logits are memory[0]; the memory is used up.
 
     torch's softmax is faster than the exponentials alone, but on the CPU it adds them up one after the other, so that a
@@ -188,7 +188,7 @@ def _max(values_NV: Tensor) -> tuple[Tensor, Tensor]:
     return best_N1, index_N1
 
 
-def _filtered(logits_NV: Tensor, law: Sampling) -> Tensor:
+def _filtered(logits_NV: Tensor, law: SamplingParams) -> Tensor:
     """Return the tempered logits with the tokens outside top-k and top-p made impossible; logits are at most 0."""
     if 0 < law.top_k < logits_NV.shape[-1]:
         floor_N1 = logits_NV.topk(law.top_k, dim=-1).values[:, -1:]
@@ -202,7 +202,7 @@ def _filtered(logits_NV: Tensor, law: Sampling) -> Tensor:
     return logits_NV
 
 
-def law_logprobs(logits_NV: Tensor, law: Sampling, mask_token_id: int, allowed: Tensor | None) -> Tensor:
+def law_logprobs(logits_NV: Tensor, law: SamplingParams, mask_token_id: int, allowed: Tensor | None) -> Tensor:
     """Return the log-probs f32 [N, V] of every token under the law that draws: -inf where it never does.
 
     `allowed` is that of `reduce_logits`. Temperature 0 counts as 1, as where a greedy token is recorded.

@@ -15,11 +15,11 @@ from stp_rs._core import RolloutScheduler
 from stp_rs.errors import DivergenceError
 from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows
 from stp_rs.rollout.logits import COLUMNS, Reads, Reducer
-from stp_rs.rollout.params import Sampling, allowed_rows
+from stp_rs.rollout.params import SamplingParams, allowed_rows
 
 
 @dataclass(frozen=True)
-class Engine:
+class Batching:
     """How rows are batched. None of it changes a completion (but see `fill_ratio_batch`, which reads the batch)."""
 
     max_tokens: int = 0
@@ -42,7 +42,7 @@ class Cohort:
     """
 
     def __init__(
-        self, model: DiffusionModel, scheduler: RolloutScheduler, law: Sampling, slots: int, length: int
+        self, model: DiffusionModel, scheduler: RolloutScheduler, law: SamplingParams, slots: int, length: int
     ) -> None:
         self.scheduler = scheduler
         self._model, self._law, self._length = model, law, length

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stp_rs._core import Sampler
+from stp_rs._core import Unmasking
 from stp_rs.config.sections import STPConfig
 from stp_rs.errors import InvalidValueError
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """The sampling law: allowed tokens, logits / temperature, then top-k, then top-p. Temperature 0 is greedy."""
 
     temperature: float = 1.0
@@ -27,10 +27,10 @@ class Sampling:
     in every number of a candidate. None allows all."""
 
 
-GREEDY = Sampling(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
-def check_allowed(law: Sampling, mask_token_id: int, device: torch.device) -> Sampling:
+def check_allowed(law: SamplingParams, mask_token_id: int, device: torch.device) -> SamplingParams:
     """Return the law with its allowed tokens on a device and the mask token taken out of them.
 
     Raises:
@@ -43,7 +43,7 @@ def check_allowed(law: Sampling, mask_token_id: int, device: torch.device) -> Sa
     allowed[..., mask_token_id] = False
     if not bool(allowed.any(-1).all()):
         raise InvalidValueError("allowed: got a place without any token, needs at least one besides the mask token")
-    return Sampling(law.temperature, law.top_k, law.top_p, allowed)
+    return SamplingParams(law.temperature, law.top_k, law.top_p, allowed)
 
 
 def placed(allowed: Tensor | None, device: torch.device) -> Tensor | None:
@@ -66,7 +66,7 @@ def restricted(allowed: Tensor | None, rows: NDArray[np.integer]) -> Tensor | No
     return allowed[torch.from_numpy(rows.astype(np.int64)).to(allowed.device)]
 
 
-def allowed_rows(law: Sampling, places_N: Tensor, length: int) -> Tensor | None:
+def allowed_rows(law: SamplingParams, places_N: Tensor, length: int) -> Tensor | None:
     """Return the allowed tokens [V] or [N, V] of candidates at `places_N`, row times L plus completion position."""
     allowed = law.allowed
     if allowed is None or allowed.dim() == 1:
@@ -74,9 +74,9 @@ def allowed_rows(law: Sampling, places_N: Tensor, length: int) -> Tensor | None:
     return allowed[places_N % length] if allowed.dim() == 2 else allowed.flatten(0, 1)[places_N]
 
 
-def make_sampler(config: STPConfig, *, prune: bool = True) -> Sampler:
-    """Return the sampler of a configuration; `prune=False` leaves temporal pruning and truncation out."""
-    return Sampler(
+def make_unmasking(config: STPConfig, *, prune: bool = True) -> Unmasking:
+    """Return the unmasking of a configuration; `prune=False` leaves temporal pruning and truncation out."""
+    return Unmasking(
         config.diffusion_steps or max(1, config.max_completion_length),
         block_length=config.block_length,
         quota=config.stp_quota,
@@ -88,6 +88,6 @@ def make_sampler(config: STPConfig, *, prune: bool = True) -> Sampler:
     )
 
 
-def sampling_law(config: STPConfig) -> Sampling:
+def sampling_law(config: STPConfig) -> SamplingParams:
     """Return the training-time sampling law of a configuration."""
-    return Sampling(config.temperature, config.top_k, config.top_p)
+    return SamplingParams(config.temperature, config.top_k, config.top_p)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stp_rs._core import PriorSet, Sampler
+from stp_rs._core import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.errors import CheckpointError, InvalidValueError
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
@@ -20,7 +20,7 @@ from stp_rs.priors.choice import Anneal, AnswerSpan, Choice, Per, eligible_token
 from stp_rs.priors.hashes import policy_hash, prompt_keys, tokenizer_hash
 from stp_rs.priors.lifecycle import check_tokenizer
 from stp_rs.rollout.generate import generate
-from stp_rs.rollout.params import Sampling
+from stp_rs.rollout.params import SamplingParams
 from stp_rs.train.checkpoint import read_stored, write_stored
 from stp_rs.types import Cost, Stored
 
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
     model: DiffusionModel
     tokenizer: Any
-    sampler: Sampler
+    unmasking: Unmasking
     given: Sequence[Prior]
 
 
@@ -67,7 +67,7 @@ class OfflineGeneration:
 
     Example:
         prior = OfflineGeneration(keep=0.05, answer_span=tag_span("[", "]"))
-        prior.build(model, prompts, tokenizer, sampler, completion_length=20)
+        prior.build(model, prompts, tokenizer, unmasking, completion_length=20)
     """
 
     keep: float = 0.05
@@ -98,7 +98,7 @@ class OfflineGeneration:
         model: DiffusionModel,
         prompts: PromptBatch,
         tokenizer: Any,
-        sampler: Sampler,
+        unmasking: Unmasking,
         *,
         completion_length: int,
         given: Sequence[Prior] = (),
@@ -108,14 +108,14 @@ class OfflineGeneration:
         `given` are the priors that will stand beside this one: completions are made under them, and what they fix
         needs no anchor.
         """
-        self.follow(model, tokenizer, sampler, given)
+        self.follow(model, tokenizer, unmasking, given)
         cost = self._make(prompts, prompt_keys(prompts), completion_length)
         self.hashes = {"tokenizer": tokenizer_hash(tokenizer), "policy": policy_hash(model)}
         return cost
 
-    def follow(self, model: DiffusionModel, tokenizer: Any, sampler: Sampler, given: Sequence[Prior] = ()) -> None:
+    def follow(self, model: DiffusionModel, tokenizer: Any, unmasking: Unmasking, given: Sequence[Prior] = ()) -> None:
         """Say who makes the completions of a refresh, where `build` was not called in this process."""
-        self._source = Source(model, tokenizer, sampler, [p for p in given if p is not self])
+        self._source = Source(model, tokenizer, unmasking, [p for p in given if p is not self])
 
     def begin_step(self, step: int, max_steps: int) -> None:
         """Hear the progress of training."""
@@ -164,11 +164,13 @@ class OfflineGeneration:
         """Store completions of prompts whose keys are their uids, so that neither batch nor order matters."""
         if self._source is None:
             return Cost()
-        model, tokenizer, sampler, given = self._source
+        model, tokenizer, unmasking, given = self._source
         prompts = replace(prompts, uid=keys)
         allowed, prior = allowed_tokens(given, prompts, length), compose_priors(given, prompts, length)
-        law = Sampling(0.0, allowed=allowed)
-        rollout = generate(model, prompts, sampler, completion_length=length, sampling=law, prior=prior, seed=self.seed)
+        law = SamplingParams(0.0, allowed=allowed)
+        rollout = generate(
+            model, prompts, unmasking, completion_length=length, sampling=law, prior=prior, seed=self.seed
+        )
         ids_RL = rollout.token_ids
         everything = Masks(
             mask_PL=np.ones(ids_RL.shape, dtype=np.uint8),

@@ -23,7 +23,7 @@ from stp_rs.priors import (
 )
 from stp_rs.priors.base import Constrained, Referenced, is_soft
 from stp_rs.priors.reference import SELECTORS
-from stp_rs.rollout.params import make_sampler
+from stp_rs.rollout.params import make_unmasking
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.checkpoint import newest_checkpoint
 from stp_rs.train.metrics import Ledger
@@ -198,16 +198,16 @@ def _offline(
         refresh=config.stp_prior_refresh,
     )
     certain = [p for p in given if not is_soft(p)]
-    sampler = make_sampler(config, prune=False)
+    unmasking = make_unmasking(config, prune=False)
     stored = Path(config.output_dir) / "offline_generation.safetensors"
     started = newest_checkpoint(Path(config.output_dir)) is not None  # of these very settings: resumes check it
     if config.resume and started and stored.is_file():
         prior.load(stored, tokenizer)
-        prior.follow(model, tokenizer, sampler, certain)
+        prior.follow(model, tokenizer, unmasking, certain)
     else:
         prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
         length = config.max_completion_length
-        cost = prior.build(model, prompts, tokenizer, sampler, completion_length=length, given=certain)
+        cost = prior.build(model, prompts, tokenizer, unmasking, completion_length=length, given=certain)
         ledger.add(cost, "prior")
         prior.save(stored)
     return prior

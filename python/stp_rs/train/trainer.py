@@ -31,8 +31,8 @@ from stp_rs.objective.noise import update_noise
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.generate import generate, rollout_metrics
-from stp_rs.rollout.loop import Engine
-from stp_rs.rollout.params import make_sampler, restricted, sampling_law
+from stp_rs.rollout.loop import Batching
+from stp_rs.rollout.params import make_unmasking, restricted, sampling_law
 from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
@@ -109,7 +109,7 @@ class STPTrainer:
         if len(train_dataset) == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
         self.rewards.check_columns(column_names(train_dataset))
-        self.sampler = make_sampler(args)
+        self.unmasking = make_unmasking(args)
         if args.stp_adapter_dtype != "keep":
             set_adapter_dtype(self.model.module, getattr(torch, args.stp_adapter_dtype))
         self.optimizer = torch.optim.AdamW(
@@ -122,7 +122,7 @@ class STPTrainer:
         self.reference = reference_policy(self.model) if needs_reference else None
         self._compile()
         self.update = PolicyUpdate(
-            args, self.model, self.reference, self.optimizer, self.ledger, self.sampler.diffusion_steps
+            args, self.model, self.reference, self.optimizer, self.ledger, self.unmasking.diffusion_steps
         )
         self.hints = next((p for p in self.priors if isinstance(p, Reference) and p.when == "all_wrong"), None)
         if args.stp_rescue != "none" and self.hints is None:
@@ -207,13 +207,13 @@ class STPTrainer:
             rollout = generate(
                 self.model,
                 prompts,
-                self.sampler,
+                self.unmasking,
                 completion_length=length,
                 sampling=replace(sampling_law(self.args), allowed=allowed_tokens(priors, prompts, length)),
                 prior=compose_priors(priors, prompts, length),
                 seed=self.args.seed,
                 slots=self.args.stp_slots,
-                engine=Engine(max_tokens=self.args.stp_max_tokens),
+                batching=Batching(max_tokens=self.args.stp_max_tokens),
             )
             self.ledger.add(rollout.cost, "rollout")
             self.ledger.completions += len(rollout)

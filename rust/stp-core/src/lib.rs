@@ -11,9 +11,9 @@ pub mod marks;
 pub mod prior;
 pub mod rng;
 pub mod rollout;
-pub mod sampler;
 pub mod schedule;
 pub mod select;
 pub mod temporal;
+pub mod unmasking;
 
 pub use error::{Error, Result};

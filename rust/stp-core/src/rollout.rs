@@ -10,8 +10,8 @@ use crate::error::{Error, Result, check_len};
 use crate::marks::{OUTSIDE, PRIOR, Stop, UNDRAWN};
 use crate::prior::Anchor;
 use crate::rng::Lane;
-use crate::sampler::Sampler;
 use crate::select::{Reads, Score};
+use crate::unmasking::Unmasking;
 
 mod row;
 
@@ -33,7 +33,7 @@ pub struct Request<'a> {
     /// Fixed positions, ascending.
     pub prior: &'a [Anchor],
     /// How it is decoded.
-    pub sampler: Sampler,
+    pub unmasking: Unmasking,
 }
 
 /// What one model call has to compute.
@@ -122,7 +122,7 @@ impl Scheduler {
         })
     }
 
-    /// The tokens that end a text, for samplers that read them; the first fills what is truncated.
+    /// The tokens that end a text, for unmaskings that read them; the first fills what is truncated.
     #[must_use]
     pub fn with_eos(mut self, eos_token_ids: &[i64]) -> Self {
         self.eos_token_ids = Arc::from(eos_token_ids);
@@ -237,7 +237,7 @@ impl Scheduler {
                 uniforms[turn.start + i] = row.rng.uniform(Lane::Sample, row.nfe as u32, position);
             }
             step.candidates += turn.total;
-            step.reads = step.reads | row.sampler.reads();
+            step.reads = step.reads | row.unmasking.reads();
         }
         if step.rows > 0 {
             self.stats.forwards += step.rows as u64;
@@ -257,7 +257,7 @@ impl Scheduler {
 
     /// Takes rows from the queue, in its order, while slots and tokens last.
     fn admit(&mut self) {
-        if self.active.iter().any(|&r| self.rows[r].sampler.temporal.batch_share().is_some()) {
+        if self.active.iter().any(|&r| self.rows[r].unmasking.temporal.batch_share().is_some()) {
             return;
         }
         let mut width = self.width();

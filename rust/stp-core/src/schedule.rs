@@ -127,7 +127,7 @@ impl Plan {
         Self::from_reveals(&reveals)
     }
 
-    /// The realised plan of a row, from the step at which each position was revealed (negative: not by the sampler).
+    /// The realised plan of a row, from the step at which each position was revealed (negative: not by the unmasking).
     /// Steps that revealed nothing are no part of it, so its size is that of the row, however large its steps are.
     #[must_use]
     pub fn from_unmask_step(unmask_step: &[i32]) -> Self {

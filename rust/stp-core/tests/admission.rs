@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use stp_core::marks::{PRIOR, Stop, UNDRAWN};
 use stp_core::prior::Anchor;
 use stp_core::rollout::Scheduler;
-use stp_core::sampler::{Eos, Sampler};
 use stp_core::select::Confidence;
+use stp_core::unmasking::{Eos, Unmasking};
 
 fn scheduler(slots: usize, max_tokens: usize, sorted: bool) -> Scheduler {
     Scheduler::new(MASK, PAD, slots, 9, true).unwrap().with_eos(&[EOS]).with_admission(max_tokens, sorted)
@@ -33,7 +33,7 @@ proptest! {
 
     #[test]
     fn truncation_ends_a_row_at_its_first_end_of_text_and_draws_nothing_after(cases in proptest::collection::vec(case(), 1..9)) {
-        let with = |eos| cases.iter().cloned().map(|mut c| { c.sampler.eos = eos; c }).collect::<Vec<Case>>();
+        let with = |eos| cases.iter().cloned().map(|mut c| { c.unmasking.eos = eos; c }).collect::<Vec<Case>>();
         let (cut, _) = drive(&with(Eos::Truncate), 4, false);
         let (whole, _) = drive(&with(Eos::None), 4, false);
         for ((short, long), case) in cut.iter().zip(&whole).zip(&cases) {
@@ -65,8 +65,8 @@ fn groups_stay_neighbours_under_sorted_admission_and_share_their_first_forward()
     for group in 0..4u64 {
         for sample in 0..4 {
             let prompt = vec![5; 2 + (group as usize * 3) % 4];
-            let sampler = plain(8, "none");
-            mixed.push(Case { uid: group * 4 + sample, prompt, length: 8, prior: Vec::new(), sampler });
+            let unmasking = plain(8, "none");
+            mixed.push(Case { uid: group * 4 + sample, prompt, length: 8, prior: Vec::new(), unmasking });
         }
     }
     let (fifo, loose) = drive_with(&mixed, scheduler(8, 0, false), |_, _| ());
@@ -88,7 +88,7 @@ fn the_published_exit_waits_for_the_whole_batch() {
     let (plan, temporal) = (Stop::Plan as u8, Stop::Temporal as u8);
     assert_eq!(ends, [(12, temporal), (12, plan), (8, plan), (4, plan)]);
     for case in &mut batch {
-        case.sampler = plain(16, "fill_ratio:0.75");
+        case.unmasking = plain(16, "fill_ratio:0.75");
     }
     let (own, _) = drive_with(&batch, scheduler(4, 0, false), |_, _| ());
     assert_eq!(own.iter().map(|r| r.nfe).collect::<Vec<_>>(), [12, 8, 4, 1]);
@@ -97,14 +97,14 @@ fn the_published_exit_waits_for_the_whole_batch() {
         drive_with(&cases(5, plain(16, "fill_ratio_batch:0.75")), scheduler(4, 0, false), |_, _| ());
     assert!(queued.iter().all(|r| r.nfe == 12 && r.stop == temporal));
     let adaptive =
-        Sampler { selection: "threshold:0.5".parse().unwrap(), ..plain(4, "fill_ratio_batch:0.9") };
+        Unmasking { selection: "threshold:0.5".parse().unwrap(), ..plain(4, "fill_ratio_batch:0.9") };
     assert!(adaptive.check().unwrap_err().to_string().contains("top_k"));
 }
 
 #[test]
 fn end_of_text_needs_its_id_and_a_prior_may_hold_it() {
-    let sampler = Sampler { eos: Eos::Truncate, ..plain(8, "none") };
-    let mut row = cases(1, sampler).remove(0);
+    let unmasking = Unmasking { eos: Eos::Truncate, ..plain(8, "none") };
+    let mut row = cases(1, unmasking).remove(0);
     row.prior = vec![Anchor { position: 0, id: EOS, source: 0 }];
     let (rows, stats) = drive(&[row], 1, false);
     assert_eq!((rows[0].nfe, rows[0].stop, stats.forwards), (0, Stop::Eos as u8, 0));
@@ -112,17 +112,17 @@ fn end_of_text_needs_its_id_and_a_prior_may_hold_it() {
     assert_eq!((rows[0].tokens.clone(), rows[0].steps.clone()), (vec![EOS; 16], steps));
     let mut bare = Scheduler::new(MASK, PAD, 1, 0, false).unwrap();
     let request =
-        stp_core::rollout::Request { uid: 0, prompt: &[5], completion_length: 4, prior: &[], sampler };
+        stp_core::rollout::Request { uid: 0, prompt: &[5], completion_length: 4, prior: &[], unmasking };
     assert!(bare.submit(&[request]).unwrap_err().to_string().contains("eos_token_ids"));
 }
 
 #[test]
 fn held_back_end_of_text_is_revealed_last() {
     // with token 2 as end-of-text, positions that drew it wait, whatever the most likely token is
-    let sampler = Sampler { eos: Eos::Last, confidence: Confidence::Leftmost, ..plain(16, "none") };
+    let unmasking = Unmasking { eos: Eos::Last, confidence: Confidence::Leftmost, ..plain(16, "none") };
     let s = Scheduler::new(MASK, PAD, 4, 9, false).unwrap().with_eos(&[2]);
-    let (rows, _) = drive_with(&cases(4, sampler), s, |_, _| ());
-    let (free, _) = drive(&cases(4, Sampler { eos: Eos::None, ..sampler }), 4, false);
+    let (rows, _) = drive_with(&cases(4, unmasking), s, |_, _| ());
+    let (free, _) = drive(&cases(4, Unmasking { eos: Eos::None, ..unmasking }), 4, false);
     let leftmost: Vec<i32> = (0..16).collect();
     assert!(free.iter().all(|r| r.steps == leftmost));
     assert!(rows.iter().any(|r| r.steps != leftmost));
@@ -130,10 +130,10 @@ fn held_back_end_of_text_is_revealed_last() {
 
 #[test]
 fn a_bernoulli_quota_reveals_the_share_of_ancestral_sampling() {
-    let sampler =
-        Sampler { quota: "bernoulli".parse().unwrap(), confidence: Confidence::Random, ..plain(4, "none") };
-    assert_eq!(sampler.plan(&[0, 1], &stp_core::layout::Layout::new(0, 2, 0)), None);
-    let (rows, _) = drive(&cases(400, sampler), 64, false);
+    let unmasking =
+        Unmasking { quota: "bernoulli".parse().unwrap(), confidence: Confidence::Random, ..plain(4, "none") };
+    assert_eq!(unmasking.plan(&[0, 1], &stp_core::layout::Layout::new(0, 2, 0)), None);
+    let (rows, _) = drive(&cases(400, unmasking), 64, false);
     // 16 masks over 4 steps: each step takes a quarter of them in expectation, and the whole distribution is binomial
     let first: Vec<usize> = rows.iter().map(|r| r.steps.iter().filter(|&&s| s == 0).count()).collect();
     let mean = first.iter().sum::<usize>() as f64 / 400.0;

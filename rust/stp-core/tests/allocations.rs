@@ -6,8 +6,8 @@ use std::cell::Cell;
 
 use stp_core::prior::Anchor;
 use stp_core::rollout::{Request, Scheduler};
-use stp_core::sampler::Sampler;
 use stp_core::select::Score;
+use stp_core::unmasking::Unmasking;
 
 struct Counting;
 
@@ -37,8 +37,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn sampler(selection: &str, confidence: &str, temporal: &str, quota: &str) -> Sampler {
-    Sampler {
+fn unmasking(selection: &str, confidence: &str, temporal: &str, quota: &str) -> Unmasking {
+    Unmasking {
         diffusion_steps: 16,
         block_length: 8,
         quota: quota.parse().unwrap(),
@@ -56,12 +56,12 @@ fn no_step_allocates() {
     let probe = std::hint::black_box(vec![1u8; 8]);
     assert!(COUNT.with(Cell::get) > before, "the counter sees this thread's allocations");
     drop(probe);
-    let samplers = [
-        sampler("top_k", "prob", "none", "ceil_remaining"),
-        sampler("threshold:0.7:4", "prob", "margin:2:0.1", "dream"),
-        sampler("factor:0.7", "sampled_prob", "stable:3", "dllm"),
-        sampler("entropy_bound:0.2", "entropy", "entropy:0.1", "llada"),
-        sampler("top_k", "random", "fill_ratio:0.9", "bernoulli"),
+    let unmaskings = [
+        unmasking("top_k", "prob", "none", "ceil_remaining"),
+        unmasking("threshold:0.7:4", "prob", "margin:2:0.1", "dream"),
+        unmasking("factor:0.7", "sampled_prob", "stable:3", "dllm"),
+        unmasking("entropy_bound:0.2", "entropy", "entropy:0.1", "llada"),
+        unmasking("top_k", "random", "fill_ratio:0.9", "bernoulli"),
     ];
     // rows of many lengths through few slots: rows leave and enter while it is counted
     let prompts: Vec<Vec<i64>> = (0..40).map(|i| vec![5; 3 + i % 7]).collect();
@@ -71,7 +71,7 @@ fn no_step_allocates() {
         prompt: &prompts[i],
         completion_length: 10 + (i * 7) % 23,
         prior: &prior,
-        sampler: samplers[i % samplers.len()],
+        unmasking: unmaskings[i % unmaskings.len()],
     };
     let mut scheduler = Scheduler::new(1, 0, 8, 3, true).unwrap().with_eos(&[7]).with_admission(250, true);
     scheduler.submit(&(0..40).map(request).collect::<Vec<_>>()).unwrap();

@@ -44,10 +44,10 @@ proptest! {
                 prop_assert!(row.steps.contains(&s), "no step is wasted");
             }
             prop_assert_eq!(row.stop == Stop::Prior as u8, free == 0);
-            if case.sampler.max_nfe > 0 { prop_assert!(row.nfe as usize <= case.sampler.max_nfe); }
-            let layout = Layout::new(case.prompt.len(), case.length, case.sampler.block_length);
+            if case.unmasking.max_nfe > 0 { prop_assert!(row.nfe as usize <= case.unmasking.max_nfe); }
+            let layout = Layout::new(case.prompt.len(), case.length, case.unmasking.block_length);
             let positions: Vec<u32> = (0..case.length as u32).filter(|p| !anchors.contains_key(&(*p as usize))).collect();
-            if let Some(plan) = case.sampler.plan(&positions, &layout) {
+            if let Some(plan) = case.unmasking.plan(&positions, &layout) {
                 prop_assert_eq!(&stp_core::schedule::Plan::from_unmask_step(&row.steps), &plan, "the plan is what happened");
             }
             let first_block = |p: usize| layout.block_of(p);
@@ -83,10 +83,10 @@ fn pruning_costs_what_the_plan_says() {
 #[test]
 fn wrong_calls_are_refused_and_change_nothing() {
     let mut s = Scheduler::new(MASK, PAD, 2, 0, false).unwrap();
-    let sampler = plain(2, "none");
+    let unmasking = plain(2, "none");
     assert!(s.commit(&[]).unwrap_err().to_string().contains("next_step first"));
     let prior = [Anchor { position: 4, id: 5, source: 0 }];
-    let request = |prompt, prior| Request { uid: 0, prompt, completion_length: 4, prior, sampler };
+    let request = |prompt, prior| Request { uid: 0, prompt, completion_length: 4, prior, unmasking };
     assert!(
         s.submit(&[request(&[5], &[]), request(&[5], &prior)]).unwrap_err().to_string().contains("below 4")
     );

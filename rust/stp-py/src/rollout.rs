@@ -6,13 +6,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stp_core::error::Error;
 use stp_core::rollout::{Request, Results, Scheduler};
-use stp_core::sampler::Sampler;
 use stp_core::select::Score;
+use stp_core::unmasking::Unmasking;
 
 use crate::arrays::{dim, read, slice, slice_mut, write};
 use crate::boundary::{enter, lock, raise, to_python};
 use crate::prior::PyPriorSet;
-use crate::schedule::PySampler;
+use crate::schedule::PyUnmasking;
 
 /// Rows, width and candidates of a model call; whether top2, entropy and argmax are read.
 type NextCall = (usize, usize, usize, (bool, bool, bool));
@@ -45,15 +45,15 @@ impl PyScheduler {
     }
 
     /// Queues rows: `uids` u64 `[R]`, `prompt_ids` i64 `[R, P]` right-padded, lengths i32 `[R]`; one
-    /// sampler for all rows or a sequence of R.
-    #[pyo3(signature = (uids, prompt_ids, prompt_lengths, completion_lengths, sampler, prior=None))]
+    /// unmasking for all rows or a sequence of R.
+    #[pyo3(signature = (uids, prompt_ids, prompt_lengths, completion_lengths, unmasking, prior=None))]
     fn submit(
         &self,
         uids: &Bound<'_, PyAny>,
         prompt_ids: &Bound<'_, PyAny>,
         prompt_lengths: &Bound<'_, PyAny>,
         completion_lengths: &Bound<'_, PyAny>,
-        sampler: &Bound<'_, PyAny>,
+        unmasking: &Bound<'_, PyAny>,
         prior: Option<&PyPriorSet>,
     ) -> PyResult<()> {
         let py = uids.py();
@@ -64,13 +64,13 @@ impl PyScheduler {
         let clen = read::<i32>("completion_lengths", completion_lengths, &[rows as isize])?;
         let (uids, prompts, plen, clen) = (slice(&uids)?, slice(&prompts)?, slice(&plen)?, slice(&clen)?);
         let prior = prior.map(|p| &p.inner);
-        let samplers = samplers(sampler)?;
+        let unmaskings = unmaskings(unmasking)?;
         enter(py, || {
-            if samplers.len() != 1 && samplers.len() != rows {
+            if unmaskings.len() != 1 && unmaskings.len() != rows {
                 return Err(Error::shape(
-                    "sampler",
-                    samplers.len(),
-                    format!("one sampler, or one per row ({rows})"),
+                    "unmasking",
+                    unmaskings.len(),
+                    format!("one unmasking, or one per row ({rows})"),
                 ));
             }
             if let Some(prior) = prior.filter(|p| p.rows() != rows) {
@@ -86,7 +86,7 @@ impl PyScheduler {
                 prompt: &prompts[row * width..row * width + plen[row] as usize],
                 completion_length: clen[row] as usize,
                 prior: prior.map_or(&[], |p| p.row(row)),
-                sampler: samplers[if samplers.len() == 1 { 0 } else { row }],
+                unmasking: unmaskings[if unmaskings.len() == 1 { 0 } else { row }],
             };
             let requests: Vec<Request<'_>> = (0..rows).map(request).collect();
             lock(&self.inner).submit(&requests)
@@ -190,15 +190,16 @@ impl PyScheduler {
     }
 }
 
-/// The samplers of a submission: one for all rows, or one per row.
-fn samplers(value: &Bound<'_, PyAny>) -> PyResult<Vec<Sampler>> {
-    if let Ok(one) = value.cast::<PySampler>() {
+/// The unmaskings of a submission: one for all rows, or one per row.
+fn unmaskings(value: &Bound<'_, PyAny>) -> PyResult<Vec<Unmasking>> {
+    if let Ok(one) = value.cast::<PyUnmasking>() {
         return Ok(vec![one.get().inner]);
     }
-    let inner = |item: PyResult<Bound<'_, PyAny>>| -> PyResult<Sampler> {
+    let inner = |item: PyResult<Bound<'_, PyAny>>| -> PyResult<Unmasking> {
         let item = item?;
-        item.cast::<PySampler>().map(|s| s.get().inner).map_err(|_| {
-            let text = "sampler: got another object, needs a Sampler or a sequence of one Sampler per row";
+        item.cast::<PyUnmasking>().map(|s| s.get().inner).map_err(|_| {
+            let text =
+                "unmasking: got another object, needs an Unmasking or a sequence of one Unmasking per row";
             raise(item.py(), "InvalidValueError", text)
         })
     };

@@ -1,24 +1,24 @@
-//! Plans and samplers for Python.
+//! Plans and unmaskings for Python.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stp_core::error::Error;
 use stp_core::layout::Layout;
-use stp_core::sampler::Sampler;
 use stp_core::schedule::{Plan, Quota};
+use stp_core::unmasking::Unmasking;
 
 use crate::arrays::{dim, read, slice, slice_mut, write};
 use crate::boundary::{enter, to_python};
 
 /// Decoding options of a row, immutable.
-#[pyclass(name = "Sampler", module = "stp_rs._core", frozen)]
-pub(crate) struct PySampler {
-    pub(crate) inner: Sampler,
+#[pyclass(name = "Unmasking", module = "stp_rs._core", frozen)]
+pub(crate) struct PyUnmasking {
+    pub(crate) inner: Unmasking,
     text: [String; 5],
 }
 
 #[pymethods]
-impl PySampler {
+impl PyUnmasking {
     #[new]
     #[pyo3(signature = (diffusion_steps, *, block_length=0, quota="ceil_remaining", selection="top_k",
                         confidence="prob", temporal="none", max_nfe=0, eos="none"))]
@@ -33,10 +33,10 @@ impl PySampler {
         max_nfe: usize,
         eos: &str,
     ) -> PyResult<Self> {
-        let build = || -> stp_core::Result<Sampler> {
+        let build = || -> stp_core::Result<Unmasking> {
             let (quota, selection) = (quota.parse()?, selection.parse()?);
             let (confidence, temporal) = (confidence.parse()?, temporal.parse()?);
-            let sampler = Sampler {
+            let unmasking = Unmasking {
                 diffusion_steps,
                 block_length,
                 quota,
@@ -46,7 +46,7 @@ impl PySampler {
                 max_nfe,
                 eos: eos.parse()?,
             };
-            sampler.check().map(|()| sampler)
+            unmasking.check().map(|()| unmasking)
         };
         let text = [quota, selection, confidence, temporal, eos].map(str::to_string);
         build().map(|inner| Self { inner, text }).map_err(|e| to_python(py, &e))
@@ -75,7 +75,7 @@ impl PySampler {
         })
     }
 
-    /// The arguments that make an equal sampler: for pickle and copy.
+    /// The arguments that make an equal unmasking: for pickle and copy.
     fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((usize,), Bound<'py, PyDict>)> {
         let options = PyDict::new(py);
         for (name, text) in
@@ -92,7 +92,7 @@ impl PySampler {
         let [quota, selection, confidence, temporal, eos] = &self.text;
         let s = &self.inner;
         format!(
-            "Sampler({}, block_length={}, quota='{quota}', selection='{selection}', confidence='{confidence}', \
+            "Unmasking({}, block_length={}, quota='{quota}', selection='{selection}', confidence='{confidence}', \
              temporal='{temporal}', max_nfe={}, eos='{eos}')",
             s.diffusion_steps, s.block_length, s.max_nfe
         )
@@ -147,7 +147,7 @@ fn scored_counts(
 
 /// Adds this file's classes and functions to the module.
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_class::<PySampler>()?;
+    m.add_class::<PyUnmasking>()?;
     m.add_function(wrap_pyfunction!(plan_counts, m)?)?;
     m.add_function(wrap_pyfunction!(scored_counts, m)?)
 }

@@ -7,15 +7,15 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::marks::Stop;
 use crate::rng::{Lane, RowRng, unit_f32};
-use crate::sampler::{Eos, Sampler};
 use crate::schedule::Quota;
 use crate::select::{Score, rank_key};
 use crate::temporal::RowState;
+use crate::unmasking::{Eos, Unmasking};
 
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) layout: Layout,
-    pub(super) sampler: Sampler,
+    pub(super) unmasking: Unmasking,
     pub(super) rng: RowRng,
     pub(super) canvas: Vec<i64>,
     pub(super) masked: Vec<u32>,
@@ -60,8 +60,8 @@ impl Row {
         seed: u64,
     ) -> Result<Self> {
         check(request, mask_token_id, eos_token_ids)?;
-        let sampler = request.sampler;
-        let layout = Layout::new(request.prompt.len(), request.completion_length, sampler.block_length);
+        let unmasking = request.unmasking;
+        let layout = Layout::new(request.prompt.len(), request.completion_length, unmasking.block_length);
         let length = layout.completion;
         let mut canvas = Vec::with_capacity(layout.width());
         canvas.extend_from_slice(request.prompt);
@@ -83,15 +83,15 @@ impl Row {
         let masked: Vec<u32> = (0..length as u32).filter(|&p| unmask_step[p as usize] == MASKED).collect();
         let mut row = Self {
             layout,
-            sampler,
+            unmasking,
             rng: RowRng::new(seed, request.uid),
             canvas,
-            planned: sampler.planned_steps(&masked, &layout),
+            planned: unmasking.planned_steps(&masked, &layout),
             stop: if masked.is_empty() { Stop::Prior } else { Stop::Running },
             masked,
             unmask_step,
             logprob: vec![0.0; length],
-            argmax: if sampler.temporal.tracks_argmax() { vec![-1.0; length] } else { Vec::new() },
+            argmax: if unmasking.temporal.tracks_argmax() { vec![-1.0; length] } else { Vec::new() },
             stable: 0,
             nfe: 0,
             block: usize::MAX,
@@ -118,14 +118,14 @@ impl Row {
         if block != self.block {
             self.block = block;
             self.block_masks = in_block;
-            self.block_steps = self.sampler.block_steps(in_block, range.len(), self.layout.completion);
+            self.block_steps = self.unmasking.block_steps(in_block, range.len(), self.layout.completion);
             self.block_step = 0;
         }
         let quota = self.next_quota(in_block);
-        let may_fire = if self.sampler.selection.by_quota() { quota } else { in_block };
-        let all = self.sampler.temporal.reads_scores()
-            || self.nfe + 1 == self.sampler.max_nfe
-            || self.sampler.temporal.fires(&self.state(may_fire), std::iter::empty());
+        let may_fire = if self.unmasking.selection.by_quota() { quota } else { in_block };
+        let all = self.unmasking.temporal.reads_scores()
+            || self.nfe + 1 == self.unmasking.max_nfe
+            || self.unmasking.temporal.fires(&self.state(may_fire), std::iter::empty());
         let total = if all { self.masked.len() } else { in_block };
         Turn { row, start: 0, in_block, total, quota, exit: false }
     }
@@ -133,8 +133,8 @@ impl Row {
     /// The quota of the next schedule step that reveals something.
     fn next_quota(&mut self, in_block: usize) -> usize {
         let (n, steps) = (self.block_masks, self.block_steps);
-        if self.sampler.quota != Quota::Bernoulli {
-            let (quota, next) = self.sampler.quota.next_nonzero(n, in_block, self.block_step, steps);
+        if self.unmasking.quota != Quota::Bernoulli {
+            let (quota, next) = self.unmasking.quota.next_nonzero(n, in_block, self.block_step, steps);
             self.block_step = next;
             return quota;
         }
@@ -151,9 +151,9 @@ impl Row {
         }
     }
 
-    /// Whether the row is full enough for a batch-wide exit at this turn; `None` where its sampler has none.
+    /// Whether the row is full enough for a batch-wide exit at this turn; `None` where its unmasking has none.
     pub(super) fn full_enough(&self, turn: &Turn) -> Option<bool> {
-        let share = self.sampler.temporal.batch_share()?;
+        let share = self.unmasking.temporal.batch_share()?;
         Some(self.state(turn.quota).is_filled(share))
     }
 
@@ -165,16 +165,16 @@ impl Row {
 
     /// Commits a forward's numbers.
     pub(super) fn commit(&mut self, turn: &Turn, scores: &[[f32; Score::COLUMNS]], keys: &mut Vec<u64>) {
-        let sampler = self.sampler;
+        let unmasking = self.unmasking;
         keys.clear();
         for (i, score) in scores[..turn.in_block].iter().enumerate() {
             keys.push(rank_key(self.rank(&Score::read(score), self.masked[i]), i));
         }
-        let count = sampler.selection.take(keys, turn.quota);
+        let count = unmasking.selection.take(keys, turn.quota);
         self.track_stability(scores);
-        let out_of_budget = self.nfe + 1 == sampler.max_nfe;
+        let out_of_budget = self.nfe + 1 == unmasking.max_nfe;
         let all = turn.total == self.masked.len();
-        let fires = || sampler.temporal.fires(&self.state(count), scores.iter().map(Score::read));
+        let fires = || unmasking.temporal.fires(&self.state(count), scores.iter().map(Score::read));
         let fired = turn.exit || (all && fires());
         if fired || out_of_budget {
             for (i, score) in scores.iter().enumerate() {
@@ -204,8 +204,8 @@ impl Row {
 
     /// What ranks a candidate.
     fn rank(&self, score: &Score, position: u32) -> f32 {
-        let confidence = self.sampler.confidence;
-        if self.sampler.eos == Eos::Last && self.eos.contains(&(score.token as i64)) {
+        let confidence = self.unmasking.confidence;
+        if self.unmasking.eos == Eos::Last && self.eos.contains(&(score.token as i64)) {
             return f32::NEG_INFINITY;
         }
         let draw = confidence.is_random();
@@ -216,7 +216,7 @@ impl Row {
     /// Ends the row where everything up to its first end-of-text token is revealed. The rest becomes end-of-text, with
     /// log-prob 0, and keeps the mark of what nobody drew.
     fn truncate(&mut self) {
-        if self.sampler.eos != Eos::Truncate {
+        if self.unmasking.eos != Eos::Truncate {
             return;
         }
         let Some(&first) = self.masked.first() else { return };
@@ -257,9 +257,9 @@ impl Row {
 
 /// Refuses a request that cannot be decoded, whatever its prior.
 fn check(request: &Request<'_>, mask_token_id: i64, eos_token_ids: &[i64]) -> Result<()> {
-    request.sampler.check()?;
-    if request.sampler.eos != Eos::None && eos_token_ids.is_empty() {
-        let need = "the scheduler's eos_token_ids for a sampler that reads them";
+    request.unmasking.check()?;
+    if request.unmasking.eos != Eos::None && eos_token_ids.is_empty() {
+        let need = "the scheduler's eos_token_ids for an unmasking that reads them";
         return Err(Error::value("eos_token_ids", "none", need));
     }
     if request.completion_length > i16::MAX as usize {

@@ -1,4 +1,4 @@
-//! A model that is a hash of the canvas, a driver of the scheduler, and random samplers and rows.
+//! A model that is a hash of the canvas, a driver of the scheduler, and random unmaskings and rows.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -13,8 +13,8 @@ use stp_core::marks::OUTSIDE;
 use stp_core::prior::Anchor;
 use stp_core::rng::philox4x32;
 use stp_core::rollout::{Request, Results, Scheduler, Stats, Step};
-use stp_core::sampler::{Eos, Sampler};
 use stp_core::select::Score;
+use stp_core::unmasking::{Eos, Unmasking};
 
 pub const MASK: i64 = 1;
 pub const PAD: i64 = 0;
@@ -35,7 +35,7 @@ pub struct Case {
     pub prompt: Vec<i64>,
     pub length: usize,
     pub prior: Vec<Anchor>,
-    pub sampler: Sampler,
+    pub unmasking: Unmasking,
 }
 
 /// Numbers that depend on the row's own canvas, the position and its uniform, and on nothing else.
@@ -73,7 +73,8 @@ pub fn drive_with(
 ) -> (Vec<Trajectory>, Stats) {
     for c in cases {
         let (prompt, prior) = (&c.prompt[..], &c.prior[..]);
-        let request = Request { uid: c.uid, prompt, completion_length: c.length, prior, sampler: c.sampler };
+        let request =
+            Request { uid: c.uid, prompt, completion_length: c.length, prior, unmasking: c.unmasking };
         s.submit(&[request]).unwrap();
     }
     let (tokens, positions) = s.capacity();
@@ -126,7 +127,7 @@ pub fn drive_with(
     ((0..rows).map(take).collect(), s.stats())
 }
 
-pub fn sampler() -> impl Strategy<Value = Sampler> {
+pub fn unmasking() -> impl Strategy<Value = Unmasking> {
     let selections = ["top_k", "threshold:0.8", "threshold:0.5:2", "factor:0.6"];
     let temporals = [
         "none",
@@ -142,7 +143,7 @@ pub fn sampler() -> impl Strategy<Value = Sampler> {
     let max_nfe = prop_oneof![Just(0usize), 1usize..6];
     let eos = prop_oneof![3 => Just("none"), 2 => Just("truncate"), 1 => Just("last")];
     (1usize..20, 0usize..9, 0usize..4, 0usize..7, 0usize..6, 0usize..8, max_nfe, eos).prop_map(
-        move |(diffusion_steps, block_length, sel, t, q, kind, max_nfe, eos)| Sampler {
+        move |(diffusion_steps, block_length, sel, t, q, kind, max_nfe, eos)| Unmasking {
             diffusion_steps,
             block_length,
             quota: quotas[q].parse().unwrap(),
@@ -157,17 +158,17 @@ pub fn sampler() -> impl Strategy<Value = Sampler> {
 
 pub fn case() -> impl Strategy<Value = Case> {
     let anchors = proptest::collection::btree_map(0u32..17, 2i64..30, 0..8);
-    (any::<u64>(), proptest::collection::vec(2i64..30, 0..6), 0usize..17, anchors, sampler()).prop_map(
-        |(uid, prompt, length, anchors, sampler)| {
+    (any::<u64>(), proptest::collection::vec(2i64..30, 0..6), 0usize..17, anchors, unmasking()).prop_map(
+        |(uid, prompt, length, anchors, unmasking)| {
             let prior = anchors.into_iter().filter(|(p, _)| (*p as usize) < length);
             let prior = prior.map(|(position, id)| Anchor { position, id, source: 0 }).collect();
-            Case { uid, prompt, length, prior, sampler }
+            Case { uid, prompt, length, prior, unmasking }
         },
     )
 }
 
-pub fn plain(steps: usize, temporal: &str) -> Sampler {
-    Sampler {
+pub fn plain(steps: usize, temporal: &str) -> Unmasking {
+    Unmasking {
         diffusion_steps: steps,
         block_length: 0,
         quota: "ceil_remaining".parse().unwrap(),
@@ -179,6 +180,6 @@ pub fn plain(steps: usize, temporal: &str) -> Sampler {
     }
 }
 
-pub fn cases(n: u64, sampler: Sampler) -> Vec<Case> {
-    (0..n).map(|uid| Case { uid, prompt: vec![5, 6], length: 16, prior: Vec::new(), sampler }).collect()
+pub fn cases(n: u64, unmasking: Unmasking) -> Vec<Case> {
+    (0..n).map(|uid| Case { uid, prompt: vec![5, 6], length: 16, prior: Vec::new(), unmasking }).collect()
 }

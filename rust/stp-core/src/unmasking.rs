@@ -1,4 +1,4 @@
-//! A sampler: everything that decides how one row is decoded, apart from the model and the temperature.
+//! An unmasking: everything that decides how one row is decoded, apart from the model and the temperature.
 
 use std::str::FromStr;
 
@@ -36,7 +36,7 @@ impl FromStr for Eos {
 
 /// Decoding options of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampler {
+pub struct Unmasking {
     /// Denoising steps for a whole unpruned completion.
     pub diffusion_steps: usize,
     /// Tokens per block, decoded left to right; 0 means one block.
@@ -55,7 +55,7 @@ pub struct Sampler {
     pub eos: Eos,
 }
 
-impl Sampler {
+impl Unmasking {
     /// Refuses options that contradict each other.
     pub fn check(&self) -> Result<()> {
         if self.diffusion_steps == 0 || self.diffusion_steps > Plan::LONGEST {
@@ -73,7 +73,7 @@ impl Sampler {
         self.selection.check(self.confidence)
     }
 
-    /// What the sampler reads of its candidates: the selection reads what its confidence does.
+    /// What the unmasking reads of its candidates: the selection reads what its confidence does.
     #[must_use]
     pub fn reads(&self) -> Reads {
         self.confidence.reads() | self.temporal.reads()
