@@ -1,9 +1,11 @@
 """`python -m studies.compare`: train variants over seeds and compare them, or show stored results again."""
 
 import argparse
+import dataclasses
 import json
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from stp_rs.errors import ConfigError
 from stp_rs.eval.plot import require_matplotlib
 from stp_rs.train.checkpoint import atomic_file, write_json
 from studies.compare.curves import AXES, Record, aggregate, by_variant
-from studies.compare.plan import Comparison, read_plan
+from studies.compare.plan import Comparison, Study, read_study
 from studies.compare.plot import draw
 from studies.compare.table import make_rows, markdown
 from studies.compare.variants import OWN, parse_variants
 
+TUNING_SHARE = 0.4
+"""Most of a budget of seconds that tuning takes."""
 _SKIPPED = OWN - {"task", "eval_steps", "eval_size"}
 
 
@@ -53,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="of variants that name none")
     parser.add_argument("--output_dir", default="", help="runs and warm-ups; default runs/compare-TASK")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument(
+        "--budget_seconds",
+        type=float,
+        default=0.0,
+        help="start no run that cannot finish in this time by the plan's estimate, and stop at its end; 0: no bound",
+    )
     parser.add_argument("--baseline", default="", help="variant that differences are taken from; default the first")
     parser.add_argument("--reference", default="", help="variant whose final score the others are timed to")
     parser.add_argument("--json", default="", help="write runs and aggregates here")
@@ -77,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
         outputs: Mapping[str, str] = _outputs(args)
         _check_outputs(outputs)
     else:
-        comparison = make_comparison(args)
-        outputs = comparison.outputs
+        study = make_study(args)
+        outputs = study.parts[0].outputs
         _check_outputs(outputs)
-        report = run_comparison(comparison, args.jobs)
+        report = run_study(study, args.jobs, args.budget_seconds)
     names = {record["variant"] for record in report["runs"]}
     for what in ("baseline", "reference"):
         chosen = getattr(args, what) or report.get(what, "")
@@ -96,14 +106,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report["failures"] else 0
 
 
-def make_comparison(args: argparse.Namespace) -> Comparison:
+def make_study(args: argparse.Namespace) -> Study:
     """Return what the flags, and the plan where there is one, say."""
     options = {**given_options(args, skip=_SKIPPED), **({"pruning": args.pruning} if args.pruning else {})}
     if args.plan:
         given = {name: getattr(args, name) for name in ("config", "output_dir", "baseline", "reference")}
         given |= {"seeds": args.seeds, "variants": args.presets, **_outputs(args)}
-        return read_plan(args.plan, {**{k: v for k, v in given.items() if v}, "options": options})
-    return Comparison(
+        return read_study(args.plan, {**{k: v for k, v in given.items() if v}, "options": options})
+    comparison = Comparison(
         variants=parse_variants(args.presets),
         seeds=tuple(args.seeds or (0, 1, 2)),
         options=options,
@@ -113,21 +123,42 @@ def make_comparison(args: argparse.Namespace) -> Comparison:
         reference=args.reference,
         outputs=_outputs(args),
     )
+    return Study([comparison])
 
 
-def run_comparison(comparison: Comparison, at_once: int) -> dict[str, Any]:
-    """Do what is not done of a comparison; return {baseline, reference, runs, failures}."""
+def run_study(study: Study, at_once: int, budget_seconds: float = 0.0) -> dict[str, Any]:
+    """Do what is not done of a study; return {baseline, reference, hypotheses, runs, failures, left_out}.
+
+    The JSON is written after every run, so that what was done is there whatever ends the study.
+    """
     from studies.compare.runner import run_jobs
 
-    first = comparison.variants[0].name
-    baseline = comparison.baseline or first
-    runs, failures = run_jobs(comparison.jobs(), at_once, lambda line: terminal.show(line, file=sys.stderr))
-    return {
+    comparison = study.parts[0]
+    baseline = comparison.baseline or comparison.variants[0].name
+    report: dict[str, Any] = {
         "baseline": baseline,
         "reference": comparison.reference or baseline,
-        "runs": runs,
-        "failures": failures,
+        "hypotheses": [dataclasses.asdict(hypothesis) for hypothesis in study.hypotheses],
     }
+
+    def tell(line: str) -> None:
+        terminal.show(line, file=sys.stderr)
+
+    def keep(runs: list[dict[str, Any]]) -> None:
+        if path := comparison.outputs.get("json"):
+            write_json(Path(path), {**report, "runs": runs, "failures": [], "left_out": []})
+
+    started = time.monotonic()
+    failed: list[dict[str, Any]] = []
+    if tuning := study.tuning():
+        # at most so much of the budget: what a value costs that no run tried is less than a seed
+        share = TUNING_SHARE * budget_seconds
+        tried, failed, _ = run_jobs(tuning.jobs(), at_once, tell, budget_seconds=share, warm_ups=study.warm_ups())
+        study, report["tuned"] = study.tuned(tried)
+        report["tuning"] = tried
+    left = max(1.0, budget_seconds - (time.monotonic() - started)) if budget_seconds else 0.0
+    runs, failures, left_out = run_jobs(study.jobs(), at_once, tell, budget_seconds=left, keep=keep)
+    return {**report, "runs": runs, "failures": [*failed, *failures], "left_out": left_out}
 
 
 def show(report: dict[str, Any], outputs: Mapping[str, str], x: str = "") -> None:
@@ -139,13 +170,15 @@ def show(report: dict[str, Any], outputs: Mapping[str, str], x: str = "") -> Non
         rows = {task: make_rows([r for r in runs if r["task"] == task], sums[task]) for task in tasks}
         write_json(Path(outputs["json"]), {**report, "aggregates": sums, "table": rows})
     if runs:
-        text = markdown(runs, baseline, reference)
+        text = markdown(runs, baseline, reference, report["hypotheses"])
         terminal.show(text)
         if "markdown" in outputs:
             with atomic_file(Path(outputs["markdown"])) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
         if "plot" in outputs:
             draw(runs, Path(outputs["plot"]), x)
+    for name in report["left_out"]:
+        terminal.show(f"no time for {name}", file=sys.stderr)
     for failure in report["failures"]:
         terminal.show(f"FAILED: {failure['variant']} seed {failure['seed']}: {failure['error']}", file=sys.stderr)
 
@@ -162,7 +195,8 @@ def merge(paths: Sequence[str]) -> dict[str, Any]:
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
             found = [((run["task"], run["variant"], run["seed"]), run) for run in stored["runs"]]
-            merged = merged or {"baseline": stored["baseline"], "reference": stored["reference"], "failures": []}
+            kept = {"baseline": stored["baseline"], "reference": stored["reference"]}
+            merged = merged or {**kept, "hypotheses": stored.get("hypotheses", []), "failures": [], "left_out": []}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--from {path}: needs the JSON of a comparison: {error!r}") from None
         for key, run in found:

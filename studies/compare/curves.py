@@ -62,6 +62,39 @@ def t_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
     return float(array.mean()) - half, float(array.mean()) + half
 
 
+def t_test(values: Sequence[float] | Floats) -> float | None:
+    """Return Student's two-sided p of a mean of 0; None for fewer than two values or values that are all the same.
+
+    With v degrees of freedom and t = sqrt(v) tan(a), the density of a is cos(a)^(v - 1) up to a constant.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    n = len(array)
+    if n < 2 or array.std() == 0:
+        return None
+    t = float(abs(array.mean())) / (float(array.std(ddof=1)) / float(np.sqrt(n)))
+    angle = np.linspace(0.0, np.pi / 2, 20_001)
+    middle = (angle[1:] + angle[:-1]) / 2
+    density = np.cos(middle) ** (n - 2)
+    return float(density[middle > np.arctan(t / np.sqrt(n - 1))].sum() / density.sum())
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return Holm's adjusted p-values: reject where one is below the level, and the family errs at most so often."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def collapsed(record: Record) -> bool:
+    """Return whether a run ended below where it started, or below half of its own best, by validation."""
+    scores = column(record, "solved_free")
+    return bool(scores[-1] < scores[0] or scores[-1] < scores.max() / 2)
+
+
 def summary(values: Sequence[float] | Floats, *, share: bool = True) -> dict[str, Any]:
     """Return {mean, low, high} of values of seeds, the interval Student's; of shares it is cut to [0, 1]."""
     interval = t_interval(values)

@@ -1,6 +1,6 @@
-"""What a comparison runs: variants x seeds, from flags or from a YAML file."""
+"""What a comparison runs: variants x seeds of one task or of several, from flags or from a YAML file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from stp_rs.config.sections import STPConfig
 from stp_rs.errors import ConfigError
 from studies.compare.variants import Variant, distinct, make_variant, parse_variants
 
+WARM_UP = "warm-up"
 EVALUATIONS = 10
 """Points of a curve where `eval_steps` is not given."""
 _FREE = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "num_completions_to_print"}
@@ -21,6 +22,9 @@ class Job:
 
     variant: Variant
     config: STPConfig
+    seconds: float = 0.0
+    """What it is expected to take of one core, by the plan; 0 where nobody said."""
+    warm_up_seconds: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -30,7 +34,7 @@ class Job:
     @property
     def name(self) -> str:
         """The run, for a reader."""
-        return f"{self.variant.name} seed {self.config.seed}"
+        return f"{self.config.task}, {self.variant.name} seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Comparison:
     """The variant whose final score the others are timed to; empty means the baseline."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Files by kind: json, markdown, plot."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Expected seconds of one core per run, by variant, and of a warm-up as `warm-up`; for a budget of seconds."""
+    tune: Mapping[str, Any] = field(default_factory=dict)
+    """One option that is picked on seeds of its own: `option`, `values`, `seeds`, and `variants`, by default all."""
 
     def __post_init__(self) -> None:
         """Check what does not need a run to be known.
@@ -75,7 +83,67 @@ class Comparison:
         Raises:
             ConfigError: a configuration that cannot be; nothing has run then.
         """
-        return [Job(variant, self._configure(variant, seed)) for seed in self.seeds for variant in self.variants]
+        return [job for seed in self.seeds for job in self.jobs_of(seed)]
+
+    def jobs_of(self, seed: int) -> list[Job]:
+        """Return the runs of a seed; none where it is not among the comparison's."""
+        warm_up = self.seconds.get(WARM_UP, 0.0)
+        return [
+            Job(variant, self._configure(variant, seed), self.seconds.get(variant.name, 0.0), warm_up)
+            for variant in self.variants
+            if seed in self.seeds
+        ]
+
+    def tuning(self) -> "Comparison | None":
+        """Return the runs that pick the tuned option: every value on the tuning seeds; None where nothing is tuned.
+
+        Raises:
+            ConfigError: a tuning seed that is reported too.
+        """
+        if not self.tune:
+            return None
+        seeds, option, names = tuple(self.tune["seeds"]), self.tune["option"], [v.name for v in self.variants]
+        if set(seeds) & set(self.seeds):
+            raise ConfigError(f"tune: seeds {list(seeds)} are reported too, needs seeds of its own")
+        variants = [
+            Variant(f"{variant.name}@{value}", {**variant.options, option: value})
+            for variant in self.variants
+            if variant.name in self.tune.get("variants", names)
+            for value in self.tune["values"]
+        ]
+        seconds = {v.name: self.seconds.get(v.name.rpartition("@")[0], 0.0) for v in variants}
+        options = {**self.options, "eval_steps": 1 << 20}  # its end decides
+        warm_up = {WARM_UP: self.seconds[WARM_UP]} if WARM_UP in self.seconds else {}
+        return replace(
+            self,
+            variants=variants,
+            seeds=seeds,
+            options=options,
+            seconds={**seconds, **warm_up},
+            tune={},
+            baseline="",
+            reference="",
+        )
+
+    def tuned(self, records: Sequence[Mapping[str, Any]]) -> tuple["Comparison", dict[str, Any]]:
+        """Return the comparison with the values that validation ends highest with, of equals the smallest; and them.
+
+        A variant none of whose runs finished keeps its own value.
+        """
+        option, picked = self.tune["option"], dict[str, Any]()
+        for variant in self.variants:
+            scores: dict[Any, list[float]] = {}
+            for record in records:
+                name = record["variant"].rpartition("@")[0]
+                if (record["task"], name) == (self.jobs()[0].config.task, variant.name):
+                    scores.setdefault(record["identity"][option], []).append(record["curve"][-1]["solved_free"])
+            if scores:
+                picked[variant.name] = min(scores, key=lambda value: (-sum(scores[value]) / len(scores[value]), value))
+        variants = [
+            Variant(v.name, {**v.options, **({option: picked[v.name]} if v.name in picked else {})})
+            for v in self.variants
+        ]
+        return replace(self, variants=variants, tune={}), picked
 
     def _configure(self, variant: Variant, seed: int) -> STPConfig:
         options = {**self.options, **variant.options, "seed": seed}
@@ -98,9 +166,90 @@ def run_identity(config: STPConfig) -> dict[str, Any]:
 
 
 _KEYS = {
-    *("task", "seeds", "variants", "options", "config", "output_dir", "baseline", "reference"),
+    *("task", "seeds", "variants", "options", "config", "output_dir", "baseline", "reference", "seconds", "tune"),
     *("json", "markdown", "plot"),
 }
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A difference between two variants that was named before anything ran: final test scores, paired by seed."""
+
+    name: str
+    task: str
+    variant: str
+    than: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Comparisons of one or more tasks, and the hypotheses that are tested on them."""
+
+    parts: list[Comparison]
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+
+    def tuning(self) -> "Study | None":
+        """Return the runs that pick tuned options; None where nothing is tuned."""
+        parts = [found for part in self.parts if (found := part.tuning())]
+        return Study(parts) if parts else None
+
+    def warm_ups(self) -> list[Job]:
+        """Return a job per task and seed that only stands for its warm-up."""
+        return [
+            replace(
+                part.jobs_of(seed)[0],
+                variant=Variant(WARM_UP, {}),
+                config=part._configure(Variant(WARM_UP, part.variants[0].options), seed),
+            )
+            for part in self.parts
+            for seed in part.seeds
+        ]
+
+    def tuned(self, records: Sequence[Mapping[str, Any]]) -> tuple["Study", dict[str, Any]]:
+        """Return the study with the options that the tuning runs picked, and what was picked by task."""
+        both = [part.tuned(records) if part.tune else (part, {}) for part in self.parts]
+        picked = {part.jobs()[0].config.task: chosen for part, chosen in both if chosen}
+        return replace(self, parts=[part for part, _ in both]), picked
+
+    def jobs(self) -> list[Job]:
+        """Return every run: all tasks and variants of the first seed, then of the second."""
+        seeds = dict.fromkeys(seed for part in self.parts for seed in part.seeds)
+        return [job for seed in seeds for part in self.parts for job in part.jobs_of(seed)]
+
+
+def read_study(path: str | Path, overrides: Mapping[str, Any]) -> Study:
+    """Return the study of a YAML file: a plan, or one with `tasks`, a mapping from tasks to what they change of it.
+
+    What a task says of `options`, `seconds` and `variants` is added to the plan's, its other keys take their place.
+
+    Raises:
+        ConfigError: as `read_plan`; or a hypothesis that names no task or variant of the study.
+    """
+    plan = _load(path)
+    tasks, stated = _mapping(path, "tasks", plan), plan.get("hypotheses") or []
+    shared = {k: v for k, v in plan.items() if k not in ("tasks", "hypotheses")}
+    root = overrides.get("output_dir") or plan.get("output_dir", f"runs/{Path(path).stem}")
+    parts = [] if tasks else [_comparison(path, shared, overrides)]
+    for task in tasks:
+        changes = _mapping(path, task, tasks)
+        own = {**shared, **changes, "task": task}
+        for key in ("options", "seconds", "tune"):
+            own[key] = {**_mapping(path, key, shared), **_mapping(path, key, changes)}
+        own["variants"] = dict(_mapping(path, "variants", shared))
+        for name, options in _mapping(path, "variants", changes).items():
+            own["variants"][name] = {**(own["variants"].get(name) or {"preset": name}), **(options or {})}
+        parts.append(_comparison(path, own, {**overrides, "output_dir": f"{root}/{task}"}))
+    names = {(job.config.task, job.variant.name) for part in parts for job in part.jobs()}
+    hypotheses = []
+    for entry in stated:
+        try:
+            hypothesis = Hypothesis(**entry)
+        except TypeError:
+            raise ConfigError(f"plan {path}: hypothesis {entry!r}: needs name, task, variant and than") from None
+        if not {(hypothesis.task, hypothesis.variant), (hypothesis.task, hypothesis.than)} <= names:
+            raise ConfigError(f"plan {path}: hypothesis {hypothesis.name!r}: needs a task and two variants of the plan")
+        hypotheses.append(hypothesis)
+    return Study(parts, hypotheses)
 
 
 def read_plan(path: str | Path, overrides: Mapping[str, Any]) -> Comparison:
@@ -111,6 +260,10 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any]) -> Comparison:
     Raises:
         ConfigError: the file cannot be read, or has an unknown key or none that is needed.
     """
+    return _comparison(path, _load(path), overrides)
+
+
+def _load(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -119,6 +272,10 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any]) -> Comparison:
         raise ConfigError(f"plan {path}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(plan, dict) or not {"variants", "seeds"} <= plan.keys():
         raise ConfigError(f"plan {path}: needs at least the keys variants and seeds")
+    return plan
+
+
+def _comparison(path: str | Path, plan: dict[str, Any], overrides: Mapping[str, Any]) -> Comparison:
     unknown = sorted(map(str, plan.keys() - _KEYS))
     if unknown:
         raise ConfigError(f"plan {path}: unknown key {unknown[0]!r}, needs some of {', '.join(sorted(_KEYS))}")
@@ -134,6 +291,8 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any]) -> Comparison:
         baseline=str(plan.get("baseline", "")),
         reference=str(plan.get("reference", "")),
         outputs={kind: str(plan[kind]) for kind in ("json", "markdown", "plot") if plan.get(kind)},
+        seconds={str(name): float(value) for name, value in _mapping(path, "seconds", plan).items()},
+        tune=_mapping(path, "tune", plan),
     )
 
 

@@ -78,6 +78,8 @@ def _panel(panel: Any, runs: Sequence[Record], axis: str, names: Sequence[str]) 
         curve = band(own, axis, grid)
         panel.plot(grid, curve["mean"], color=colour, linestyle=style, linewidth=1.8, label=name)
         panel.plot(grid[-1:], curve["mean"][-1:], "o", color=colour, markersize=3.5)
+        ends = [column(run, "solved_free")[-1] for run in own]
+        panel.plot([column(run, axis)[-1] for run in own], ends, ".", color=colour, markersize=4, alpha=0.6)
         if len(variants) > BAND_VARIANTS:
             continue
         if len(own) >= BAND_SEEDS:

@@ -1,11 +1,14 @@
-"""The tables of a comparison: scores with paired differences, and what they cost. Markdown."""
+"""The tables of a comparison: final and best scores side by side, collapses, every seed, and what they cost. Markdown.
+
+A table must not flatter: the best checkpoint on validation hides a collapse, a mean hides a seed.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from studies.compare.curves import Record, aggregate, by_variant, paired, summary
+from studies.compare.curves import Record, aggregate, by_variant, collapsed, holm, paired, summary, t_test
 
 Row = dict[str, Any]
 
@@ -25,7 +28,7 @@ def make_rows(records: Sequence[Record], sums: dict[str, Any]) -> list[Row]:
 
     rows = []
     for name, runs in variants.items():
-        read = scored("selected", "solved_free")
+        read, final = scored("selected", "solved_free"), scored("test", "solved_free")
         last = [run["curve"][-1] for run in runs]
         axes = sums["axes"]
         rows.append(
@@ -35,7 +38,11 @@ def make_rows(records: Sequence[Record], sums: dict[str, Any]) -> list[Row]:
                 "before": summary([run["curve"][0]["solved_free"] for run in runs]),
                 "selected_free": summary([read(run) for run in runs]),
                 "selected_prior": summary([float(run["selected"]["solved_prior"]) for run in runs]),
-                "final_free": summary([float(run["test"]["solved_free"]) for run in runs]),
+                "final_free": summary([final(run) for run in runs]),
+                "final_seeds": [final(run) for run in runs],
+                "final_versus": paired(runs, base, final),
+                "collapsed": sum(collapsed(run) for run in runs),
+                "differs": differing(runs[0], base[0]),
                 "final_prior": summary([float(run["test"]["solved_prior"]) for run in runs]),
                 "versus": paired(runs, base, read),
                 "equal": {axis: axes[axis]["end"][name] for axis in axes},
@@ -52,18 +59,53 @@ def make_rows(records: Sequence[Record], sums: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def differing(run: Record, base: Record) -> str:
+    """Return the options in which two variants differ, with the values of the first."""
+    mine, other = run["identity"], base["identity"]
+    named = ("preset", "seed", "max_steps")
+    changed = [name for name in mine if name not in named and mine[name] != other.get(name)]
+    return ", ".join(f"{name}={mine[name]}" for name in changed)
+
+
 def mean(values: Sequence[Any]) -> float | None:
     """Return the mean of what is there."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
 
-def markdown(records: Sequence[Record], baseline: str = "", reference: str = "") -> str:
-    """Return the tables of all tasks in `records`."""
+def markdown(
+    records: Sequence[Record],
+    baseline: str = "",
+    reference: str = "",
+    hypotheses: Sequence[dict[str, str]] = (),
+) -> str:
+    """Return the tables of all tasks in `records`, those of the hypotheses first."""
     tasks = list(dict.fromkeys(str(record["task"]) for record in records))
-    return "\n\n".join(
-        task_tables(task, [r for r in records if r["task"] == task], baseline, reference) for task in tasks
-    )
+    tables = [task_tables(task, [r for r in records if r["task"] == task], baseline, reference) for task in tasks]
+    return "\n\n".join([*(["\n".join(tested(records, hypotheses))] if hypotheses else []), *tables])
+
+
+def tested(records: Sequence[Record], hypotheses: Sequence[dict[str, str]]) -> list[str]:
+    """Return the table of the hypotheses that were stated before the runs: final test scores, paired by seed."""
+    rows: list[Row] = []
+    for hypothesis in hypotheses:
+        variants = by_variant([r for r in records if r["task"] == hypothesis["task"]])
+        runs, than = (variants.get(hypothesis[name], []) for name in ("variant", "than"))
+        other = {run["seed"]: float(run["test"]["solved_free"]) for run in than}
+        gaps = [float(r["test"]["solved_free"]) - other[r["seed"]] for r in runs if r["seed"] in other]
+        rows.append({**hypothesis, "gaps": gaps, "p": t_test(gaps)})
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["holm"] = adjusted
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("hypothesis", lambda row: row["name"]),
+        ("task", lambda row: row["task"]),
+        ("difference, final test", lambda row: interval(summary(row["gaps"], share=False)) if row["gaps"] else "-"),
+        ("per seed", lambda row: " ".join(f"{gap:+.3f}" for gap in row["gaps"])),
+        ("p", lambda row: number(row["p"], 4)),
+        ("p, Holm", lambda row: number(row["holm"], 4)),
+    ]
+    stated = "Stated before the runs; two-sided Student's t over paired seeds. Everything else is exploration."
+    return ["### Hypotheses", "", *grid(columns, rows), "", stated]
 
 
 def task_tables(task: str, records: Sequence[Record], baseline: str = "", reference: str = "") -> str:
@@ -76,10 +118,13 @@ def task_tables(task: str, records: Sequence[Record], baseline: str = "", refere
     scores: list[tuple[str, Callable[[Row], str]]] = [
         ("variant", lambda row: row["variant"]),
         ("seeds", lambda row: str(row["seeds"])),
-        ("test, free", lambda row: interval(row["selected_free"])),
-        (f"minus {sums['baseline']}", lambda row: difference(row["versus"], row["variant"] == sums["baseline"])),
-        ("test, prior", lambda row: interval(row["selected_prior"])),
-        ("final, free", lambda row: number(row["final_free"]["mean"])),
+        ("final, free", lambda row: interval(row["final_free"])),
+        (f"minus {sums['baseline']}", lambda row: difference(row["final_versus"], row["variant"] == sums["baseline"])),
+        ("best on validation, free", lambda row: interval(row["selected_free"])),
+        (f"minus {sums['baseline']} ", lambda row: difference(row["versus"], row["variant"] == sums["baseline"])),
+        ("collapsed", lambda row: str(row["collapsed"])),
+        ("every seed, final", lambda row: " ".join(f"{score:.2f}" for score in row["final_seeds"])),
+        ("final, prior", lambda row: number(row["final_prior"]["mean"])),
         *(
             (label, lambda row, axis=axis: interval(row["equal"][axis]))
             for axis, label in (
@@ -105,7 +150,11 @@ def task_tables(task: str, records: Sequence[Record], baseline: str = "", refere
             if any(row[key] is not None for row in rows)
         ),
     ]
-    tables = [grid(scores, rows), grid(costs, rows), crossed(rows)]
+    apart: list[tuple[str, Callable[[Row], str]]] = [
+        ("variant", lambda row: row["variant"]),
+        (f"differs from {sums['baseline']} in", lambda row: row["differs"] or "-"),
+    ]
+    tables = [grid(scores, rows), grid(costs, rows), grid(apart, rows), crossed(rows)]
     return "\n".join([f"### {task}", *(line for table in tables if table for line in ("", *table)), "", notes(sums)])
 
 
@@ -141,10 +190,11 @@ def _cell(row: Row | None) -> str:
 def notes(sums: dict[str, Any]) -> str:
     """Return how to read the tables."""
     return (
-        "Test scores are those of the checkpoint that validation picked; the test split was read once per run. "
-        "Brackets: 95 %, Student's t over seeds; after the semicolon of a difference, a percentile bootstrap over "
-        "paired seeds (too narrow with few); bold where both leave out 0. Columns 'at' and 'to' are read from "
-        f"validation curves (free decode); {sums['target']:.3f} is what {sums['reference']} ends at. Seconds leave out "
+        "Test scores of the last policy and of the checkpoint that validation picked; the test split was read once per "
+        "run. Collapsed: runs that end, by validation, below their start or below half of their best. Brackets: 95 %, "
+        "Student's t over seeds; after the semicolon of a difference, a percentile bootstrap over paired seeds (too "
+        "narrow with few); bold where both leave out 0. Columns 'at' and 'to' are read from validation curves (free "
+        f"decode); {sums['target']:.3f} is what {sums['reference']} ends at. Seconds leave out "
         "evaluation and the supervised warm-up, which runs of a seed share."
     )
 

@@ -1,6 +1,7 @@
 """One run of a comparison, in a process of its own: warm-up, training with validation, one reading of the test split.
 
-`python -m studies.compare.worker FOLDER` does the run that FOLDER/config.yaml describes and writes FOLDER/result.json.
+`python -m studies.compare.worker FOLDER` does the run that FOLDER/config.yaml describes and writes FOLDER/result.json;
+with `--warm-up` before the folder it only makes the policy that the run starts from.
 """
 
 import contextlib
@@ -98,6 +99,14 @@ def train_and_test(folder: Path, events: Events | None = None) -> dict[str, Any]
         return result
 
 
+def only_warm_up(folder: Path, events: Events) -> None:
+    """Put the warm-up of a run into its folder, made or shared."""
+    config = STPConfig.from_yaml(folder / "config.yaml")
+    set_threads(config)
+    task = make_task(config)
+    share_warm_up(complete(config, task), task, folder, events)
+
+
 def share_warm_up(config: STPConfig, task: Task, folder: Path, events: Events) -> None:
     """Put the warm-up of (task, seed, policy) into the run folder; the first run of a comparison to need it makes it.
 
@@ -106,14 +115,19 @@ def share_warm_up(config: STPConfig, task: Task, folder: Path, events: Events) -
     own = folder / "warmup"
     if config.model_name_or_path or own.exists():
         return
-    digest = hashlib.sha256(json.dumps(warm_up_identity(config), sort_keys=True).encode()).hexdigest()[:12]
-    shared = folder.parents[2] / "warmup" / digest
+    shared = shared_warm_up(config, folder)
     with locked(shared):
         prepare_policy(config, task, shared, events)
     part = folder / ".warmup.part"
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(shared / "warmup", part)
     part.replace(own)
+
+
+def shared_warm_up(config: STPConfig, folder: Path) -> Path:
+    """Return the folder of the warm-up that a run and others start from; the configuration has its lengths."""
+    digest = hashlib.sha256(json.dumps(warm_up_identity(config), sort_keys=True).encode()).hexdigest()[:12]
+    return folder.parents[2] / "warmup" / digest
 
 
 @contextlib.contextmanager
@@ -222,14 +236,18 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet: Any = logging.disable_progress_bar
     quiet()
-    folder, parent = Path(arguments[0]), os.getppid()
+    folder, parent = Path(arguments[-1]), os.getppid()
 
     def watch(*_: Any) -> None:
         if os.getppid() != parent:
             raise KeyboardInterrupt
 
     try:
-        train_and_test(folder, Events(on_sft=watch, on_step=watch))
+        events = Events(on_sft=watch, on_step=watch)
+        if "--warm-up" in arguments:
+            only_warm_up(folder, events)
+        else:
+            train_and_test(folder, events)
     except StpError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -179,3 +179,40 @@ def test_the_figure_is_drawn(tmp_path: Any):
     few, many = drawn([*CHEAP, *DEAR]), drawn([*CHEAP, *({**run, "seed": run["seed"] + 2} for run in CHEAP)])
     assert few.count("stroke-opacity: 0.4") == 8, "a line per run and panel"
     assert many.count("opacity: 0.16") == 2, "a band per panel"
+
+
+def test_students_p_is_that_of_the_tables():
+    # t = 2.776 is the two-sided 5 % point at 4 degrees of freedom, 4.303 at 2, 12.706 at 1
+    for t, n in ((2.7764, 5), (4.3027, 3), (12.7062, 2), (2.2622, 10)):
+        values = np.linspace(-1, 1, n)
+        values *= 1 / values.std(ddof=1)
+        assert curves.t_test(values + t / math.sqrt(n)) == pytest.approx(0.05, abs=2e-5)
+    assert curves.t_test([0.1]) is None
+    assert curves.t_test([0.2, 0.2]) is None
+    assert curves.t_test([-0.1, 0.1]) == pytest.approx(1.0)
+
+
+def test_holm_steps_down_and_counts_hypotheses_without_a_p():
+    assert curves.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert curves.holm([0.5, None, 0.01]) == [1.0, None, pytest.approx(0.03)]
+    assert curves.holm([]) == []
+
+
+def test_a_collapse_shows_beside_the_checkpoint_that_hides_it():
+    runs = [
+        record("stp", 0, [0.3, 0.8, 0.1], [0, 1, 2], test=0.1),
+        record("stp", 1, [0.3, 0.5, 0.6], [0, 1, 2], test=0.6),
+        record("elbo", 0, [0.3, 0.4, 0.39], [0, 1, 2], test=0.4),
+        record("elbo", 1, [0.3, 0.3, 0.2], [0, 1, 2], test=0.2),
+    ]
+    runs[0]["selected"]["solved_free"] = 0.8
+    assert [curves.collapsed(run) for run in runs] == [True, False, False, True]
+    row = make_rows(runs, curves.aggregate(runs, "elbo"))[0]
+    assert row["collapsed"] == 1
+    assert (row["final_free"]["mean"], row["selected_free"]["mean"]) == (pytest.approx(0.35), pytest.approx(0.7))
+    assert row["final_seeds"] == [0.1, 0.6]
+    stated = [{"name": "h", "task": "sudoku", "variant": "stp", "than": "elbo"}]
+    text = markdown(runs, "elbo", hypotheses=stated)
+    assert "-0.300 +0.400" in text, "every seed's difference, of the last policies"
+    assert "collapsed" in text
+    assert "0.10 0.60" in text

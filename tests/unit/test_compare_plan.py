@@ -7,7 +7,7 @@ import pytest
 
 from stp_rs.config.sections import PRESETS
 from stp_rs.errors import ConfigError
-from studies.compare.plan import Comparison, read_plan, run_identity
+from studies.compare.plan import Comparison, read_plan, read_study, run_identity
 from studies.compare.variants import Variant, parse_variants
 
 PLANS = Path(__file__).parents[2] / "examples" / "compare"
@@ -60,7 +60,7 @@ def make(text: str = "stp,k4=stp;num_mc=4", **fields: Any) -> Comparison:
 
 def test_every_variant_meets_every_seed_and_seeds_come_whole():
     jobs = make(options={"max_steps": 40, "num_mc": 1}, output_dir="out").jobs()
-    assert [job.name for job in jobs] == ["stp seed 0", "k4 seed 0", "stp seed 1", "k4 seed 1"]
+    assert [job.name for job in jobs] == [f"sudoku, {name} seed {seed}" for seed in (0, 1) for name in ("stp", "k4")]
     assert [job.config.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
     assert [job.config.seed for job in jobs] == [0, 0, 1, 1]
     assert jobs[1].folder == Path("out/runs/k4/seed-0")
@@ -121,7 +121,7 @@ def test_a_plan_says_all_of_it_and_flags_win(tmp_path: Path):
     assert (config.task, config.max_steps, config.stp_score_prior) == ("countdown", 30, False)
     flags = {"options": {"max_steps": 5, "task": "sudoku"}, "seeds": (0,), "variants": "elbo"}
     job = read_plan(path, flags).jobs()[0]
-    assert (job.name, job.config.max_steps, job.config.task) == ("elbo seed 0", 5, "sudoku")
+    assert (job.name, job.config.max_steps, job.config.task) == ("sudoku, elbo seed 0", 5, "sudoku")
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,69 @@ def test_a_plan_that_says_nothing_sensible_is_refused(text: str, message: str, t
 
 @pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_committed_plans_can_run(path: Path):
-    assert read_plan(path, {}).jobs()
+    study = read_study(path, {})
+    assert study.jobs()
+    if tuning := study.tuning():
+        assert tuning.jobs()
+
+
+STUDY = """
+seeds: [7, 8]
+output_dir: runs/study
+baseline: stp
+hypotheses:
+  - {name: k4 helps, task: sums, variant: k4, than: stp}
+options: {max_steps: 30, learning_rate: 1.0e-3}
+variants: {stp: {preset: stp}, k4: {preset: stp, num_mc: 4}}
+tune: {option: learning_rate, seeds: [1]}
+seconds: {stp: 10, warm-up: 5}
+tasks:
+  sums: {seeds: [7], variants: {k4: {max_steps: 9}}, tune: {values: [0.1, 0.2], variants: [k4]}, seconds: {k4: 20}}
+  sudoku: {options: {sft_steps: 3}, tune: {values: [0.3]}}
+"""
+
+
+def test_a_study_runs_whole_seeds_of_all_tasks_and_tunes_on_seeds_of_its_own(tmp_path: Path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    study = read_study(path, {})
+    assert [job.name for job in study.jobs()] == [
+        *("sums, stp seed 7", "sums, k4 seed 7", "sudoku, stp seed 7", "sudoku, k4 seed 7"),
+        *("sudoku, stp seed 8", "sudoku, k4 seed 8"),
+    ]
+    first, second, third, *_ = study.jobs()
+    assert (second.config.max_steps, second.config.num_mc, third.config.sft_steps) == (9, 4, 3)
+    assert (first.seconds, second.seconds, third.seconds, first.warm_up_seconds) == (10, 20, 10, 5)
+    assert str(first.folder) == "runs/study/sums/runs/stp/seed-7"
+    assert {str(job.folder) for job in study.warm_ups()} >= {"runs/study/sudoku/runs/warm-up/seed-8"}
+    tuning = study.tuning()
+    assert tuning is not None
+    assert [(job.name, job.config.learning_rate, job.seconds) for job in tuning.jobs()] == [
+        ("sums, k4@0.1 seed 1", 0.1, 20.0),
+        ("sums, k4@0.2 seed 1", 0.2, 20.0),
+        ("sudoku, stp@0.3 seed 1", 0.3, 10.0),
+        ("sudoku, k4@0.3 seed 1", 0.3, 0.0),
+    ]
+
+    def record(name: str, rate: float, score: float) -> dict[str, Any]:
+        curve = [{"solved_free": 0.9}, {"solved_free": score}]
+        return {"task": "sums", "variant": name, "identity": {"learning_rate": rate}, "curve": curve}
+
+    tuned, picked = study.tuned([record("k4@0.2", 0.2, 0.5), record("k4@0.1", 0.1, 0.5)])
+    assert picked == {"sums": {"k4": 0.1}}, "of equals the smaller"
+    assert [job.config.learning_rate for job in tuned.jobs()][:4] == [1e-3, 0.1, 1e-3, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("variant: k4, than", "variant: k5, than", "needs a task and two variants"),
+        ("than: stp", "then: stp", "needs name, task, variant and than"),
+        ("seeds: [1]}", "seeds: [8]}", "reported too"),
+    ],
+)
+def test_a_study_that_contradicts_itself_is_refused(old: str, new: str, message: str, tmp_path: Path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        read_study(path, {}).tuning()
