@@ -20,6 +20,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "num_mc": (0, 1 << 16), "stp_prompt_mask": (0.0, 1.0), "stp_mask_block": (0, 1 << 20),
         "stp_bound_power": (1.0, 100.0), "stp_bound_mixture": (0.0, 1.0), "stp_forward_batch_size": (0, 1 << 20),
         "stp_dynamic_sampling": (0, 1000),
+        "stp_replay_batches": (0, 1000),
         "epsilon": (0.0, 1e9), "epsilon_high": (0.0, 1e9), "beta": (0.0, 1e9), "delta": (1e-9, 1e9),
         "sapo_temperature_pos": (1e-6, 1e6), "sapo_temperature_neg": (1e-6, 1e6), "vespo_k_pos": (0.0, 1e3),
         "vespo_lambda_pos": (0.0, 1e3), "vespo_k_neg": (0.0, 1e3), "vespo_lambda_neg": (0.0, 1e3),

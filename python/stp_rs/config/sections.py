@@ -112,6 +112,8 @@ class AdvantageConfig:
     """Groups of equal rewards count in the loss's mean (and in its KL term), or are left out of it."""
     stp_dynamic_sampling: int = 0
     """Most extra rollout batches per step that replace groups of equal rewards (DAPO); 0 replaces none."""
+    stp_replay_batches: int = 0
+    """Rows of the last so many policy versions are trained on again, with the ratio to the policy that drew them."""
 
 
 @dataclass

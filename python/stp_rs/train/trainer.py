@@ -255,7 +255,7 @@ class STPTrainer:
     def save(self) -> Path:
         """Write a checkpoint of this step and return its folder."""
         state = {"step": self.step, "ledger": self.ledger.to_dict(), "config": _identity(self.args)}
-        return save_checkpoint(
+        folder = save_checkpoint(
             self.run,
             model=self.model.module,
             tokenizer=self.tokenizer,
@@ -263,6 +263,9 @@ class STPTrainer:
             state=state,
             priors=hooks.take_states(self.priors),
         )
+        if self.update.replayed is not None:
+            self.update.replayed.save(folder / _REPLAYED)
+        return folder
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint of this run folder; all randomness is keyed by step."""
@@ -275,6 +278,12 @@ class STPTrainer:
         self.ledger.restore(checkpoint.state["ledger"])
         hooks.load_states(self.priors, checkpoint.prior_states())
         self.step = checkpoint.step
+        if self.args.stp_replay_batches:
+            self.update.replayed = Rollout.load(checkpoint.path / _REPLAYED)
+
+
+_REPLAYED = "replayed.safetensors"
+"""In a checkpoint: the rows that are trained on again."""
 
 
 def groups_of(config: STPConfig) -> int:

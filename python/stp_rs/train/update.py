@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stp_rs.config.sections import STPConfig
 from stp_rs.data.trajectories import Rollout
-from stp_rs.errors import DivergenceError
+from stp_rs.errors import ConfigError, DivergenceError
 from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids
 from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds
@@ -99,6 +99,13 @@ class PolicyUpdate:
         self.design = make_design(args)
         self.score_prior = scores_prior(self.design, args.stp_score_prior)
         self._reads_old = reads_old(args)
+        self.replayed: Rollout | None = None
+        """Rows of the last `stp_replay_batches` policy versions, with the estimates of the policies that drew them."""
+        if args.stp_replay_batches and (not self._reads_old or args.stp_objective == "linear"):
+            raise ConfigError(
+                f"stp_replay_batches: got {args.stp_replay_batches} with stp_objective {args.stp_objective}, needs an "
+                "objective with a ratio per token or completion to the policy that drew the rows"
+            )
         self._by_pass = args.stp_bound != "elbo" or args.stp_objective == "linear"
 
     def run(self, rollout: Rollout, step: int, allowed: Tensor | None = None) -> Metrics:
@@ -106,6 +113,8 @@ class PolicyUpdate:
 
         `allowed` are the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
         """
+        if self.args.stp_replay_batches:
+            rollout = self._joined(rollout, step, allowed)
         rows = micro_batches(rollout, self.args, end_token_ids(self.model))
         batches = [rollout.minibatch(part) for part in rows]
         allowed_of = [restricted(allowed, part) for part in rows]
@@ -133,7 +142,29 @@ class PolicyUpdate:
         return {name: EXTREMES.get(name, _mean)(values) for name, values in logged.items()} | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(rollout),
+            **(
+                {"diffusion/staleness": float((step - rollout.policy_version).mean())}
+                if self.args.stp_replay_batches
+                else {}
+            ),
         }
+
+    @torch.no_grad()
+    def _joined(self, rollout: Rollout, step: int, allowed: Tensor | None) -> Rollout:
+        """Return the batch and the rows that are trained on again, each with its own policy's estimates."""
+        if allowed is not None and allowed.dim() == 3:
+            raise ConfigError("stp_replay_batches: got priors that allow other tokens in every row, needs one table")
+        old_RJL = np.zeros((len(rollout), self.args.num_iterations, rollout.token_ids.shape[1]), dtype=np.float32)
+        with self.ledger.time("scoring"), adapters_ready(self.model.module):
+            for part in micro_batches(rollout, self.args, end_token_ids(self.model)):
+                for j in range(self.args.num_iterations):
+                    job = self._job(rollout.minibatch(part), allowed, iteration=j)
+                    old = job.old or self._estimate(self.model, job)
+                    old_RJL[part, j] = old.token_RL.float().cpu().numpy()
+        fresh = rollout.replaced(old_estimate=old_RJL)
+        joined = fresh if self.replayed is None else Rollout.concat([fresh, self.replayed])
+        self.replayed = joined.evict(step + 1 - self.args.stp_replay_batches)
+        return joined
 
     @torch.no_grad()
     def _job(self, batch: Rollout, allowed: Tensor | None, *, iteration: int) -> Job:
@@ -152,7 +183,10 @@ class PolicyUpdate:
         if self.score_prior and not self.args.stp_blame_prior:
             masks = without_blame(masks, batch.unmask_step, batch.weights())
         job = Job(batch, masks, None, None, allowed)
-        if iteration > 0 and self._reads_old and self._recorded():
+        if batch.old_estimate is not None:
+            old_RL = torch.from_numpy(np.ascontiguousarray(batch.old_estimate[:, iteration]))
+            job = replace(job, old=Estimate(old_RL.to(device_of(self.model)), None))
+        elif iteration > 0 and self._reads_old and self._recorded():
             recorded_PL = torch.from_numpy(batch.logprob[masks.row_P]).to(device_of(self.model))
             job = replace(job, old=self._combine(recorded_PL, None, batch, masks))
         elif iteration > 0 and self._reads_old:
