@@ -1,10 +1,13 @@
 """The sources that learn, hint or constrain: Length, Reference, Frequency, Vocabulary, and a refreshed policy prior."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stp_rs import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
@@ -206,6 +209,56 @@ def test_fewer_draws_than_the_minimum_fix_nothing():
     assert prior(prompts, LENGTH).num_anchors == 0
     with pytest.raises(InvalidValueError, match="frequency: got share 0"):
         Frequency(tokenizer(), share=0.0)
+
+
+def test_memory_of_frequencies_is_bounded_and_what_agrees_stays():
+    """A thousand tokens at every position, and one that half of the completions drew: as in a long run."""
+    prior, prompts = Frequency(tokenizer(), share=0.4, minimum=8), batch("0").repeat(64)
+    generator = np.random.default_rng(0)
+    sizes = []
+    for _ in range(60):
+        tokens = generator.integers(100, 1100, (64, LENGTH))
+        tokens[::2, 2] = ONE
+        seen(prior, prompts, tokens.tolist())
+        sizes.append(sum(array.nbytes for array in prior.state_dict().arrays.values()))
+    assert max(sizes) <= 100 * LENGTH + 100, "16 bytes a drawn token would be 368,640"
+    assert dense(prior(batch("0"), LENGTH)) == [[-1, -1, ONE, -1, -1, -1]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=40), min_size=1, max_size=8))
+def test_a_bounded_count_is_never_too_high_and_a_ninth_too_low(rounds: list[list[int]]):
+    prior, drawn = Frequency(tokenizer(), minimum=1), Counter[int]()
+    for tokens in rounds:
+        drawn.update(tokens)
+        seen(prior, batch(*["0"] * len(tokens)), [[t] + [EOS] * (LENGTH - 1) for t in tokens])
+    arrays = prior.state_dict().arrays
+    kept = {int(c): int(n) for c, n in zip(arrays["codes"], arrays["counts"], strict=True) if c < 1 << 32}
+    total = sum(drawn.values())
+    assert arrays["seen_L"][0] == total
+    assert len(kept) <= 8
+    for token, count in drawn.items():
+        assert count - total / 9 <= kept.get(token, 0) <= count
+    if len(drawn) <= 8:
+        assert kept == dict(drawn), "with few tokens the counts are exact"
+
+
+def test_the_prompts_that_were_decoded_last_are_remembered():
+    prior = Frequency(tokenizer(), minimum=1, prompts=2)
+    for text in ("0", "1", "0", "2"):
+        seen(prior, batch(text), [[ONE] * LENGTH])
+    remembered = [prior(batch(text), LENGTH).num_anchors > 0 for text in ("0", "1", "2")]
+    assert remembered == [True, False, True]
+    again = Frequency(tokenizer(), minimum=1, prompts=2)
+    again.load_state_dict(prior.state_dict())
+    for known in (prior, again):
+        seen(known, batch("3"), [[ONE] * LENGTH])
+        assert [known(batch(t), LENGTH).num_anchors > 0 for t in ("0", "2", "3")] == [False, True, True]
+    empty = Frequency(tokenizer())
+    empty.load_state_dict(Frequency(tokenizer()).state_dict())
+    assert empty(batch("0"), LENGTH).num_anchors == 0
+    with pytest.raises(InvalidValueError, match="and prompts 0"):
+        Frequency(tokenizer(), prompts=0)
 
 
 # --- Vocabulary ---

@@ -18,8 +18,40 @@ from stp_rs.types import Stored
 _SALT = 0xF4E
 _TOKEN_BITS = 32
 
-Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Codes (position and token in one number, ascending) and how often each was drawn."""
+_TOKENS = 8
+"""Tokens per position that are counted."""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What one prompt's completions drew: the most frequent tokens of every position, in bounded memory.
+
+    With more than `_TOKENS` tokens at a position each loses as many draws as the next one has (Misra and Gries 1982; as
+    merged by Agarwal et al. 2012): a count is never too high, and too low by at most 1 / 9 of the position's draws.
+    """
+
+    codes: NDArray[np.int64]
+    """Position and token in one number, ascending."""
+    counts: NDArray[np.int32]
+    """How often each was drawn."""
+    seen_L: NDArray[np.int32]
+    """Draws at each position, those of tokens that are not counted any more included."""
+
+    def add(self, codes: NDArray[np.int64]) -> "_Counts":
+        """Return the counts with more draws."""
+        seen_L = np.bincount(codes >> _TOKEN_BITS, minlength=len(self.seen_L)).astype(np.int32)
+        seen_L[: len(self.seen_L)] += self.seen_L
+        fresh, drawn = np.unique(codes, return_counts=True)
+        merged, place = np.unique(np.concatenate([self.codes, fresh]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([self.counts, drawn]), len(merged)).astype(np.int32)
+        position = merged >> _TOKEN_BITS
+        order = np.lexsort((-counts, position))
+        rank = np.arange(len(order)) - np.searchsorted(position, position[order])
+        cut_L = np.zeros(len(seen_L), np.int32)
+        next_best = order[rank == _TOKENS]
+        cut_L[position[next_best]] = counts[next_best]
+        counts = counts - cut_L[position]
+        return _Counts(merged[counts > 0], counts[counts > 0], seen_L)
 
 
 @dataclass
@@ -28,7 +60,8 @@ class Frequency:
 
     Only tokens that the policy drew are counted, never those that a prior fixed: what is fixed does not vote for
     itself. A position that is fixed in every completion is not drawn any more, so its count stands still; anneal, or
-    keep less than all, to let the policy change its mind.
+    keep less than all, to let the policy change its mind. Memory is bounded: `prompts` times at most 100 bytes per
+    completion token.
 
     Attributes:
         tokenizer: the policy's tokenizer; its hash is stored with the counts.
@@ -38,6 +71,7 @@ class Frequency:
         anneal: how `keep` shrinks during training.
         per: who shares a draw.
         seed: key of the draws.
+        prompts: prompts whose counts are kept, those that were decoded last.
     """
 
     tokenizer: Any
@@ -47,17 +81,18 @@ class Frequency:
     anneal: Anneal = field(default_factory=Anneal)
     per: Per = "group"
     seed: int = 0
+    prompts: int = 4096
     soft: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options; start without counts."""
-        if not 0.0 < self.share <= 1.0 or self.minimum < 1:
+        if not 0.0 < self.share <= 1.0 or self.minimum < 1 or self.prompts < 1:
             raise InvalidValueError(
-                f"frequency: got share {self.share} and minimum {self.minimum}, needs a share above 0 and at most 1, "
-                "and at least 1 draw"
+                f"frequency: got share {self.share}, minimum {self.minimum} and prompts {self.prompts}, needs a share "
+                "above 0 and at most 1, at least 1 draw and at least 1 prompt"
             )
         self._choice = Choice("random", self.keep, self.anneal, self.per, row_uid(self.seed, _SALT))
-        self._counts: dict[int, Counts] = {}
+        self._counts: dict[int, _Counts] = {}  # the prompt that was decoded last stands last
         self._progress = 0.0
 
     def begin_step(self, step: int, max_steps: int) -> None:
@@ -78,13 +113,14 @@ class Frequency:
     def _agreed(self, key: int, length: int) -> NDArray[np.int64]:
         """Return i64 [L]: the agreed token, or -1; ties go to the lowest id."""
         ids_L = np.full(length, -1, dtype=np.int64)
-        codes, counts = self._counts.get(key, (np.empty(0, np.int64), np.empty(0, np.int64)))
-        inside = codes >> _TOKEN_BITS < length
-        codes, counts = codes[inside], counts[inside]
+        known = self._counts.get(key)
+        if known is None:
+            return ids_L
+        inside = known.codes >> _TOKEN_BITS < length
+        codes, counts = known.codes[inside], known.counts[inside]
         position = codes >> _TOKEN_BITS
-        seen_L = np.bincount(position, weights=counts, minlength=length)
-        needed_L = np.maximum(self.share * seen_L - 1e-9, 1.0)
-        agree = (counts >= needed_L[position]) & (seen_L[position] >= self.minimum)
+        needed_L = np.maximum(self.share * known.seen_L - 1e-9, 1.0)
+        agree = (counts >= needed_L[position]) & (known.seen_L[position] >= self.minimum)
         order = np.lexsort((-codes[agree], counts[agree]))  # the winner of a position is written last
         best = codes[agree][order]
         ids_L[best >> _TOKEN_BITS] = best & ((1 << _TOKEN_BITS) - 1)
@@ -96,35 +132,33 @@ class Frequency:
         rows, positions = np.nonzero(rollout.unmask_step >= 0)
         codes = positions.astype(np.int64) << _TOKEN_BITS | rollout.token_ids[rows, positions]
         keys = prompt_keys(prompts)
-        for key in np.unique(keys):
-            fresh, count = np.unique(codes[keys[rows] == key], return_counts=True)
-            if len(fresh):
-                fresh_counts = (fresh, count.astype(np.int64))
-                old = self._counts.get(int(key))
-                self._counts[int(key)] = fresh_counts if old is None else _add(old, fresh_counts)
+        nothing = np.empty(0, np.int64)
+        for key in np.unique(keys).tolist():
+            drawn = codes[keys[rows] == key]
+            if len(drawn):
+                known = self._counts.pop(key, _Counts(nothing, nothing.astype(np.int32), nothing.astype(np.int32)))
+                self._counts[key] = known.add(drawn)
+        for key in list(self._counts)[: max(0, len(self._counts) - self.prompts)]:
+            del self._counts[key]
 
     def state_dict(self) -> Stored:
-        """Return the counts of every prompt."""
-        keys = sorted(self._counts)
-        found = [self._counts[k] for k in keys]
-        empty = np.empty(0, dtype=np.int64)
-        arrays = {
-            "keys": np.array(keys, dtype=np.uint64),
-            "sizes": np.array([len(codes) for codes, _ in found], dtype=np.int64),
-            "codes": np.concatenate([empty, *(codes for codes, _ in found)]),
-            "counts": np.concatenate([empty, *(counts for _, counts in found)]),
-        }
+        """Return the counts of every prompt, the one that was decoded last at the end."""
+        found = list(self._counts.values())
+        arrays: dict[str, NDArray[Any]] = {"keys": np.array(list(self._counts), dtype=np.uint64)}
+        for name, dtype in (("codes", np.int64), ("counts", np.int32), ("seen_L", np.int32)):
+            columns = [getattr(known, name) for known in found]
+            arrays[name] = np.concatenate([np.empty(0, dtype), *columns])
+            arrays[f"{name}_sizes"] = np.array([len(column) for column in columns], dtype=np.int64)
         return Stored(arrays, {"tokenizer": tokenizer_hash(self.tokenizer)})
 
     def load_state_dict(self, stored: Stored) -> None:
         """Go on with stored counts."""
         check_tokenizer(stored, self.tokenizer, "frequency")
-        cuts = stored.arrays["sizes"].cumsum()[:-1]
-        parts = (np.split(stored.arrays[name], cuts) for name in ("codes", "counts"))
-        self._counts = dict(zip(stored.arrays["keys"].tolist(), zip(*parts, strict=True), strict=False))
-
-
-def _add(first: Counts, second: Counts) -> Counts:
-    merged, place = np.unique(np.concatenate([first[0], second[0]]), return_inverse=True)
-    total = np.bincount(place, weights=np.concatenate([first[1], second[1]]), minlength=len(merged))
-    return merged, total.astype(np.int64)
+        arrays = stored.arrays
+        parts = (
+            np.split(arrays[name], arrays[f"{name}_sizes"].cumsum()[:-1]) for name in ("codes", "counts", "seen_L")
+        )
+        self._counts = {
+            key: _Counts(*columns)
+            for key, columns in zip(arrays["keys"].tolist(), zip(*parts, strict=True), strict=False)
+        }
