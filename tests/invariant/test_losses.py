@@ -171,6 +171,19 @@ def test_the_entropy_bonus_does_not_depend_on_micro_batches(tmp_path: Path):
     assert close(gradients[0], gradients[2], 1e-5)
 
 
+@pytest.mark.parametrize("cut", [{"min_p": 0.3}, {"top_p": 0.6}, {"top_k": 3}])
+def test_a_law_that_is_cut_is_scored_whole_in_every_iteration(cut: dict[str, Any], tmp_path: Path):
+    """What the rollout recorded is the cut law's: the old estimate is made again, and the ratio is 1."""
+    made = trainer(tmp_path, preset="grpo", num_iterations=2, learning_rate=0.0, **cut)
+    assert made.args.min_p == cut.get("min_p")
+    assert made.train_step().metrics["diffusion/ratio_max"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_min_p_draws_fewer_tokens(tmp_path: Path):
+    plain, cut = (trainer(tmp_path / str(p), min_p=p, temperature=2.0).train_step().rollout for p in (None, 0.999))
+    assert len(np.unique(cut.token_ids)) < len(np.unique(plain.token_ids))
+
+
 # --- completions that were cut off ---
 
 

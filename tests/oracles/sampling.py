@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def law(logits: Sequence[float], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
+def law(
+    logits: Sequence[float], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> list[float]:
     """Return the probabilities of logits / temperature, cut to the top k, then to the smallest set of mass top_p.
 
-    Tokens that tie with the k-th stay. Temperature 0 puts everything on the first of the largest.
+    What then has less than `min_p` of the largest probability is cut too (arXiv 2407.01082). Tokens that tie with the
+    k-th stay. Temperature 0 puts everything on the first of the largest.
     """
     if temperature == 0:
         return [float(i == int(np.argmax(logits))) for i in range(len(logits))]
@@ -26,7 +29,10 @@ def law(logits: Sequence[float], temperature: float = 1.0, top_k: int = 0, top_p
             kept.add(i)
             before += probability[i]
         scaled = [x if i in kept else -math.inf for i, x in enumerate(scaled)]
-    return softmax(scaled)
+    probability = softmax(scaled)
+    return softmax(
+        [x if p >= min_p * max(probability) else -math.inf for x, p in zip(scaled, probability, strict=True)]
+    )
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

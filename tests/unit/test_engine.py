@@ -162,7 +162,7 @@ RARE[..., 8] = True
 LAWS = {
     "tempered": stp_rs.SamplingParams(0.8),
     "greedy": stp_rs.GREEDY,
-    "cut": stp_rs.SamplingParams(1.3, top_k=9, top_p=0.8),
+    "cut": stp_rs.SamplingParams(1.3, top_k=9, top_p=0.8, min_p=0.05),
     "allowed": stp_rs.SamplingParams(allowed=RARE),
 }
 

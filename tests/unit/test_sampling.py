@@ -66,6 +66,7 @@ laws = st.builds(
     st.sampled_from([0.3, 0.9, 1.0, 2.5]),
     st.sampled_from([0, 1, 2, 5, 99]),
     st.sampled_from([1.0, 0.9, 0.31]),
+    st.sampled_from([0.0, 0.05, 0.4, 0.999]),
 )
 
 
@@ -73,7 +74,7 @@ laws = st.builds(
 @given(logits_, st.lists(st.floats(1e-6, 1 - 1e-6), min_size=1, max_size=8), laws)
 def test_tempered_and_cut_laws_are_the_slow_ones(logits: list[float], uniforms: list[float], sampling: SamplingParams):
     packed = reduce(logits, uniforms, sampling)
-    expected = oracle.law(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+    expected = oracle.law(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     plain = oracle.law(logits)
     first, second = sorted(plain, reverse=True)[:2]
     for row, uniform in zip(packed, np.asarray(uniforms, np.float32).tolist(), strict=True):

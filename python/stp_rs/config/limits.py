@@ -13,7 +13,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
     {
         "num_generations": (2, 1 << 20), "max_completion_length": (0, 1 << 20), "diffusion_steps": (0, 1 << 20),
         "block_length": (0, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 24), "top_p": (1e-6, 1.0),
-        "stp_slots": (1, 1 << 20), "stp_keep": (0.0, 1.0),
+        "min_p": (0.0, 1.0), "stp_slots": (1, 1 << 20), "stp_keep": (0.0, 1.0),
         "stp_hint": (0.0, 1.0), "stp_frequency": (1e-6, 1.0), "stp_prior_refresh": (0, 1 << 31),
         "stp_rescue_share": (1e-6, 1.0), "stp_max_nfe": (0, 1 << 20),
         "stp_max_tokens": (0, 1 << 40),

@@ -38,6 +38,8 @@ class RolloutConfig:
     """Sample from the k most likely tokens; 0 means all."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability."""
+    min_p: float | None = None
+    """Sample from tokens that have at least this share of the most likely one's probability; none is no bound."""
     stp_slots: int = 64
     """Most rows in flight; finished rows leave and queued ones take their place. (TRL's generation_batch_size counts
     something else.)"""

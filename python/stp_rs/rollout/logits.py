@@ -148,7 +148,7 @@ def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: SamplingParams, reads: 
     if greedy:
         return argmax_N1.squeeze(-1), top1_N, top1_N, top2_N, entropy_N, top1_N, argmax_N1.squeeze(-1)
     scale_N = top1_N
-    if law.temperature != 1.0 or law.top_k > 0 or law.top_p < 1.0:
+    if law.temperature != 1.0 or law.cuts:
         values_NV.sub_(max_N1)
         max_N1 = torch.zeros_like(max_N1)
         torch.softmax(_filtered(torch.div(values_NV, law.temperature, out=spare_NV), law), -1, out=weight_NV)
@@ -189,7 +189,7 @@ def _max(values_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _filtered(logits_NV: Tensor, law: SamplingParams) -> Tensor:
-    """Return the tempered logits with the tokens outside top-k and top-p made impossible; logits are at most 0."""
+    """Return the tempered logits with the tokens outside top-k, top-p and min-p made impossible; the largest is 0."""
     if 0 < law.top_k < logits_NV.shape[-1]:
         floor_N1 = logits_NV.topk(law.top_k, dim=-1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < floor_N1, -math.inf)
@@ -199,6 +199,8 @@ def _filtered(logits_NV: Tensor, law: SamplingParams) -> Tensor:
         before_NV = mass_NV.cumsum(-1) - mass_NV
         drop_NV = torch.zeros_like(before_NV, dtype=torch.bool).scatter(-1, order_NV, before_NV >= law.top_p)
         logits_NV = logits_NV.masked_fill(drop_NV, -math.inf)
+    if law.min_p > 0.0:
+        logits_NV = logits_NV.masked_fill(logits_NV < math.log(law.min_p), -math.inf)
     return logits_NV
 
 

@@ -3,7 +3,7 @@
 Shapes: N candidates, V vocabulary, R rows, L completion length.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,14 +17,21 @@ from stp_rs.errors import InvalidValueError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The sampling law: allowed tokens, logits / temperature, then top-k, then top-p. Temperature 0 is greedy."""
+    """The sampling law: allowed tokens, logits / temperature, top-k, top-p, min-p. Temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Least probability of a token, as a share of the most likely one's."""
     allowed: Tensor | None = field(default=None, compare=False, repr=False)
     """Bool [V], [L, V] per completion position, or [R, L, V]: the other tokens are impossible, both for sampling and
     in every number of a candidate. None allows all."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether some tokens that are allowed are never drawn."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -43,7 +50,7 @@ def check_allowed(law: SamplingParams, mask_token_id: int, device: torch.device)
     allowed[..., mask_token_id] = False
     if not bool(allowed.any(-1).all()):
         raise InvalidValueError("allowed: got a place without any token, needs at least one besides the mask token")
-    return SamplingParams(law.temperature, law.top_k, law.top_p, allowed)
+    return replace(law, allowed=allowed)
 
 
 def placed(allowed: Tensor | None, device: torch.device) -> Tensor | None:
@@ -90,4 +97,4 @@ def make_unmasking(config: STPConfig, *, prune: bool = True) -> Unmasking:
 
 def sampling_law(config: STPConfig) -> SamplingParams:
     """Return the training-time sampling law of a configuration."""
-    return SamplingParams(config.temperature, config.top_k, config.top_p)
+    return SamplingParams(config.temperature, config.top_k, config.top_p, config.min_p or 0.0)

@@ -33,7 +33,7 @@ from stp_rs.objective.masks import (
     take_passes,
     without_blame,
 )
-from stp_rs.rollout.params import restricted
+from stp_rs.rollout.params import restricted, sampling_law
 from stp_rs.train.metrics import Ledger
 from stp_rs.types import Cost, Mark
 
@@ -195,7 +195,7 @@ class PolicyUpdate:
 
     def _recorded(self) -> bool:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
-        same_law = self.args.top_k == 0 and self.args.top_p == 1.0 and self.args.temperature > 0.0
+        same_law = not sampling_law(self.args).cuts and self.args.temperature > 0.0
         same_states = self.design.target == "trajectory" and self.args.stp_prompt_mask == 0.0
         same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
         return same_law and same_states and same_weights
