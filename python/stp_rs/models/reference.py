@@ -47,30 +47,30 @@ class WithParametersOf(WithoutAdapters):
 
     def __init__(self, policy: DiffusionModel) -> None:
         super().__init__(policy)
-        self._kept = [(p, p.detach().clone()) for p in policy.module.parameters() if p.requires_grad]
+        self.kept = [(p, p.detach().clone()) for p in policy.module.parameters() if p.requires_grad]
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:
         if torch.is_grad_enabled():
             raise RuntimeError("a KL reference is called with gradients on; call it under torch.no_grad")
-        now = [parameter.data for parameter, _ in self._kept]
+        now = [parameter.data for parameter, _ in self.kept]
         try:
-            for parameter, before in self._kept:
+            for parameter, before in self.kept:
                 parameter.data = before
             yield
         finally:
-            for (parameter, _), data in zip(self._kept, now, strict=True):
+            for (parameter, _), data in zip(self.kept, now, strict=True):
                 parameter.data = data
 
 
-def reference_policy(model: DiffusionModel) -> DiffusionModel:
-    """Return the policy as it is now, for good.
+def reference_policy(model: DiffusionModel, *, moves: bool = False) -> DiffusionModel:
+    """Return the policy as it is now.
 
     Adapters that still add nothing are switched off; where only a part of the parameters is trained that part is kept;
-    a policy that trains all of its own is copied.
+    a policy that trains all of its own is copied. One that `moves` (`move_reference`) always keeps what is trained.
     """
     module = model.module
-    if callable(getattr(module, "disable_adapter", None)) and not _adapters_add(module):
+    if not moves and callable(getattr(module, "disable_adapter", None)) and not _adapters_add(module):
         return WithoutAdapters(model)
     parameters = list(module.parameters())
     if not all(p.requires_grad for p in parameters):
@@ -78,6 +78,21 @@ def reference_policy(model: DiffusionModel) -> DiffusionModel:
     copied = copy.deepcopy(model)
     copied.module.eval().requires_grad_(False)
     return copied
+
+
+def reference_parameters(reference: DiffusionModel) -> dict[str, Tensor]:
+    """Return the parameters that a reference keeps of its own, by name; writing into them moves the reference."""
+    if isinstance(reference, WithParametersOf):
+        names = [name for name, parameter in reference.module.named_parameters() if parameter.requires_grad]
+        return dict(zip(names, (before for _, before in reference.kept), strict=True))
+    return {name: parameter.data for name, parameter in reference.module.named_parameters()}
+
+
+def move_reference(reference: DiffusionModel, policy: DiffusionModel, share: float) -> None:
+    """Make the reference (1 - share) of itself and `share` of the policy (TR-DPO, arXiv 2404.09656; TRL's alpha)."""
+    now = dict(policy.module.named_parameters())
+    for name, before in reference_parameters(reference).items():
+        before.mul_(1.0 - share).add_(now[name].data, alpha=share)
 
 
 def _adapters_add(module: nn.Module) -> bool:
