@@ -55,3 +55,28 @@ def test_rewards_read_their_columns():
 def test_batches_of_unequal_length_are_refused():
     with pytest.raises(ShapeError, match="numbers"):
         _core.countdown_grade(["a"], [], [1], np.zeros(1, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "target"), [("[3, 8]", "24"), ("3, 8", 24.0), ((3, 8), "24.0"), ("3 8", 24), ([3.0, "8"], " 24 ")]
+)
+def test_numbers_and_targets_may_be_text(numbers: object, target: object):
+    assert countdown_solved(["[3*8]", "[3+8]"], numbers=[numbers] * 2, target=[target] * 2) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "target"),
+    [
+        ([3, 8], 24.5),
+        ([3, 8], "24.5"),
+        ([3.5, 8], 24),
+        ("[3, x]", 24),
+        ("", 24),
+        ([3, 8], None),
+        ([3, 8], float("inf")),
+        (38, 24),
+    ],
+)
+def test_what_is_no_whole_number_is_refused_and_shown(numbers: object, target: object):
+    with pytest.raises(ConfigError, match="countdown: numbers or target"):
+        countdown_solved(["[3*8]"], numbers=[numbers], target=[target])

@@ -73,3 +73,21 @@ def test_the_boundary_names_what_is_wrong():
     with pytest.raises(InvalidValueError, match="blanks"):
         _core.sudoku4_puzzles([0], [0], 13, 0)
     _core.sudoku4_grade([], [], np.zeros((0, 5), dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "puzzle",
+    [
+        *(PUZZLE.replace("0", blank) for blank in "._*?"),
+        *("1000\n3412\n2143\n4321\n", "1...\r\n3412\r\n2143\r\n4321", "1 . . . | 3 4 1 2 | 2 1 4 3 | 4 3 2 1"),
+        "[[1,0,0,0],[3,4,1,2],[2,1,4,3],[4,3,2,1]]",
+    ],
+)
+def test_puzzles_are_read_in_any_layout_and_with_any_blanks(puzzle: str):
+    assert sudoku_cells([f"[{SOLVED}]", "[1231341221434321]"], puzzle=[puzzle] * 2) == [1.0, pytest.approx(2 / 3)]
+    assert sudoku_solved([f"[{SOLVED}]"], puzzle=[puzzle]) == [1.0]
+
+
+def test_puzzles_may_be_lists():
+    rows = [[1, 0, 0, 0], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]]
+    assert sudoku_solved([f"[{SOLVED}]"], puzzle=[rows]) == [1.0]

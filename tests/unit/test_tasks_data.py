@@ -137,3 +137,75 @@ def test_sudoku_over_data_keeps_its_copies():
     row = task.rows("train", 1, seed=0)[0]
     assert task.copies(row) == SudokuTask().copies(row)
     assert (task.completion_length, task.template) == (20, SudokuTask().template)
+
+
+def csv_rows(tmp_path: Path, data: bytes) -> list[dict[str, object]]:
+    (tmp_path / "rows.csv").write_bytes(data)
+    return data_rows(tmp_path / "rows.csv")
+
+
+def data_rows(path: Path) -> list[dict[str, object]]:
+    return data.load_rows(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_csv_fields_keep_line_breaks_and_separators(encoding: str, ending: str, tmp_path: Path):
+    question, answer = 'two\nlines\u2028and \x85 \x0b more, "quoted"', "48 clips\n#### 7\nbye"
+    text = ending.join(["question,answer", '"' + question.replace('"', '""') + f'","{answer}"', "r,2", ""])
+    mark = {"utf-16-le-bom": b"\xff\xfe", "utf-16-be-bom": b"\xfe\xff"}.get(encoding, b"")
+    raw = mark + text.encode(encoding.removesuffix("-bom"))
+    assert csv_rows(tmp_path, raw) == [{"question": question, "answer": answer}, {"question": "r", "answer": "2"}]
+
+
+def test_a_gold_answer_of_two_lines_is_the_same_from_csv_and_json(tmp_path: Path):
+    row = {"completion": "\\boxed{7}", "answer": "3 + 4\n#### 7\n(checked)"}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    (tmp_path / "a.csv").write_text('completion,answer\n\\boxed{7},"3 + 4\n#### 7\n(checked)"\n')
+    assert data.load_rows(tmp_path / "a.csv") == data.load_rows(tmp_path / "a.json") == [row]
+
+
+def test_a_csv_field_may_be_long(tmp_path: Path):
+    long = "x" * 500_000
+    assert csv_rows(tmp_path, f'a,b\n"{long}",1\n'.encode()) == [{"a": long, "b": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.csv", "caf\u00e9,b\n1,2\n".encode("cp1252"), r"a\.csv: not utf-8 text \(byte 3\); save it as UTF-8"),
+        ("a.jsonl", '{"a": "\u4f60\u597d"}'.encode("gbk"), r"a\.jsonl: not utf-8 text \(byte \d+\)"),
+        ("a.json", b"\xff\xfe[\xd8", r"a\.json: not utf-16 text"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "NUL characters when read as utf-8"),
+        ("a.jsonl", b'{"a": "x\0"}', "NUL characters"),
+        ("a.csv", b"", "empty file"),
+        ("a.json", b"\xef\xbb\xbf \n", "empty file"),
+        ("a.jsonl", b"\n\n", "empty file"),
+        ("a.csv", b"a,b\n1,2,3\n", r"line 2: got 3 fields for 2 columns"),
+        ("a.csv", b"a,b\n1,2\n3\n", r"line 3: got 1 fields for 2 columns"),
+        ("a.csv", b'a,b\n1,"2\n', r"not valid CSV"),
+        ("a.csv", b"a,b, a\n1,2,3\n", "two columns named 'a'"),
+        ("a.jsonl", b'{"a": 1,}', r"line 1: not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": NaN}\n', r"line 3: not valid JSON \(got NaN, which JSON does not have"),
+        ("a.jsonl", b"[" * 100_000, "nested too deep|not valid JSON"),
+        ("a.jsonl", b"\x1f\x8b\x08\x00", "gzip archive"),
+        ("a.csv", b"PK\x03\x04", "zip archive"),
+        ("a.json", b"PAR1", "parquet"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named_in_one_line(name: str, raw: bytes, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ConfigError, match=message) as caught:
+        data.load_rows(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_folder_is_no_file(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is a folder"):
+        data.read_file(tmp_path)
+
+
+def test_jsonl_may_have_blank_lines_and_windows_line_ends(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(b'\r\n{"a": 1}\r\n\r\n{"a": 2}\r\n')
+    assert data.load_rows(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]

@@ -12,7 +12,7 @@ import pytest
 from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.graders import paper
-from stp_rs.tasks.graders.modes import MODES, RULES
+from stp_rs.tasks.graders.modes import MODES, RULES, sudoku_puzzle
 from tests.oracles import paper as oracle
 
 REAL = Path(os.environ.get("STP_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "llada_generations"
@@ -109,13 +109,14 @@ CASES = [
     ("gsm8k", "\\boxed{\\frac{1}{2}}", "0.5", "reading"),
     ("gsm8k", "\\boxed{18}", None, "no-truth"),
     ("math", "\\boxed{.25}", "\\frac{1}{4}", "as-number"),
-    ("math", "\\boxed{2, 1}", "1, 2", "as-list"),
-    ("math", "\\boxed{(x+1)^2}", "x^2+2x+1", "as-expression"),
+    ("math", "\\boxed{2, 1}", "1, 2", "as-number"),
+    ("gsm8k", "\\boxed{28 or 72}", "28", "not-one"),
+    ("gsm8k", "<answer>5 to 72</answer>", "72", "not-one"),
     ("math", "\\boxed{\\text{Even}}", "even", "as-text"),
     ("math", "<answer>7</answer>", "7", "no-box"),
     ("math", "<answer>\\boxed{7</answer>", "7", "unclosed"),
     ("math", "", "", "strict"),
-    ("math", "\\boxed 5 or $\\boxed{7}", "7", "last-box"),
+    ("math", "\\boxed 5$ then $\\boxed{7}", "7", "last-box"),
     ("gsm8k", "so $\\boxed 18$", "18", "unclosed"),
     ("countdown", "<answer>2*3+4</answer>", [[2, 3, 4], 10], "no-box"),
     ("countdown", "\\boxed{2 \u00d7 3 + 4}", [[2, 3, 4], 10], "notation"),
@@ -223,6 +224,13 @@ def test_errors(tmp_path: Path):
 
 def test_where_countdown_problems_may_be():
     for truth, question, record in (
+        ("[[2, 3], 6]", "", {}),
+        (["[2, 3]", "6"], "", {}),
+        ("6", "", {"numbers": "[2, 3]"}),
+        (6, "", {"numbers": [2, 3]}),
+        (None, "", {"numbers": "2, 3", "target": "6"}),
+        (None, "", {"numbers": "2 3", "target": "6.0"}),
+        ({"numbers": "[2,3]", "target": 6.0}, "", {}),
         ([[2, 3], 6], "", {}),
         ({"numbers": [2, 3], "target": 6}, "", {}),
         (None, "", {"numbers": [2, 3], "target": 6}),
@@ -231,3 +239,57 @@ def test_where_countdown_problems_may_be():
     ):
         found = grading.grade_items("countdown", [grading.Item("\\boxed{2*3}", truth, question, record)], MODES[0])
         assert found.accuracy == 1.0
+        found = grading.grade_items("countdown", [grading.Item("\\boxed{2*3}", truth, question, record)])
+        assert found.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("truth", "record"),
+    [
+        ("24", {}),  # a target alone; it was read as the numbers [2] and the target 4
+        ([[3, 8], 24.5], {}),
+        ([[3, 8.5], 24], {}),
+        ("24.5", {"numbers": [3, 8]}),
+        ([["3", "x"], 24], {}),
+        ([[], 24], {}),
+        ([[3, 8], None], {}),
+        (None, {"numbers": [3, 8], "target": "many"}),
+        ([[3, 8], float("nan")], {}),
+        ([[3, 8], True], {}),
+        ("[[3, 8], 24", {}),
+    ],
+)
+def test_countdown_problems_that_are_none_are_shown(truth: object, record: dict[str, object]):
+    for mode in MODES:
+        with pytest.raises(ConfigError, match="an item has no numbers and target"):
+            grading.grade_items("countdown", [grading.Item("\\boxed{3*8}", truth, "", record)], mode)
+
+
+@pytest.mark.parametrize(
+    "puzzle",
+    [
+        "1234341200000000",
+        "12343412........",
+        "1234\n3412\n____\n____",
+        "1234 3412 0000 0000",
+        "12|34\n34|12\n--+--\n..|..\n..|..\n",
+    ],
+)
+def test_blanks_and_layouts_of_a_sudoku_puzzle(puzzle: str):
+    solved = "<answer>1234341221434321</answer>"
+    for record, question in (({"puzzle": puzzle}, ""), ({}, puzzle)):
+        item = grading.Item(solved, "1234341221434321", question, record)
+        assert sudoku_puzzle(item) == "1234341200000000"
+        for mode in MODES:
+            report = grading.grade_items("sudoku", [item], mode)
+            assert (report.solved, report.cells) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", ""), ("a.jsonl", "\n"), ("a.csv", "completion,answer\n"), ("a.json", "[]")]
+)
+def test_a_file_without_records_is_refused(name: str, text: str, tmp_path: Path):
+    (tmp_path / name).write_text(text)
+    args = run(str(tmp_path / name), "--task", "gsm8k")
+    with pytest.raises(ConfigError, match=f"{name}: got (an empty file|no records), needs one"):
+        args.run(args)

@@ -218,5 +218,5 @@ def test_loaders_name_the_missing_column_and_show_the_row(tmp_path: Path):
     with pytest.raises(ConfigError, match="does not exist"):
         countdown.load(tmp_path / "none.jsonl")
     lines.write_text("")
-    with pytest.raises(ConfigError, match="no rows"):
+    with pytest.raises(ConfigError, match="empty file"):
         countdown.load(lines)

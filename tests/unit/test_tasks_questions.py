@@ -10,7 +10,7 @@ from stp_rs.cli.run import load_run, make_task, run_training
 from stp_rs.config.sections import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer, tiny_policy
-from stp_rs.tasks import paper, questions
+from stp_rs.tasks import competition, gsm8k, paper
 from stp_rs.tasks.templates import TEMPLATES, get_template, render
 
 GSM8K = [
@@ -44,15 +44,15 @@ MATH = [
     ],
 )
 def test_gsm8k_rewards(completion: str, answer: str, corrected: float, d1: float, espo: float):
-    assert questions.gsm8k_correct([completion], answer=[answer]) == [corrected]
+    assert gsm8k.gsm8k_correct([completion], answer=[answer]) == [corrected]
     assert paper.d1_gsm8k([completion], answer=[answer]) == [pytest.approx(d1)]
     assert paper.espo_gsm8k([completion], answer=[answer]) == [espo]
 
 
 def test_ground_truths_of_gsm8k():
     for truth in ("18", "18.0", "$18", "so 9 * 2 = 18\n#### 18", 18, 18.0):
-        assert questions.gsm8k_correct(["\\boxed{18}"], answer=[truth]) == [1.0]
-    assert questions.gsm8k_answered(["\\boxed{7}", "7 eggs"], answer=["18", "18"]) == [0.1, 0.0]
+        assert gsm8k.gsm8k_correct(["\\boxed{18}"], answer=[truth]) == [1.0]
+    assert gsm8k.gsm8k_answered(["\\boxed{7}", "7 eggs"], answer=["18", "18"]) == [0.1, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_ground_truths_of_gsm8k():
     ],
 )
 def test_math_rewards(completion: str, answer: str, corrected: float, d1: float):
-    assert questions.math_correct([completion], answer=[answer]) == [corrected]
+    assert competition.math_correct([completion], answer=[answer]) == [corrected]
     assert paper.d1_math([completion], answer=[answer]) == [pytest.approx(d1)]
 
 
 def test_math_answered_needs_a_mark():
-    assert questions.math_answered(["\\boxed{1}", "<answer>1</answer>", "1", "<answer></answer>"]) == [
+    assert competition.math_answered(["\\boxed{1}", "<answer>1</answer>", "1", "<answer></answer>"]) == [
         0.1,
         0.1,
         0.0,

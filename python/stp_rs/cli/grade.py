@@ -11,7 +11,7 @@ from typing import Any
 from stp_rs.cli.terminal import show
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.data import load_rows, shown
-from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item, verified_math
+from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item
 from stp_rs.text import inert
 
 _COMPLETION = ("generations", "completion", "completions", "generation", "response", "output", "prediction")
@@ -30,6 +30,9 @@ class Report:
     accuracy: float
     """Share correct; for Sudoku as published the share of blank cells, corrected that of solved puzzles."""
     ungraded: int = 0
+    """Items without a ground truth, which are left out."""
+    unsure: int = 0
+    """MATH items that cannot be judged without math-verify, which are left out as well."""
     cells: float | None = None
     """Sudoku: blank cells right over all blank cells."""
     solved: float | None = None
@@ -42,6 +45,8 @@ class Report:
         found: dict[str, Any] = {"task": self.task, "mode": self.mode, "n": self.n, "accuracy": self.accuracy}
         if self.ungraded:
             found["ungraded"] = self.ungraded
+        if self.unsure:
+            found["unsure"] = self.unsure
         if self.cells is not None:
             found.update(cells=self.cells, solved=self.solved)
         if self.explained:
@@ -73,9 +78,7 @@ def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
-def grade_items(
-    task: str, items: Sequence[Item], mode: str = "corrected", explain: bool = False, use_verify: bool = False
-) -> Report:
+def grade_items(task: str, items: Sequence[Item], mode: str = "corrected", explain: bool = False) -> Report:
     """Return the report of stored completions in one mode.
 
     Args:
@@ -83,14 +86,12 @@ def grade_items(
         items: what to grade.
         mode: `paper_compat` or `corrected`.
         explain: grade in both modes and list every item on which they differ, with the rule that explains it.
-        use_verify: let math-verify (the `math` extra) decide what is left of corrected MATH.
     """
     if task not in PAPER:
         raise ConfigError(f"task: got '{task}', needs one of {', '.join(PAPER)}")
     if mode not in MODES:
         raise ConfigError(f"mode: got '{mode}', needs one of {', '.join(MODES)}")
-    corrected = verified_math if use_verify and task == "math" else CORRECTED[task]
-    graders = {"paper_compat": PAPER[task], "corrected": corrected}
+    graders = {"paper_compat": PAPER[task], "corrected": CORRECTED[task]}
     grades = graders[mode](items)
     differences = []
     if explain:
@@ -111,7 +112,9 @@ def _report(
         cells = sum(g.right for g in graded) / max(1, sum(g.blanks for g in graded))
     accuracy = cells if cells is not None and mode == "paper_compat" else share
     solved = share if task == "sudoku" else None
-    return Report(task, mode, n, accuracy, len(grades) - n, cells, solved, differences, explained)
+    unsure = sum(g.correct is None and g.why == "unsure" for g in grades)
+    ungraded = len(grades) - n - unsure
+    return Report(task, mode, n, accuracy, ungraded, unsure, cells, solved, differences, explained)
 
 
 def _differences(
@@ -159,13 +162,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--mode", default="corrected", choices=MODES, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--explain", action="store_true", help="list every item on which the two modes differ, and why")
-    parser.add_argument("--verify", action="store_true", help="MATH: use math-verify (the 'math' extra) too")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Grade a file as the command line asks, print the result, and return the exit status."""
-    report = grade_items(args.task, read_items(args.file), args.mode, args.explain, args.verify)
+    items = read_items(args.file)
+    if not items:
+        raise ConfigError(f"{args.file}: got no records, needs one or more with a completion and a ground truth")
+    report = grade_items(args.task, items, args.mode, args.explain)
     show(json.dumps(report.to_dict()) if args.json else _table(report))
     return 0
 
@@ -174,6 +179,8 @@ def _table(report: Report) -> str:
     lines = [f"{report.task}, {report.mode}: {100 * report.accuracy:.2f} % of {report.n} completions"]
     if report.ungraded:
         lines.append(f"  {report.ungraded} without a ground truth are left out")
+    if report.unsure:
+        lines.append(f"  {report.unsure} are unsure without math-verify, and left out: pip install 'stp-rs[math]'")
     if report.cells is not None and report.solved is not None:
         lines.append(f"  cells {100 * report.cells:.2f} %, puzzles solved {100 * report.solved:.2f} %")
     for d in report.differences:

@@ -1,5 +1,6 @@
 """Tasks: problems with a generator or data set, a grader, rewards, and the priors that prompts determine."""
 
+import inspect
 from collections.abc import Callable
 
 from stp_rs.errors import ConfigError
@@ -7,6 +8,7 @@ from stp_rs.tasks.base import RewardFunc as RewardFunc
 from stp_rs.tasks.base import Row as Row
 from stp_rs.tasks.base import Split as Split
 from stp_rs.tasks.base import Task as Task
+from stp_rs.tasks.competition import math_answered, math_correct, math_task, math_verified
 from stp_rs.tasks.countdown import CountdownTask as CountdownTask
 from stp_rs.tasks.countdown import countdown_format as countdown_format
 from stp_rs.tasks.countdown import countdown_solved as countdown_solved
@@ -17,6 +19,7 @@ from stp_rs.tasks.data import load_rows as load_rows
 from stp_rs.tasks.formats import length_penalty as length_penalty
 from stp_rs.tasks.formats import tag_share as tag_share
 from stp_rs.tasks.formats import tag_strict as tag_strict
+from stp_rs.tasks.gsm8k import gsm8k_answered, gsm8k_correct, gsm8k_task
 from stp_rs.tasks.paper import (
     d1_countdown,
     d1_gsm8k,
@@ -28,15 +31,6 @@ from stp_rs.tasks.paper import (
     espo_sudoku,
 )
 from stp_rs.tasks.questions import QuestionTask as QuestionTask
-from stp_rs.tasks.questions import (
-    gsm8k_answered,
-    gsm8k_correct,
-    gsm8k_task,
-    math_answered,
-    math_correct,
-    math_task,
-    math_verified,
-)
 from stp_rs.tasks.sudoku import SudokuTask as SudokuTask
 from stp_rs.tasks.sudoku import sudoku_cells as sudoku_cells
 from stp_rs.tasks.sudoku import sudoku_corrected_cells as sudoku_corrected_cells
@@ -96,6 +90,8 @@ def get_reward(name: str) -> RewardFunc:
 def get_task(name: str, **options: object) -> Task:
     """Return the task `name` with its options set; `data=` (a file, a hub id or rows) works for every task.
 
+    So does `tokenizer=`: tasks that ask through its chat template, where it has one, take it, and others do without.
+
     Raises:
         ConfigError: for an unknown name (it lists the known ones), or an option that the task does not have.
 
@@ -106,6 +102,8 @@ def get_task(name: str, **options: object) -> Task:
     factory = TASKS.get(name)
     if factory is None:
         raise ConfigError(f"task: got '{name}', needs one of {', '.join(sorted(TASKS))}")
+    if "tokenizer" not in inspect.signature(factory).parameters:
+        options.pop("tokenizer", None)
     try:
         return factory(**options)
     except TypeError as error:

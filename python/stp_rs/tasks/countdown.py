@@ -1,6 +1,7 @@
 """Countdown: reach a target from given numbers, each used once. Prompt `3,7,5=22:`, completion `[3*5+7]`."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 
 from stp_rs._core import countdown_grade, countdown_numbers, countdown_problems, countdown_solutions, row_uid
 from stp_rs.errors import ConfigError
+from stp_rs.priors.choice import tag_span
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.data import DataTask, Source, load_rows, require, shown, source_name
+from stp_rs.tasks.tokens import Placed
 
 VERDICTS = ("solved", "wrong_value", "wrong_statement", "wrong_numbers", "undefined", "malformed", "missing")
 """What the grader says of a completion, by code; the first three are legal expressions of the numbers."""
@@ -19,15 +22,43 @@ FORMAT = 0.1
 """What a legal expression of exactly the given numbers earns, right or wrong."""
 _SPLITS = ("train", "validation", "test")
 _SPLIT_SALT = 0xC0DE
+_ANSWER_SPAN = tag_span("[", "]")
 
 
-def countdown_verdicts(
-    completions: Sequence[Any], numbers: Sequence[Sequence[int]], targets: Sequence[int]
-) -> list[str]:
-    """Return the verdict of each of N completions, one of `VERDICTS`."""
+def whole_number(value: Any) -> int:
+    """Return a whole number of data: an int, a float without a fraction, or its text. ValueError for anything else."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[-+]?[0-9]{1,18}(\.0*)?", text):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(text.split(".")[0])
+
+
+def number_set(value: Any) -> list[int]:
+    """Return the numbers of a problem: a list, or its text such as `[3, 8]` or `3 8`. ValueError for anything else."""
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[\s,;]+", value.strip().strip("[]()").strip()) if part]
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise ValueError(f"{value!r} are no numbers")
+    numbers = [whole_number(one) for one in value]
+    if not numbers:
+        raise ValueError("there are no numbers")
+    return numbers
+
+
+def countdown_verdicts(completions: Sequence[Any], numbers: Sequence[Any], targets: Sequence[Any]) -> list[str]:
+    """Return the verdict of each of N completions, one of `VERDICTS`.
+
+    Numbers and targets may be text.
+
+    Raises:
+        ConfigError: numbers or a target that are no whole numbers; it shows them.
+    """
     out = np.zeros(len(completions), dtype=np.uint8)
-    sets = [[int(n) for n in one] for one in numbers]
-    countdown_grade(texts(completions), sets, [int(t) for t in targets], out)
+    try:
+        sets, goals = [number_set(one) for one in numbers], [whole_number(t) for t in targets]
+    except ValueError as error:
+        raise ConfigError(f"countdown: numbers or target: {error}, needs whole numbers") from error
+    countdown_grade(texts(completions), sets, goals, out)
     return [VERDICTS[code] for code in out]
 
 
@@ -62,7 +93,7 @@ def split_of(numbers: Sequence[int]) -> str:
 
 
 @dataclass
-class CountdownTask:
+class CountdownTask(Placed):
     """The Countdown task; see `stp_rs.tasks.base.Task` for what each part means.
 
     Problems are split by number set, and every problem has a solution with whole positive steps. The
@@ -82,6 +113,7 @@ class CountdownTask:
     lazy: float = 0.3
     """Share of demonstrations that just add the numbers up: a wrong mode that a reward can flip."""
     name: str = "countdown"
+    whole_answer: bool = True
     alphabet: str = "0123456789,=:[]()+-*/"
     prompt_length: int = field(init=False)
     completion_length: int = field(init=False)
@@ -153,6 +185,10 @@ class CountdownTask:
         """Return the numbers in order: a number set is in one split only."""
         return tuple(sorted(row["numbers"]))
 
+    def answer_span(self, text: str) -> tuple[int, int] | None:
+        """Return the range between the last brackets; None where there are none."""
+        return _ANSWER_SPAN(text)
+
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return nothing: no position of the answer is fixed by the prompt."""
         del row
@@ -214,9 +250,8 @@ _COLUMNS = (("input", "output"), ("numbers", "target"), ("nums", "target"))
 
 
 def _problem(given: Any, output: Any) -> tuple[list[int], int]:
-    numbers = [int(x) for x in (given.strip("[] ").split(",") if isinstance(given, str) else given)]
-    text = str(output).strip()
-    return (numbers[:-1], numbers[-1]) if "=" in text else (numbers, int(text))
+    numbers = number_set(given)
+    return (numbers[:-1], numbers[-1]) if "=" in str(output) else (numbers, whole_number(output))
 
 
 def countdown_task(

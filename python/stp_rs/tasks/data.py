@@ -1,7 +1,9 @@
 """Data sets from files, the hub or memory; splits by key that cannot leak; tasks that serve such rows."""
 
+import codecs
 import csv
 import importlib
+import io
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 from stp_rs._core import permutation, row_uid
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import Row, Split, Task
+from stp_rs.tasks.tokens import check_places, count, longest, rounded
 
 Source = str | Path | Sequence[Mapping[str, Any]]
 """A .csv, .jsonl, .json or .parquet file, a hub id (`owner/name` or `owner/name:config`), or rows."""
@@ -57,18 +60,100 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a .csv, .jsonl or .json file (a list, or an object with one list)."""
+    """Return the records of a .csv, .jsonl or .json file (a list, or an object with one list).
+
+    Text is UTF-8, or UTF-16 with a byte order mark. A .jsonl file has one object per line, blank lines aside.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or is not what its name says; it names the file and the place.
+    """
+    if path.is_dir():
+        raise ConfigError(f"data file {path} is a folder; give a .csv, .jsonl, .json or .parquet file")
     if not path.is_file():
         raise ConfigError(f"data file {path} does not exist; give a .csv, .jsonl, .json or .parquet file")
-    text = path.read_text(encoding="utf-8-sig")
+    text = _text(path)
+    if not text.strip():
+        raise ConfigError(f"{path}: got an empty file, needs one record or more")
+    if path.suffix == ".csv":
+        return _csv(text, path)
+    if path.suffix == ".json":
+        return _records(_json(text, f"{path}"), path)
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    return [_mapping(_json(line, f"{path}, line {n}"), path) for n, line in lines if line.strip()]
+
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, line breaks as they are; ConfigError names the encoding that was tried."""
     try:
-        if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
-        if path.suffix == ".json":
-            return _records(json.loads(text), path)
-        return [_mapping(json.loads(line), path) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); a .jsonl file has one object per line") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"data file {path} cannot be read: {error.strerror or error}") from error
+    packed = next((name for mark, name in _COMPRESSED.items() if data.startswith(mark)), None)
+    if packed or data.startswith(b"PAR1"):
+        raise ConfigError(
+            f"{path}: got {f'a {packed} archive' if packed else 'parquet'}, needs text; unpack or rename it"
+        )
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not {encoding} text (byte {error.start}); save it as UTF-8, or as UTF-16 with a byte order mark"
+        ) from error
+    if "\0" in text:
+        raise ConfigError(
+            f"{path}: got NUL characters when read as {encoding}; save it as UTF-8, or as UTF-16 with a byte order mark"
+        )
+    return text
+
+
+def _json(text: str, where: str) -> Any:
+    """Return a JSON value; ConfigError for anything else, NaN and Infinity among it, which JSON does not have."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deep; a .jsonl file has one object per line") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON ({error}); a .jsonl file has one object per line") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"got {constant}, which JSON does not have; write null")
+
+
+def _csv(text: str, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of CSV text by column; line breaks inside quotes stay, and a field may have any length."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    limit = csv.field_size_limit(max(len(text) + 1, csv.field_size_limit()))
+    try:
+        for row in reader:
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+    rows = [(line, row) for line, row in rows if row]
+    names = [name.strip() for name in rows[0][1]]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}: got two columns named {twice!r}, needs different names in the first line")
+    for line, row in rows[1:]:
+        if len(row) != len(names):
+            raise ConfigError(
+                f"{path}, line {line}: got {len(row)} fields for {len(names)} columns; quote fields that hold commas"
+            )
+    return [dict(zip(names, row, strict=True)) for _, row in rows[1:]]
 
 
 def _records(data: object, path: Path) -> list[dict[str, Any]]:
@@ -196,14 +281,16 @@ class DataTask:
         shown_rows = base.demonstrate(every, 0)
         longest = max((len(row["completion"]) + 1 for row in shown_rows), default=0)
         self.name = base.name
+        self.whole_answer = base.whole_answer
         self.template = base.template
+        self._prompts = [row["prompt"] for row in every]
+        self._completions = [row["completion"] for row in shown_rows]
         for name in ("reference", "allowed"):  # what a task may offer beside `Task`
             if hasattr(base, name):
                 setattr(self, name, getattr(base, name))
         self.reward_funcs = base.reward_funcs
-        texts = [row["prompt"] for row in every] + [row["completion"] for row in shown_rows]
-        self.alphabet = "".join(sorted(set(base.alphabet).union(*texts)))
-        self.prompt_length = max(base.prompt_length, *(len(row["prompt"]) for row in every))
+        self.alphabet = "".join(sorted(set(base.alphabet).union(*self._prompts, *self._completions)))
+        self.prompt_length = max([base.prompt_length, *map(len, self._prompts)])
         fits = longest <= base.completion_length
         self.completion_length = base.completion_length if fits else -(-longest // 8) * 8
 
@@ -223,6 +310,29 @@ class DataTask:
     def demonstrations(self, n: int, seed: int) -> list[Row]:
         """Return up to n training rows with `completion`; fewer where rows cannot be demonstrated."""
         return self._base.demonstrate(self.rows("train", n, seed), seed)
+
+    def answer_span(self, text: str) -> tuple[int, int] | None:
+        """Return what the base task takes for the answer."""
+        return self._base.answer_span(text)
+
+    def max_prompt_tokens(self, tokenizer: Any) -> int:
+        """Return the longest prompt of the rows, in tokens."""
+        return longest(self._prompts, tokenizer)
+
+    def completion_tokens(self, tokenizer: Any) -> int:
+        """Return a canvas for the longest completion of the rows, in tokens; at least the base task's layout.
+
+        Where every character is a token it is `completion_length`. Otherwise it is the longest completion and one
+        end-of-text, in a multiple of 8.
+        """
+        by_character = all(count(text, tokenizer) == len(text) for text in self._completions[:64])
+        found = longest(self._completions, tokenizer) + 1
+        return max(self.completion_length, found) if by_character else rounded(found, 8)
+
+    def check_places(self, tokenizer: Any) -> None:
+        """Raise ConfigError unless a tokenizer has one token per place of the base task's layout."""
+        if self.template:
+            check_places(self.name, self._completions[:8], tokenizer)
 
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return what the base task's prompts determine."""

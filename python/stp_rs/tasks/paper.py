@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stp_rs.tasks.columns import column, texts
+from stp_rs.tasks.countdown import number_set
 from stp_rs.tasks.graders import paper
-from stp_rs.tasks.graders.verify import verify
+from stp_rs.tasks.graders.verify import Pair, verify
+from stp_rs.tasks.sudoku import plain_grid
 
 
 def d1_gsm8k_parts(completions: Sequence[Any], answers: Sequence[str]) -> list[dict[str, float]]:
@@ -32,7 +34,7 @@ def d1_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **
 
 
 def _countdown(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
-    numbers = [[int(x) for x in one] for one in column(columns, "numbers", len(completions))]
+    numbers = [number_set(one) for one in column(columns, "numbers", len(completions))]
     targets = [float(t) for t in column(columns, "target", len(completions))]
     given = zip(texts(completions), numbers, targets, strict=True)
     return [paper.countdown_reward(*one) for one in given]
@@ -45,7 +47,7 @@ def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = Non
 
 
 def _sudoku(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
-    puzzles = [str(p) for p in column(columns, "puzzle", len(completions))]
+    puzzles = [plain_grid(p) for p in column(columns, "puzzle", len(completions))]
     solutions = [str(s) for s in column(columns, "solution", len(completions))]
     return [paper.sudoku_reward(*one) for one in zip(texts(completions), puzzles, solutions, strict=True)]
 
@@ -67,7 +69,8 @@ def espo_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, 
     """Return ESPO's MATH reward (column `answer`): 1.0 where math-verify (`math` extra) finds them equal."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    return [float(bool(same)) for same in verify(texts(completions), answers)]
+    pairs = [Pair(text, answer) for text, answer in zip(texts(completions), answers, strict=True)]
+    return [float(bool(same)) for same in verify(pairs)]
 
 
 def espo_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:

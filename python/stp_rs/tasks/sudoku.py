@@ -9,9 +9,11 @@ import numpy as np
 
 from stp_rs._core import permutation, row_uid, sudoku4_grade, sudoku4_grids, sudoku4_puzzles, sudoku9_grade
 from stp_rs.errors import ConfigError
+from stp_rs.priors.choice import tag_span
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.data import DataTask, Source, load_rows, require, source_name
+from stp_rs.tasks.tokens import Placed
 
 CELLS = 16
 MAX_BLANKS = 12
@@ -19,6 +21,7 @@ LARGE = 81
 PARTIAL = 0.5
 """Most that an unsolved grid earns from `sudoku_reward`."""
 _SPLIT_SEED = 288
+_ANSWER_SPAN = tag_span("[", "]")
 _SIZES = {"train": 216, "validation": 24, "test": 48}
 
 
@@ -28,6 +31,20 @@ def split_grids() -> dict[str, tuple[int, ...]]:
     order = permutation(_SPLIT_SEED, 0, 288).tolist()
     cuts = np.cumsum([0, *_SIZES.values()])
     return {name: tuple(order[a:b]) for name, a, b in zip(_SIZES, cuts[:-1], cuts[1:], strict=True)}
+
+
+def plain_grid(grid: Any) -> str:
+    """Return the cells of a grid, row by row, 0 for a blank; other characters stay, for the grader to refuse.
+
+    Blanks may be `.`, `_`, `*` or `?`; line breaks, blanks, `|`, `-`, `+`, commas and brackets between cells are
+    layout. A list of rows, or of cells, is a grid as well.
+    """
+    if isinstance(grid, list | tuple):
+        return "".join(plain_grid(part) for part in grid)
+    return "".join(str(grid).translate(_CELLS).split())
+
+
+_CELLS = str.maketrans(dict.fromkeys("._*?", "0") | dict.fromkeys("|-+,;[]()'\"", " "))
 
 
 def sudoku_grades(
@@ -41,9 +58,10 @@ def sudoku_grades(
     4x4 puzzle has several solutions). `solutions` is used for 9x9 only; "" means to find one.
     """
     out = np.zeros((len(completions), 5), dtype=np.float32)
-    grids = ["".join(str(p).split()) for p in puzzles]
+    grids = [plain_grid(p) for p in puzzles]
     if grids and len(grids[0]) == LARGE:
-        sudoku9_grade(texts(completions), grids, list(solutions or [""] * len(grids)), out)
+        solved = [plain_grid(s) for s in solutions] if solutions else [""] * len(grids)
+        sudoku9_grade(texts(completions), grids, solved, out)
     else:
         sudoku4_grade(texts(completions), grids, out)
     names = ("solved", "cells", "clues_kept", "well_formed", "chance")
@@ -62,7 +80,7 @@ def sudoku_corrected_cells(
 def _puzzles(completions: Sequence[Any], prompts: Sequence[Any] | None, columns: Mapping[str, object]) -> list[str]:
     if columns.get("puzzle") is None and prompts is not None:
         return texts(prompts)  # the task's own prompt is the puzzle
-    return [str(p) for p in column(columns, "puzzle", len(completions))]
+    return [plain_grid(p) for p in column(columns, "puzzle", len(completions))]
 
 
 def sudoku_solved(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -91,7 +109,7 @@ def sudoku_reward(completions: Sequence[Any], prompts: Sequence[Any] | None = No
 
 
 @dataclass
-class SudokuTask:
+class SudokuTask(Placed):
     """The 4x4 Sudoku task; see `stp_rs.tasks.base.Task` for what each part means.
 
     Puzzles have one solution and are split by solution grid, so no test grid is ever seen in training.
@@ -108,6 +126,7 @@ class SudokuTask:
     """Share of demonstrations that fill each row's missing digits in ascending order: a wrong *mode* that a
     reward can flip, where random noise would leave RL nothing to gain."""
     name: str = "sudoku"
+    whole_answer: bool = True
     alphabet: str = "01234[]"
     prompt_length: int = CELLS
     completion_length: int = 20
@@ -152,6 +171,10 @@ class SudokuTask:
         """Return the solution grid: it is what train and test must not share."""
         return str(row["solution"])
 
+    def answer_span(self, text: str) -> tuple[int, int] | None:
+        """Return the range between the last brackets; None where there are none."""
+        return _ANSWER_SPAN(text)
+
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return the clue cells: completion position 1 + cell -> its digit."""
         return {1 + i: digit for i, digit in enumerate(row["puzzle"]) if digit != "0"}
@@ -179,7 +202,7 @@ class SudokuTask:
 
 def _loaded(record: Mapping[str, Any], where: str) -> Row:
     # a spreadsheet or JSON number loses the leading zeros
-    puzzle, solution = (str(record[name]).strip().zfill(CELLS) for name in ("puzzle", "solution"))
+    puzzle, solution = (plain_grid(record[name]).zfill(CELLS) for name in ("puzzle", "solution"))
     try:
         graded = sudoku_grades([f"[{solution}]"], [puzzle])
     except ValueError as error:

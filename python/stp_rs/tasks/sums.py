@@ -8,15 +8,18 @@ from typing import Any
 
 from stp_rs._core import row_uid
 from stp_rs.errors import ConfigError
+from stp_rs.priors.choice import tag_span
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.data import SPLITS, DataTask, Source, load_rows, require, share_of, shown, source_name
+from stp_rs.tasks.tokens import Placed
 
 WORKING = 1.0
 """What fully right working earns beside the answer's 1.0: with less, a policy learns to guess the answer."""
 MAX_SUM = 999_999_999
 _FEWEST = 2
 _READ = 65_536
+_ANSWER_SPAN = tag_span("[", "]")
 _STEP = re.compile(r"([0-9]{1,9})\+([0-9]{1,9})=([0-9]{1,9})")
 _ANSWER = re.compile(r"\[([0-9]{1,9})\]")
 
@@ -61,7 +64,7 @@ def sums_steps(completions: Sequence[Any], prompts: Sequence[Any] | None = None,
 
 
 @dataclass
-class SumsTask:
+class SumsTask(Placed):
     """The chained sums task; see `stp_rs.tasks.base.Task` for what each part means.
 
     Every place of the working is fixed by the number of terms: signs, frame and end-of-text are the template, the
@@ -83,6 +86,7 @@ class SumsTask:
     lazy: float = 0.4
     """Share of demonstrations that drop every carry: a wrong mode that a reward can flip."""
     name: str = "sums"
+    whole_answer: bool = False
     alphabet: str = "0123456789+=;[]"
     prompt_length: int = field(init=False)
     completion_length: int = field(init=False)
@@ -147,6 +151,10 @@ class SumsTask:
     def split_key(self, row: Row) -> Hashable:
         """Return the terms in order: terms are in one split only, however they are ordered."""
         return tuple(sorted(row["terms"]))
+
+    def answer_span(self, text: str) -> tuple[int, int] | None:
+        """Return the range between the last brackets; None where there are none."""
+        return _ANSWER_SPAN(text)
 
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return the places of the terms in the working; a partial sum is never among them."""

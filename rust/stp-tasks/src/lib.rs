@@ -11,6 +11,7 @@ pub mod extract;
 pub mod format;
 pub mod latex;
 pub mod math;
+pub mod notation;
 pub mod number;
 pub mod ratio;
 pub mod sudoku;

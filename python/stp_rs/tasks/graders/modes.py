@@ -3,19 +3,22 @@
 Every item on which the two differ is explained by one of `RULES`; `docs/graders.md` has the table.
 """
 
+import contextlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stp_rs._core import answer_spans, countdown_expressions, grid_answers, number_answers
+from stp_rs._core import answer_spans, countdown_expressions, grid_answers, number_answers, number_grade
 from stp_rs.errors import ConfigError
-from stp_rs.tasks.countdown import countdown_verdicts
+from stp_rs.tasks.competition import RIGHT, boxed_truth, math_grades
+from stp_rs.tasks.countdown import countdown_verdicts, number_set, whole_number
 from stp_rs.tasks.data import shown
 from stp_rs.tasks.graders import paper
-from stp_rs.tasks.questions import boxed_truth, final_number, math_grades
-from stp_rs.tasks.sudoku import sudoku_grades
+from stp_rs.tasks.gsm8k import final_number
+from stp_rs.tasks.sudoku import plain_grid, sudoku_grades
 
 MODES = ("paper_compat", "corrected")
 
@@ -76,15 +79,12 @@ def _gsm8k_paper(items: Sequence[Item]) -> list[Grade]:
 
 
 def _gsm8k_corrected(items: Sequence[Item]) -> list[Grade]:
+    given = _texts(items)
+    truths = ["" if item.truth is None else str(item.truth) for item in items]
     grades = []
-    for item, found in zip(items, number_answers(_texts(items)), strict=True):
-        truth = None if item.truth is None else final_number(str(item.truth))
-        answer, why = ("", "no final answer") if found is None else (found[1], f"{found[0]:g}")
-        if truth is None:
-            grades.append(Grade(None, answer, "no ground truth"))
-        else:
-            same = found is not None and abs(found[0] - truth) <= 1e-6 * max(1.0, abs(truth))
-            grades.append(Grade(same, answer, why))
+    for right, found in zip(number_grade(given, truths), number_answers(given), strict=True):
+        value, answer = ("no final answer", "") if found is None else found
+        grades.append(Grade(right, answer, "no ground truth" if right is None else value))
     return grades
 
 
@@ -94,7 +94,8 @@ def _gsm8k_rule(item: Item, published: Grade, corrected: Grade) -> str:
     if not published.answer:
         return _missed(item.completion)
     if not corrected.answer:
-        return "unmarked"
+        marked = re.search(r"<answer>|\\(boxed|fbox)|####|answer( is|:)", item.completion, re.IGNORECASE)
+        return "not-one" if marked else "unmarked"
     cut = _squeeze(corrected.answer).startswith(_squeeze(published.answer))  # at the first closing brace
     if not cut:
         return "last-box"
@@ -125,18 +126,18 @@ def _math_paper(items: Sequence[Item]) -> list[Grade]:
     return grades
 
 
-def _math_corrected(items: Sequence[Item], use_verify: bool = False) -> list[Grade]:
-    truths = ["" if item.truth is None else boxed_truth(str(item.truth)) for item in items]
-    how = math_grades(_texts(items), truths, use_verify)
+def _math_corrected(items: Sequence[Item]) -> list[Grade]:
+    truths = ["" if item.truth is None else boxed_truth(item.truth) for item in items]
+    how = math_grades(_texts(items), truths)
     return [
-        Grade(None if item.truth is None else found != "no", answer, found)
+        Grade(None if item.truth is None or found == "unsure" else found in RIGHT, answer, found)
         for item, answer, found in zip(items, answer_spans(_texts(items)), how, strict=True)
     ]
 
 
 def _math_rule(item: Item, published: Grade, corrected: Grade) -> str:
     if corrected.correct is None:
-        return "no-truth"
+        return "unsure" if item.truth is not None else "no-truth"
     if published.correct:
         return "strict"
     if not published.answer or "\\boxed{" in published.answer:
@@ -147,22 +148,45 @@ def _math_rule(item: Item, published: Grade, corrected: Grade) -> str:
 
 
 # --- Countdown ---
-def countdown_problem(item: Item) -> tuple[list[int], float]:
-    """Return numbers and target of an item, from its ground truth, its columns, or its question."""
+def countdown_problem(item: Item) -> tuple[list[int], int]:
+    """Return numbers and target of an item, from its ground truth, its columns, or its question.
+
+    Numbers may be text (`[3, 8]`); a truth may be `[[3, 8], 24]` as values or as text, a mapping with `numbers` and
+    `target`, or the target alone where the numbers are a column.
+
+    Raises:
+        ConfigError: there are none, or they are no whole numbers; it shows the record.
+    """
+    try:
+        numbers, target = _countdown_parts(item)
+        return number_set(numbers), whole_number(target)
+    except ValueError as error:
+        raise ConfigError(
+            f"an item has no numbers and target (ground_truth [[...], n]; {error}): {shown(item.record)}"
+        ) from error
+
+
+def _countdown_parts(item: Item) -> tuple[Any, Any]:
     truth, record = item.truth, item.record
+    if isinstance(truth, str) and truth.lstrip().startswith(("[[", "{", "((")):
+        with contextlib.suppress(ValueError):
+            truth = json.loads(truth.replace("(", "[").replace(")", "]"))
     pair = 2
-    if isinstance(truth, Sequence) and len(truth) == pair and isinstance(truth[0], Sequence):
-        return [int(n) for n in truth[0]], float(truth[1])
-    if isinstance(truth, Mapping) and "numbers" in truth:
-        return [int(n) for n in truth["numbers"]], float(truth["target"])
-    numbers = record.get("numbers", record.get("nums"))
-    if numbers is not None and record.get("target") is not None:
-        return [int(n) for n in numbers], float(record["target"])
+    if isinstance(truth, list | tuple) and len(truth) == pair and isinstance(truth[0], list | tuple | str):
+        return truth[0], truth[1]
+    if isinstance(truth, Mapping) and "numbers" in truth and "target" in truth:
+        return truth["numbers"], truth["target"]
+    numbers = next((record[name] for name in ("numbers", "nums") if record.get(name) is not None), None)
+    target = record.get("target")
+    if target is None and isinstance(truth, int | float | str):
+        target = truth
+    if numbers is not None and target is not None:
+        return numbers, target
     asked = re.search(r"Numbers: \[([\d, ]+)\]", item.question, re.IGNORECASE)
-    target = re.search(r"Target: (\d+)", item.question, re.IGNORECASE)
-    if asked is None or target is None:
-        raise ConfigError(f"an item has no numbers and target (ground_truth [[...], n]): {shown(record)}")
-    return [int(n) for n in asked[1].split(",")], float(target[1])
+    stated = re.search(r"Target: (\d+)(?![\d.]*\d)", item.question, re.IGNORECASE)
+    if asked is None or stated is None:
+        raise ValueError("none were found")
+    return asked[1], stated[1]
 
 
 def _countdown_paper(items: Sequence[Item]) -> list[Grade]:
@@ -176,7 +200,7 @@ def _countdown_paper(items: Sequence[Item]) -> list[Grade]:
 
 def _countdown_corrected(items: Sequence[Item]) -> list[Grade]:
     problems = [countdown_problem(item) for item in items]
-    verdicts = countdown_verdicts(_texts(items), [n for n, _ in problems], [int(t) for _, t in problems])
+    verdicts = countdown_verdicts(_texts(items), [n for n, _ in problems], [t for _, t in problems])
     answers = countdown_expressions(_texts(items))
     return [Grade(v == "solved", a, v) for v, a in zip(verdicts, answers, strict=True)]
 
@@ -194,14 +218,17 @@ def _countdown_rule(item: Item, published: Grade, corrected: Grade) -> str:
 
 # --- Sudoku ---
 def sudoku_puzzle(item: Item) -> str:
-    """Return the puzzle of an item, from its columns or its question; 16 or 81 cells."""
+    """Return the puzzle of an item, from its columns or its question; 16 or 81 cells, 0 for a blank."""
     for name in ("puzzle", "Puzzle"):
         if item.record.get(name) is not None:
-            return str(item.record[name])
-    found = re.search(r"(?<!\d)(\d{81}|\d{16})(?!\d)", item.question) or re.match(r"\d{16}", item.question)
-    if found is None:
-        raise ConfigError(f"an item has no puzzle (a column or a question with 16 digits): {shown(item.record)}")
-    return found[0]
+            return plain_grid(item.record[name])
+    found = re.search(r"(?<![\d.])([\d.]{81}|[\d.]{16})(?![\d.])", item.question) or re.match(r"\d{16}", item.question)
+    whole = plain_grid(item.question)
+    if found is not None:
+        return plain_grid(found[0])
+    if len(whole) in (16, 81) and whole.isdecimal():
+        return whole
+    raise ConfigError(f"an item has no puzzle (a column or a question with 16 digits): {shown(item.record)}")
 
 
 def _sudoku_paper(items: Sequence[Item]) -> list[Grade]:
@@ -217,7 +244,7 @@ def _sudoku_corrected(items: Sequence[Item]) -> list[Grade]:
     grades = []
     for item in items:
         puzzle = sudoku_puzzle(item)
-        scores = sudoku_grades([item.completion], [puzzle], ["" if item.truth is None else str(item.truth)])
+        scores = sudoku_grades([item.completion], [puzzle], ["" if item.truth is None else plain_grid(item.truth)])
         answer = grid_answers([item.completion], len(puzzle))[0]
         blanks = puzzle.count("0")
         right = scores["cells"][0] * blanks
@@ -263,16 +290,12 @@ EXPLAIN: dict[str, Callable[[Item, Grade, Grade], str]] = {
 }
 
 
-def verified_math(items: Sequence[Item]) -> list[Grade]:
-    """Return the corrected MATH grades with math-verify (the `math` extra) for what is left."""
-    return _math_corrected(items, use_verify=True)
-
-
 RULES: dict[str, str] = {
     "no-truth": "the item has no ground truth: published code counts it as wrong, we leave it out",
     "unclosed": "a box or answer tag is not closed, or a box has no braces: published patterns see nothing there",
     "line-break": "the box spans several lines: the published pattern does not match a line break",
     "marker": "the answer follows '####' or 'answer is': published code looks into boxes and tags only",
+    "not-one": "several numbers, a range or a denial state no answer: published code takes one of the numbers",
     "unmarked": "published code takes a number from text that states no final answer",
     "last-box": "several answers are given: published code takes another one than the final one",
     "thousands": "a thousands separator ends the number for published code: 1,200 is read as 1",
@@ -280,9 +303,8 @@ RULES: dict[str, str] = {
     "no-box": "the answer is in its tag without a box: published code looks at the whole text instead",
     "as-text": "equal once layout, units, signs or letter case are set aside",
     "as-number": "equal as numbers, spelt differently",
-    "as-list": "the same elements, spelt or ordered differently",
-    "as-expression": "equal expressions: they agree at every sample point",
     "as-verify": "equal for math-verify",
+    "unsure": "the answer is neither certainly right nor certainly wrong, and math-verify is not installed",
     "strict": "published code accepts an answer that does not state the result",
     "statement": "the value after the equals sign is not the value of the expression",
     "decimal": "a decimal such as 3.4 counts as the two numbers 3 and 4 for published code",

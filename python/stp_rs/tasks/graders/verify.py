@@ -1,57 +1,77 @@
-"""math-verify in a process of its own: a comparison that hangs is ended from outside.
+"""math-verify in a process of its own: a comparison that hangs or eats memory is ended from outside.
 
-The library's own timeouts are signals, which work in the main thread only; a reward often runs in another
-one. Here the time limit is kept by the caller, so it works in any thread, and no comparison can outlive it.
+The library's own timeouts are signals, which work in a main thread only, while a reward often runs in another one. The
+child has a main thread of its own, where an alarm ends what takes too long; what no alarm can end, the caller kills.
+So the limit holds in any thread. Pairs go to the child in batches, and verdicts are kept.
 """
 
 import atexit
 import contextlib
 import importlib.util
 import json
+import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from stp_rs.errors import ConfigError
 
 _START_SECONDS = 60.0
+_GRACE_SECONDS = 2.0
+"""How much longer than the child's alarm the caller waits before it kills."""
+_BATCH = 64
+"""Pairs written ahead of their answers: few enough that neither side's pipe fills up."""
+_KEPT = 65_536
+"""Verdicts that are kept."""
 
 
 class TimedWorker:
     """A child process that answers one JSON line per JSON line, within a time limit per line.
 
-    Not shared between threads at the same time: `ask` holds a lock. The child is started when first needed
-    and again after it was ended for being too slow.
+    The child is started when first needed, in this process, and again after it was ended for being too slow. Threads
+    take turns.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         """Keep the command; nothing is started yet."""
         self._command = list(command)
         self._child: subprocess.Popen[str] | None = None
+        self._owner = 0
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._lock = threading.Lock()
 
-    def ask(self, question: Any, seconds: float) -> Any:
-        """Return the child's answer; None if it took longer than `seconds` or died.
+    def ask(self, questions: Sequence[Any], seconds: float) -> list[Any]:
+        """Return the child's answer to each question; None where it took longer than `seconds`, or died.
 
         Raises:
-            ConfigError: if the child cannot start; the message is what it printed.
+            ConfigError: the child cannot start; the message is what it printed.
         """
+        answers: list[Any] = []
         with self._lock:
-            child = self._child or self._start()
+            while len(answers) < len(questions):
+                answers += self._batch(questions[len(answers) : len(answers) + _BATCH], seconds)
+        return answers
+
+    def _batch(self, questions: Sequence[Any], seconds: float) -> Iterator[Any]:
+        """Yield answers in order, up to the first that does not come."""
+        child = self._child if self._child is not None and self._owner == os.getpid() else self._start()
+        with contextlib.suppress(BrokenPipeError):
+            if child.stdin is not None:
+                child.stdin.writelines(json.dumps(question) + "\n" for question in questions)
+                child.stdin.flush()
+        for _ in questions:
             line = None
-            with contextlib.suppress(queue.Empty, BrokenPipeError):
-                if child.stdin is not None:
-                    child.stdin.write(json.dumps(question) + "\n")
-                    child.stdin.flush()
+            with contextlib.suppress(queue.Empty):
                 line = self._lines.get(timeout=seconds)
             if line is None:
                 self._end()
-                return None
-            return json.loads(line)
+                yield None
+                return
+            yield json.loads(line)
 
     def close(self) -> None:
         """End the child."""
@@ -74,14 +94,14 @@ class TimedWorker:
             _, printed = child.communicate()
             last = (printed.strip().splitlines() or ["it printed nothing"])[-1]
             raise ConfigError(f"the comparison process did not start: {last}")
-        self._child = child
+        self._child, self._owner = child, os.getpid()
         return child
 
     def _end(self) -> None:
-        if self._child is not None:
+        if self._child is not None and self._owner == os.getpid():
             self._child.kill()
             self._child.communicate()
-            self._child = None
+        self._child = None
 
 
 def _pump(child: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:
@@ -92,19 +112,56 @@ def _pump(child: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> N
 
 
 _CHILD = """
-import json, sys
+import contextlib, json, logging, signal, sys
+with contextlib.suppress(ImportError, OSError, ValueError):
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from math_verify import parse, verify
+logging.disable(logging.CRITICAL)
+def expired(*_):
+    raise TimeoutError
+def same(gold, answer, decimals):
+    gold, answer = (parse(text, parsing_timeout=None) for text in (gold, answer))
+    options = dict(timeout_seconds=None, allow_set_relation_comp=True)
+    if verify(gold, answer, float_rounding=300, numeric_precision=320, **options):
+        return True
+    return decimals is not None and bool(verify(gold, answer, float_rounding=decimals, **options))
+alarm = getattr(signal, "setitimer", None)
+if alarm:
+    signal.signal(signal.SIGALRM, expired)
 print("ready", flush=True)
 for line in sys.stdin:
-    gold, answer = (parse(text, parsing_timeout=None) for text in json.loads(line))
+    gold, answer, decimals, seconds = json.loads(line)
+    found = None
     try:
-        same = bool(verify(gold, answer, timeout_seconds=None))
+        if alarm:
+            alarm(signal.ITIMER_REAL, seconds)
+        found = same(gold, answer, decimals)
+        if alarm:
+            alarm(signal.ITIMER_REAL, 0)
+    except TimeoutError:
+        pass
     except Exception:
-        same = False
-    print(json.dumps(same), flush=True)
+        found = False
+    if alarm:
+        alarm(signal.ITIMER_REAL, 0)
+    print(json.dumps(found), flush=True)
 """
 _WORKER = TimedWorker([sys.executable, "-c", _CHILD])
 atexit.register(_WORKER.close)
+
+
+class Pair(NamedTuple):
+    """Two texts to compare, in which math-verify finds the expressions itself."""
+
+    gold: str
+    answer: str
+    decimals: int | None = None
+    """Decimals of a gold that may be rounded: an answer that rounds to it is equal."""
+
+
+_VERDICTS: OrderedDict[Pair, bool] = OrderedDict()
+_GUARD = threading.Lock()
 
 
 def available() -> bool:
@@ -112,16 +169,25 @@ def available() -> bool:
     return importlib.util.find_spec("math_verify") is not None
 
 
-def verify(golds: Sequence[str], answers: Sequence[str], seconds: float = 5.0) -> list[bool | None]:
+def verify(pairs: Sequence[Pair], seconds: float = 3.0) -> list[bool | None]:
     """Return for each pair whether math-verify finds them equal; None where it took longer than `seconds`.
 
-    Works in any thread; pairs are compared one after the other in one child process.
+    Works in any thread. A pair is compared once: verdicts are kept, of the last 65,536 pairs.
 
     Raises:
-        ConfigError: if the `math` extra is not installed.
+        ConfigError: the `math` extra is not installed.
     """
-    if not golds and not answers:
+    if not pairs:
         return []
     if not available():
         raise ConfigError("math-verify is not installed: pip install 'stp-rs[math]'")
-    return [_WORKER.ask([gold, answer], seconds) for gold, answer in zip(golds, answers, strict=True)]
+    with _GUARD:
+        known = {pair: _VERDICTS[pair] for pair in pairs if pair in _VERDICTS}
+    left = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    found = _WORKER.ask([[*pair, seconds] for pair in left], seconds + _GRACE_SECONDS)
+    fresh = dict(zip(left, found, strict=True))
+    with _GUARD:
+        _VERDICTS.update({pair: same for pair, same in fresh.items() if same is not None})
+        while len(_VERDICTS) > _KEPT:
+            _VERDICTS.popitem(last=False)
+    return [known[pair] if pair in known else fresh[pair] for pair in pairs]

@@ -1,23 +1,48 @@
 //! The corrected graders of numbers, MATH answers, 9x9 grids and layouts for Python.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
 
+use std::borrow::Cow;
+
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use stp_core::error::{Error, check_len};
 use stp_tasks::math::Match;
+use stp_tasks::number::Verdict;
+use stp_tasks::ratio::Ratio;
 use stp_tasks::{cells, countdown, format, math, number, sudoku9};
 
 use super::{texts, write_score};
 use crate::{arrays, boundary};
 
 type Strings<'py> = Vec<Bound<'py, PyString>>;
+type Comparison = (&'static str, String, String, Option<usize>);
 
-/// The final numbers of completions: (value, text it was read from), or None where no answer is stated.
+/// The final numbers of completions: (value as `3` or `1/3`, text it was read from), or None where no answer is stated.
 #[pyfunction]
-fn number_answers(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Option<(f64, String)>>> {
+fn number_answers(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Option<(String, String)>>> {
     let completions = texts(&completions);
     boundary::enter(py, || {
-        Ok(completions.iter().map(|c| number::answer(c).map(|a| (a.value, a.text.to_string()))).collect())
+        let shown = |a: number::Answer<'_>| (a.value.to_string(), a.text.to_string());
+        Ok(completions.iter().map(|c| number::answer(c).map(shown)).collect())
+    })
+}
+
+/// Whether the final number of each completion is that of its truth; None where the truth states no number.
+#[pyfunction]
+fn number_grade(
+    py: Python<'_>,
+    completions: Strings<'_>,
+    truths: Strings<'_>,
+) -> PyResult<Vec<Option<bool>>> {
+    let (completions, truths) = (texts(&completions), texts(&truths));
+    boundary::enter(py, || {
+        check_len("truths", truths.len(), completions.len())?;
+        let grade = |(c, t): (&Cow<'_, str>, &Cow<'_, str>)| match number::grade(number::answer(c), t) {
+            Verdict::Right => Some(true),
+            Verdict::Wrong => Some(false),
+            Verdict::NoTruth => None,
+        };
+        Ok(completions.iter().zip(&truths).map(grade).collect())
     })
 }
 
@@ -25,7 +50,7 @@ fn number_answers(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<Opti
 #[pyfunction]
 fn number_values(py: Python<'_>, answers: Strings<'_>) -> PyResult<Vec<Option<f64>>> {
     let answers = texts(&answers);
-    boundary::enter(py, || Ok(answers.iter().map(|a| number::read(a)).collect()))
+    boundary::enter(py, || Ok(answers.iter().map(|a| number::read(a).map(Ratio::to_f64)).collect()))
 }
 
 /// The texts that completions give as their answers: the last answer tag, in it or without it the last box.
@@ -35,20 +60,21 @@ fn answer_spans(py: Python<'_>, completions: Strings<'_>) -> PyResult<Vec<String
     boundary::enter(py, || Ok(completions.iter().map(|c| math::read(c).to_string()).collect()))
 }
 
-/// How each answer equals its truth: text, number, list, expression, or no.
+/// What is certain about each answer and its truth: (text, number, no or unsure; the answer and the truth as a computer
+/// algebra system reads them; the decimals of a truth that may be rounded).
 #[pyfunction]
-fn math_compare(py: Python<'_>, answers: Strings<'_>, truths: Strings<'_>) -> PyResult<Vec<&'static str>> {
+fn math_compare(py: Python<'_>, answers: Strings<'_>, truths: Strings<'_>) -> PyResult<Vec<Comparison>> {
     let (answers, truths) = (texts(&answers), texts(&truths));
     boundary::enter(py, || {
         check_len("truths", truths.len(), answers.len())?;
         let name = |found| match found {
             Match::Text => "text",
             Match::Number => "number",
-            Match::List => "list",
-            Match::Expression => "expression",
             Match::No => "no",
+            Match::Unsure => "unsure",
         };
-        Ok(answers.iter().zip(&truths).map(|(a, t)| name(math::compare(a, t))).collect())
+        let compared = answers.iter().zip(&truths).map(|(a, t)| math::compare(a, t));
+        Ok(compared.map(|c| (name(c.found), c.answer, c.truth, c.decimals)).collect())
     })
 }
 
@@ -133,6 +159,7 @@ fn tag_layout(
 /// Adds this file's functions to the module.
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(number_answers, m)?)?;
+    m.add_function(wrap_pyfunction!(number_grade, m)?)?;
     m.add_function(wrap_pyfunction!(number_values, m)?)?;
     m.add_function(wrap_pyfunction!(answer_spans, m)?)?;
     m.add_function(wrap_pyfunction!(math_compare, m)?)?;
