@@ -309,7 +309,7 @@ fn braced(tokens: Vec<Token>) -> Vec<Token> {
         }
         made.push(token);
     }
-    bare_indices(made)
+    bare_indices(&made)
 }
 
 fn arguments(command: &str) -> Option<usize> {
@@ -320,7 +320,7 @@ fn arguments(command: &str) -> Option<usize> {
     }
 }
 
-fn bare_indices(tokens: Vec<Token>) -> Vec<Token> {
+fn bare_indices(tokens: &[Token]) -> Vec<Token> {
     let mut made: Vec<Token> = Vec::with_capacity(tokens.len());
     let mut at = 0;
     while at < tokens.len() {

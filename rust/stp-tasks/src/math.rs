@@ -287,7 +287,7 @@ fn relation(a: &[Token], b: &[Token]) -> Option<Match> {
         return None; // a list: its elements may have names of their own
     }
     match (sides_a.as_slice(), sides_b.as_slice()) {
-        ([name, value], [_]) | ([value, name], [_]) if is_name(name) && !related(b) => Some(again(value, b)),
+        ([name, value] | [value, name], [_]) if is_name(name) && !related(b) => Some(again(value, b)),
         ([name, steps @ .., last], [_]) if is_name(name) && !related(b) && agree(steps, last) => {
             Some(again(last, b))
         }
