@@ -332,7 +332,7 @@ class DataTask:
     def check_places(self, tokenizer: Any) -> None:
         """Raise ConfigError unless a tokenizer has one token per place of the base task's layout."""
         if self.template:
-            check_places(self.name, self._completions[:8], tokenizer)
+            check_places(self.name, self._completions, tokenizer)
 
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return what the base task's prompts determine."""

@@ -64,7 +64,7 @@ class Placed:
             ConfigError: it has not; the message shows a completion and its tokens.
         """
         if self.template:
-            check_places(self.name, (str(row["completion"]) for row in self.demonstrations(8, 0)), tokenizer)
+            check_places(self.name, (str(row["completion"]) for row in self.demonstrations(_SAMPLE, 0)), tokenizer)
 
 
 def check_places(name: str, completions: Iterable[str], tokenizer: Any) -> None:
