@@ -17,7 +17,8 @@ from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Constrained, Referenced, Task
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.metrics import Ledger
-from stp_rs.train.priors import answer_span, check_spatial, reference_text, static_priors, training_priors
+from stp_rs.train.priors import check_spatial, reference_text, static_priors, training_priors
+from tests.bpe import bpe
 
 GSM8K = [{"question": f"{n} + 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(9)]
 
@@ -148,7 +149,7 @@ def test_every_reference_is_in_its_tasks_vocabulary(name: str):
 
 def test_hints_never_give_the_final_answer_of_a_worked_solution(tmp_path: Path):
     task = get_task("gsm8k", data=GSM8K)
-    span = answer_span(task)
+    span = task.answer_span
     text = "so 3<answer>\n\\boxed{4}</answer>"
     assert span(text) == (12, 22)
     assert span("\\boxed{4}") == (7, 8)
@@ -166,3 +167,12 @@ def test_the_model_says_how_wide_a_vocabulary_is(tmp_path: Path):
     (vocabulary,) = made(get_task("sudoku"), tmp_path, stp_spatial="vocabulary")
     assert isinstance(vocabulary, Vocabulary)
     assert vocabulary.vocab_size == len(character_tokenizer(get_task("sudoku").alphabet))
+
+
+def test_a_layout_by_character_needs_a_tokenizer_with_one_token_per_character():
+    task = get_task("sudoku")
+    merging = bpe(400, [row["completion"] for row in task.demonstrations(50, 0)])
+    for name in ("template", "copy", "vocabulary"):
+        with pytest.raises(ConfigError, match=r"task sudoku: got .* needs a tokenizer with one token"):
+            static_priors(STPConfig.make("elbo", stp_spatial=name), task, merging)
+    assert static_priors(STPConfig.make("elbo", stp_spatial="length", stp_length="9"), task, merging)

@@ -8,6 +8,7 @@ import pytest
 
 from stp_rs.errors import ConfigError
 from stp_rs.integrations import reasoning_gym, verl
+from stp_rs.models import character_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,11 @@ def check(task: reasoning_gym.ReasoningGymTask) -> None:
     assert task.score([row["completion"] for row in shown], shown)["solved"] == [1.0] * 10
     assert task.score(["nothing"], shown[:1])["solved"] == [0.0]
     assert task.copies(shown[0]) == {}
+    tokenizer = character_tokenizer(task.alphabet)
+    assert max(len(row["completion"]) for row in shown) < task.completion_tokens(tokenizer)
+    assert max(len(row["prompt"]) for row in shown) <= task.max_prompt_tokens(tokenizer) + 1  # of a sample
+    assert task.answer_span("<answer>7</answer>") == (8, 9)
+    task.check_places(tokenizer)
     stored = task.load([row["entry"] for row in shown])
     assert [row["prompt"] for row in stored] == [row["prompt"] for row in shown]
 

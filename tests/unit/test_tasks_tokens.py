@@ -4,36 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from stp_rs import tasks
 from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer
 from stp_rs.priors import eligible_tokens, tag_span
 from stp_rs.tasks import questions
-
-TEXTS = [
-    "so <answer>\\boxed{\\frac{11}{7}}</answer>",
-    "\u7b54\u6848\u662f\u4e03 \U0001f600 caf\u00e9",
-    "1234 3412 2143 4321",
-] * 4
-
-
-def bpe(vocab: int = 300, texts: list[str] = TEXTS) -> Any:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<mask>", "<eos>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    make: Any = PreTrainedTokenizerFast
-    return make(tokenizer_object=core, pad_token="<pad>", mask_token="<mask>", eos_token="<eos>")
+from tests.bpe import bpe
 
 
 def shown(text: str, tokenizer: Any, span: Any, width: int = 0) -> tuple[str, np.ndarray]:

@@ -151,9 +151,8 @@ def make_task(config: STPConfig, model: str | Path = "") -> Task:
     """
     options: dict[str, Any] = {"data": config.data} if config.data else {}
     model = model or config.model_name_or_path
-    if model and config.task in ("gsm8k", "math"):
-        tokenizer = load_tokenizer(found_model(model), trust_remote_code=config.trust_remote_code)
-        options |= {"tokenizer": tokenizer} if tokenizer.chat_template else {}
+    if model:
+        options["tokenizer"] = load_tokenizer(found_model(model), trust_remote_code=config.trust_remote_code)
     return get_task(config.task, **options)
 
 
@@ -163,10 +162,14 @@ def found_model(name: str | Path) -> str | Path:
 
 
 def complete(config: STPConfig, task: Task) -> STPConfig:
-    """Return the configuration with the task's completion length where none was given."""
+    """Return the configuration with the task's completion length, in tokens of the policy, where none was given."""
     if config.max_completion_length:
         return config
-    return replace(config, max_completion_length=task.completion_length)
+    length = task.completion_length
+    if config.model_name_or_path:
+        given = found_model(config.model_name_or_path)
+        length = task.completion_tokens(load_tokenizer(given, trust_remote_code=config.trust_remote_code))
+    return replace(config, max_completion_length=length)
 
 
 def set_threads(config: STPConfig) -> None:

@@ -10,7 +10,9 @@ from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.data import SPLITS, load_rows, require, share_of, source_name
+from stp_rs.tasks.questions import answer_span
 from stp_rs.tasks.templates import get_template, render
+from stp_rs.tasks.tokens import longest, rounded
 
 _CUTS = (0.8, 0.9)
 _SAMPLE = 256
@@ -40,7 +42,9 @@ class ReasoningGymTask:
         self.alphabet = "".join(sorted({c for row in rows for c in row["prompt"]}.union(*answers)))
         self.prompt_length = max(len(row["prompt"]) for row in rows)
         self.completion_length = -(-(max(map(len, answers)) + 1) // 8) * 8
+        self.whole_answer = False
         self.template: Mapping[int, str] = {}
+        self._texts = [row["prompt"] for row in rows], answers
         self.reward_funcs: Sequence[RewardFunc] = (self.reasoning_gym_score,)
 
     def _entries(self, size: int, seed: int) -> Any:
@@ -80,6 +84,21 @@ class ReasoningGymTask:
     def reference(self, row: Row) -> str:
         """Return the reference answer, laid out as the template asks."""
         return self._style.completion("", str(row["answer"]))
+
+    def answer_span(self, text: str) -> tuple[int, int] | None:
+        """Return the range of the answers in tags and boxes; None where there is none."""
+        return answer_span(text)
+
+    def max_prompt_tokens(self, tokenizer: Any) -> int:
+        """Return the longest prompt of a sample, in tokens."""
+        return longest(self._texts[0], tokenizer)
+
+    def completion_tokens(self, tokenizer: Any) -> int:
+        """Return a canvas for the longest answer of a sample, in tokens, end-of-text included."""
+        return rounded(longest(self._texts[1], tokenizer) + 1, 8)
+
+    def check_places(self, tokenizer: Any) -> None:
+        """Do nothing: there is no template, and there are no copies."""
 
     def copies(self, row: Row) -> Mapping[int, str]:
         """Return nothing: no position of the answer is fixed by the prompt."""

@@ -10,7 +10,6 @@ from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.priors import (
     Anneal,
-    AnswerSpan,
     Copy,
     Frequency,
     Length,
@@ -19,7 +18,6 @@ from stp_rs.priors import (
     Template,
     Vocabulary,
     reference_length,
-    tag_span,
 )
 from stp_rs.priors.base import Constrained, Referenced, is_soft
 from stp_rs.priors.reference import SELECTORS
@@ -34,10 +32,8 @@ if TYPE_CHECKING:
 
 NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "reference", "frequency")
 """Sources that `stp_spatial` may name."""
-_WHOLE = ("sudoku", "countdown")
-"""Tasks whose completion is an answer and nothing else."""
-_BRACKETED = (*_WHOLE, "sums")
-"""Tasks whose answer stands between brackets."""
+_PLACED = {"template", "copy", "vocabulary"}
+"""Sources that fix or restrict places of the canvas."""
 
 
 def spatial_names(config: STPConfig) -> list[str]:
@@ -69,8 +65,13 @@ def static_priors(config: STPConfig, task: "Task", tokenizer: Any, model: Diffus
     """Return the configured priors that need no answer and may stay on at evaluation.
 
     They are template, copy, vocabulary, and length where its budget is a number.
+
+    Raises:
+        ConfigError: places of the task's layout are no token places of the tokenizer.
     """
     found: list[Prior] = []
+    if not _PLACED.isdisjoint(spatial_names(config)):
+        task.check_places(tokenizer)
     for name in spatial_names(config):
         if name == "template":
             found.append(Template(task.template, tokenizer))
@@ -108,7 +109,7 @@ def training_priors(
         **shared,
         "share": config.stp_hint,
         "selector": config.stp_selector if config.stp_selector in SELECTORS else "random",
-        "answer_span": answer_span(task) if config.stp_protect_answer and task.name not in _WHOLE else None,
+        "answer_span": task.answer_span if config.stp_protect_answer and not task.whole_answer else None,
     }
     priors = list(static)
     if "length" in names and not config.stp_length.isdecimal():
@@ -123,14 +124,6 @@ def training_priors(
         elif name == "frequency":
             priors.append(Frequency(tokenizer, config.stp_frequency, config.num_generations, **shared))
     return priors
-
-
-def answer_span(task: "Task") -> AnswerSpan:
-    """Return the finder of a task's answer: between brackets, in the answer tag, or else in the box."""
-    if task.name in _BRACKETED:
-        return tag_span("[", "]")
-    tag, box = tag_span(), tag_span("\\boxed{", "}")
-    return lambda text: tag(text) or box(text)
 
 
 def reference_text(task: "Task") -> Callable[[Any], str | None]:
@@ -190,7 +183,7 @@ def _offline(
     prior = OfflineGeneration(
         config.stp_keep,
         config.stp_selector,
-        answer_span(task),
+        task.answer_span,
         config.seed,
         protect_answer=config.stp_protect_answer,
         anneal=_anneal(config),
