@@ -253,11 +253,12 @@ def scores(model: Any, batch: Any, masks: Any, row: int) -> list[dict[int, Tenso
 def watched(made: Any) -> Iterator[dict[str, list[Any]]]:
     """Record the masks, batches, losses, parameters and gradients of every update."""
     seen: dict[str, list[Any]] = {"jobs": [], "loss": [], "weights": [], "gradients": []}
-    job, loss = module.PolicyUpdate._job, module.policy_loss
+    planned, loss = module.PolicyUpdate._planned, module.policy_loss
 
-    def keep_job(*args: Any, **kwargs: Any) -> Any:
-        seen["jobs"].append(job(*args, **kwargs))
-        return seen["jobs"][-1]
+    def keep_planned(*args: Any, **kwargs: Any) -> Any:
+        parts = planned(*args, **kwargs)
+        seen["jobs"].extend(parts)
+        return parts
 
     def keep_loss(*args: Any, **kwargs: Any) -> Any:
         seen["loss"].append(loss(*args, **kwargs))
@@ -270,7 +271,7 @@ def watched(made: Any) -> Iterator[dict[str, list[Any]]]:
 
     handle = made.optimizer.register_step_pre_hook(keep_step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.PolicyUpdate, "_job", keep_job)
+        patch.setattr(module.PolicyUpdate, "_planned", keep_planned)
         patch.setattr(module, "policy_loss", keep_loss)
         yield seen
     handle.remove()
@@ -296,7 +297,8 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
     made = trainer(tmp_path, tiny(seed=3), graded, preset=preset, pruning=pruning, priors=hints, **options)
     model, start = made.model, copy.deepcopy(made.model.module.state_dict())
     with watched(made) as seen:
-        rewards = made.train_step().rewards
+        step = made.train_step()
+    rewards, uids = step.rewards, step.rollout.uid.tolist()
     kind, formula = FORMULAS[preset]
     expected = advantages(rewards, kind)
     assert len(seen["jobs"]) == len(seen["loss"]) == 2
@@ -311,7 +313,7 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
         model.module.load_state_dict(weights)
         rows, kept = [], 0
         for place, advantage in enumerate(expected):
-            if place not in batch.rows:  # equal rewards in its group: nothing to compute, but part of the mean
+            if uids[place] not in batch.uid:  # equal rewards in its group: nothing to compute, but part of the mean
                 rows.append(Row(0.0, rewards[place], len(batch.token_ids[0]), [], [], [], []))
                 continue
             weight = [

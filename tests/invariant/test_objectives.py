@@ -78,9 +78,21 @@ def test_a_trajectory_is_not_scored_again_under_the_policy_that_drew_it(tmp_path
     assert forwards["likelihood"] == forwards["backward"] > 0
     first, second = losses[0][0][0], losses[1][0][0]
     assert torch.allclose(second.old_RL, first.new_RL.detach(), atol=1e-5), "what was recorded is what is scored"
-    filtered = trainer(tmp_path / "b", preset="grpo", num_iterations=3, top_k=2)
-    filtered.train_step()
-    assert filtered.ledger.forwards["likelihood"] > filtered.ledger.forwards["backward"], "another law: scored anew"
+    for law, anew in (({}, False), ({"top_k": 2}, True)):
+        some = trainer(tmp_path / f"b{anew}", preset="trace", beta=0.0, num_iterations=3, **law)
+        some.train_step()
+        forwards = some.ledger.forwards
+        assert (forwards["likelihood"] > forwards["backward"]) is anew, "another law, other states: scored anew"
+
+
+def test_the_first_gradient_pass_is_the_old_estimate_of_equal_masks(tmp_path: Path):
+    """Every state of a trajectory, in every inner iteration; under a law whose numbers the rollout did not record."""
+    made = trainer(tmp_path, preset="grpo", num_iterations=3, top_k=2)
+    with spied("policy_loss") as losses:
+        made.train_step()
+    assert made.ledger.forwards["likelihood"] == made.ledger.forwards["backward"] > 0
+    first = losses[0][0][0].new_RL.detach()
+    assert all(torch.equal(args[0].old_RL, first) for args, _, _ in losses)
 
 
 def test_stable_weights_are_normalised_over_the_whole_update(tmp_path: Path):

@@ -104,8 +104,12 @@ def test_every_micro_batch_sees_each_of_its_mask_sets_once(tmp_path: Path):
     graded = [masks[id(args[2])] for args, _, (result, _) in estimates if result.requires_grad]
     assert sorted(graded) == sorted(masks.values()), "each set is trained on exactly once"
     assert [j for _, j in graded] == sorted(j for _, j in graded), "update j uses the sets j"
-    without = [masks[id(args[2])] for args, _, (result, _) in estimates if not result.requires_grad]
-    assert sorted(without) == sorted((b, j) for b, j in masks.values() if j > 0), "old estimates of the same sets"
+    without = [args for args, _, (result, _) in estimates if not result.requires_grad]
+    assert len(without) == len(batches), "one pass for the old estimates of all inner iterations"
+    for args in without:
+        first = tuple(args[1].uid[: len(args[1].uid) // 2].tolist())
+        sets = [result.mask_PL for _, _, result in draws if masks[id(result)][0] == first][1:]
+        assert np.array_equal(args[2].mask_PL, np.concatenate(sets)), "old estimates of the same sets"
     pairs = {(tuple(result.mask_PL.ravel()), r) for (_, _, result), r in zip(draws, rows, strict=True)}
     assert len(pairs) > len(batches), "the sets differ between iterations"
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stp_rs import errors
 from stp_rs._core import Design
 from stp_rs.data.trajectories import Rollout
+from stp_rs.models import base as model_base
 from stp_rs.objective import likelihood
 from stp_rs.objective.bounds import pass_logprobs
 from stp_rs.objective.likelihood import token_elbo
@@ -166,7 +167,7 @@ def evaluated(
 @pytest.mark.parametrize("design", [Design("canvas", 1), Design("mean_field", 1), Design("canvas", 2)])
 @pytest.mark.parametrize("elements", [1 << 20, 60])
 def test_a_group_shares_its_canvas_exactly(design, elements, monkeypatch):
-    monkeypatch.setattr(likelihood, "HEAD_ELEMENTS", elements)  # 60: the head in many chunks
+    monkeypatch.setattr(model_base, "HEAD_ELEMENTS", elements)  # 60: the head in many chunks
     rows = rows_of()
     masks = draw_masks(design, rows, seed=1)
     allowed = torch.ones(rows.token_ids.shape[1], tiny().module.config.vocab_size, dtype=torch.bool)

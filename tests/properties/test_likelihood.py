@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stp_rs import Design
 from stp_rs._core import scored_counts
 from stp_rs.errors import DesignError, InvalidValueError
-from stp_rs.objective import likelihood
+from stp_rs.models import base as model_base
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks, draw_masks
 from stp_rs.types import Mark
@@ -156,7 +156,7 @@ def test_a_chunked_head_is_the_whole_head(rows: SimpleNamespace, design: str, nu
         return head(hidden_NH)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likelihood, "HEAD_ELEMENTS", chunk * VOCAB)
+        patch.setattr(model_base, "HEAD_ELEMENTS", chunk * VOCAB)
         patch.setattr(policy, "head", watched)
         assert_same(token_elbo(policy, rows, masks), whole, policy, tolerance=1e-6)
     assert largest <= chunk

@@ -94,7 +94,7 @@ def test_a_pass_with_gradient_is_refused_and_a_failing_one_puts_the_weights_back
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merging_many_times_leaves_every_bit(host: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     if host:
-        monkeypatch.setattr(acceleration, "_free_bytes", lambda _device: 0.0)
+        monkeypatch.setattr(acceleration, "free_bytes", lambda _device: 0.0)
     model = adapted(dtype)
     before, places = bits(model.module), [p.data_ptr() for p in model.module.parameters()]
     with torch.no_grad(), bf16():

@@ -49,7 +49,7 @@ def test_casting_adapters_once_changes_no_bit():
 @pytest.mark.parametrize("host", [False, True])
 def test_merging_leaves_every_bit(host: bool, monkeypatch: pytest.MonkeyPatch):
     if host:
-        monkeypatch.setattr(acceleration, "_free_bytes", lambda _device: 0.0)
+        monkeypatch.setattr(acceleration, "free_bytes", lambda _device: 0.0)
     model = there()
     before = bits(model.module)
     for _ in range(20):

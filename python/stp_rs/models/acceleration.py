@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stp_rs.models.base import DiffusionModel, device_of
+from stp_rs.models.base import DiffusionModel, device_of, free_bytes
 
 _LOG = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def adapters_merged(module: nn.Module) -> Iterator[None]:
     layers = [layer for layer in adapter_layers(module) if _mergeable(layer)]
     need = sum(layer.get_base_layer().weight.nbytes for layer in layers)
     device = next(module.parameters()).device
-    host = need > _free_bytes(device)
+    host = need > 0.9 * free_bytes(device)  # some is left for the passes
     kept: list[tuple[Any, Tensor, bool]] = []
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the sum is made in fp32
@@ -235,12 +235,3 @@ def _mergeable(layer: Any) -> bool:
     plain = isinstance(layer.get_base_layer(), nn.Linear) and not getattr(layer, "lora_variant", None)
     bias = any(getattr(linear, "bias", None) is not None for linear in layer.lora_B.values())
     return plain and not bias and not layer._disable_adapters and all(a in layer.lora_A for a in layer.active_adapters)
-
-
-def _free_bytes(device: torch.device) -> float:
-    """Return the bytes that a device has free, some left for the passes; no bound on the CPU."""
-    if device.type != "cuda":
-        return float("inf")
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 0.9 * (free + unused)

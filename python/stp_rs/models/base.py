@@ -4,8 +4,8 @@ Shapes: B canvases, S canvas width, N candidate positions, H hidden size, V voca
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -90,7 +90,11 @@ def passes_without_dropout(module: nn.Module) -> contextlib.AbstractContextManag
 
 
 HEAD_ELEMENTS = 1 << 24
-"""Logits of one head chunk: bounds memory at large vocabularies."""
+"""Least logits of one head chunk: its size on the CPU, where more would only leave the caches."""
+
+_MOST_ELEMENTS = 1 << 28
+_LOGIT_BYTES = 28
+"""Of one logit at the peak: what the head returns, fp32 copies of it, and their gradients."""
 
 
 def trainable(model: DiffusionModel) -> list[nn.Parameter]:
@@ -107,6 +111,54 @@ def trainable(model: DiffusionModel) -> list[nn.Parameter]:
 
 
 def head_rows(model: DiffusionModel) -> int:
-    """Return how many candidates go through the head at a time."""
+    """Return how many rows go through the head at a time: on a CUDA device as many as a quarter of what is free holds.
+
+    A small chunk reads all of the head's weights for few rows.
+    """
     vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
-    return max(1, HEAD_ELEMENTS // vocab)
+    return max(1, _head_elements(device_of(model)) // vocab)
+
+
+def _head_elements(device: torch.device) -> int:
+    if device.type != "cuda":
+        return HEAD_ELEMENTS
+    return min(_MOST_ELEMENTS, max(HEAD_ELEMENTS, int(free_bytes(device) / 4 / _LOGIT_BYTES)))
+
+
+def free_bytes(device: torch.device) -> float:
+    """Return the bytes that a device has free, those that the allocator holds unused included; no bound on the CPU."""
+    if device.type != "cuda":
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info(device)
+    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+_ALIGNED = 16
+
+
+def upload(device: torch.device, *arrays: NDArray[Any]) -> list[Tensor]:
+    """Return arrays as tensors on a device: on CUDA views of one pinned copy that the host does not wait for."""
+    if device.type == "cpu":
+        return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    packed, places = pack(arrays, pin=device.type == "cuda")
+    return unpack(packed.to(device, non_blocking=True), arrays, places)
+
+
+def pack(arrays: Sequence[NDArray[Any]], *, pin: bool) -> tuple[Tensor, list[int]]:
+    """Return arrays one after the other as bytes, and where each begins."""
+    ends = np.cumsum([-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays]).tolist()
+    places = [0, *ends[:-1]]
+    packed = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=pin)
+    view = packed.numpy()
+    for array, place in zip(arrays, places, strict=True):
+        view[place : place + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return packed, places
+
+
+def unpack(packed: Tensor, arrays: Sequence[NDArray[Any]], places: Sequence[int]) -> list[Tensor]:
+    """Return the arrays that `pack` put into bytes, as views of them on the bytes' device."""
+    found = []
+    for array, place in zip(arrays, places, strict=True):
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        found.append(packed[place : place + array.nbytes].view(dtype).view(array.shape))
+    return found

@@ -17,7 +17,8 @@ from torch import Tensor
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.models.base import DiffusionModel
-from stp_rs.objective.likelihood import Entropies, token_estimates
+from stp_rs.objective.head import Entropies
+from stp_rs.objective.likelihood import token_estimates
 from stp_rs.objective.masks import Masks
 from stp_rs.rollout.params import restricted
 from stp_rs.types import Cost

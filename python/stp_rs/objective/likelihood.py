@@ -7,24 +7,17 @@ trajectory's.
 Shapes: R rows, P passes (canvases), L completion length, S canvas width, N scored positions, V vocabulary.
 """
 
-import math
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stp_rs.data.trajectories import Rollout
-from stp_rs.models.base import HEAD_ELEMENTS, DiffusionModel, device_of, encode
-from stp_rs.objective.masks import Masks
-from stp_rs.rollout.logits import candidate_logits
-from stp_rs.rollout.params import SamplingParams, allowed_rows, placed
+from stp_rs.models.base import DiffusionModel, device_of, encode, upload
+from stp_rs.objective.head import Entropies, head_logprobs
+from stp_rs.objective.masks import Masks, take_passes
+from stp_rs.rollout.params import SamplingParams, placed
 from stp_rs.types import Cost
-
-Entropies = Literal["none", "numbers", "gradient"]
-"""Whether entropies are made of the logits, and whether gradients flow through them."""
 
 
 def token_elbo(
@@ -67,8 +60,8 @@ def token_estimates(
 
     The row sum of the first is the sequence estimate. An entropy is that of the law at the token's place, in nats, the
     mean over the passes that score it; NaN where none does. Gradients flow to the model's parameters unless
-    torch.no_grad is on. Logits are made for scored positions only, in chunks that are recomputed in the backward pass
-    where there is more than one. Canvases that are equal are computed once where at least half are spared: a group
+    torch.no_grad is on. Logits are made for scored positions only, in chunks that are never kept
+    (`head_logprobs`). Canvases that are equal are computed once where at least half are spared: a group
     whose completions are all masked is one canvas.
 
     Args:
@@ -91,14 +84,14 @@ def token_estimates(
     entropy, passes_of = torch.zeros((2, rows * length), dtype=torch.float32, device=device)
     canvas_RS = _canvases(completions, model.pad_token_id)
     lengths_R = prompt_R + masks.length_R
+    # a pass that scores nothing is not computed
+    masks = take_passes(masks, np.unique(np.nonzero(masks.weight_PL)[0]))
     passes = len(masks.row_P)
     size = forward_batch_size or max(passes, 1)
     for start in range(0, passes, size):
         part = slice(start, start + size)
         row_P = masks.row_P[part]
         scored_p, scored_l = np.nonzero(masks.weight_PL[part])
-        if len(scored_p) == 0:
-            continue
         canvas_PS = _corrupt(canvas_RS[row_P], masks.mask_PL[part], prompt_R[row_P], model.mask_token_id)
         if masks.prompt_PW is not None:
             hidden_PW = masks.prompt_PW[part]
@@ -116,16 +109,20 @@ def token_estimates(
             cost.forwards += len(canvas_U)
             cost.tokens += len(canvas_U) * width
             cost.head_rows += len(at)
-        ids = torch.from_numpy(np.ascontiguousarray(canvas_PS[canvas_U, :width])).to(device, non_blocking=True)
-        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]])
-        index_H = _tensor(at - model.logit_shift, device)
-        hidden_HH = hidden_USH.reshape(len(canvas_U) * width, -1).index_select(0, index_H)
         flat = row_P[scored_p].astype(np.int64) * length + scored_l
-        targets_N = _tensor(token_ids_RL.reshape(-1)[flat], device)
-        places_H = (_tensor(flat[head_N], device), length)
-        logprob_N, *entropy_N = _head_logprobs(model, hidden_HH, targets_N, law, places_H, own_N, entropies).unbind(-1)
-        weight_N = torch.from_numpy(masks.weight_PL[part][scored_p, scored_l]).to(device, non_blocking=True)
-        index_N = _tensor(flat, device)
+        ids, index_H, index_N, targets_N, places_H, weight_N = upload(
+            device,
+            canvas_PS[canvas_U, :width],
+            at - model.logit_shift,
+            flat,
+            token_ids_RL.reshape(-1)[flat],
+            flat[head_N],
+            masks.weight_PL[part][scored_p, scored_l],
+        )
+        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]])
+        hidden_HH = hidden_USH.reshape(len(canvas_U) * width, -1).index_select(0, index_H)
+        found = head_logprobs(model, hidden_HH, targets_N, law, (places_H, length), own_N, entropies)
+        logprob_N, *entropy_N = found.unbind(-1)
         total = total.index_add(0, index_N, weight_N * logprob_N)
         if entropy_N:
             entropy = entropy.index_add(0, index_N, entropy_N[0] if entropies == "gradient" else entropy_N[0].detach())
@@ -172,49 +169,3 @@ def distinct_canvases(
     if 2 * len(seen) > len(own_P):
         return np.arange(len(own_P)), np.arange(len(own_P))
     return np.unique(own_P, return_index=True)[1], np.array(own_P, dtype=np.int64)
-
-
-def _head_logprobs(
-    model: DiffusionModel,
-    hidden_HH: Tensor,
-    targets_N: Tensor,
-    law: SamplingParams,
-    places: tuple[Tensor, int],
-    own_N: NDArray[np.int64] | None,
-    entropies: Entropies,
-) -> Tensor:
-    """Return the log-probs of targets under the law, whose hidden states are at places (row times L plus position, L).
-
-    f32 [N, 1], or [N, 2] with the law's entropies.
-    `own_N`, ascending, is the row of the hidden states that each target reads; None where each reads its own.
-    """
-    places_H, length = places
-
-    def chunk_logprobs(hidden: Tensor, at: Tensor, targets: Tensor, own: Tensor | None) -> Tensor:
-        logits = candidate_logits(model.head(hidden), model.mask_token_id, allowed_rows(law, at, length))
-        logprobs = torch.log_softmax(logits / law.temperature, dim=-1)
-        logprob_N = logprobs.gather(-1, targets[:, None]).squeeze(-1) if own is None else logprobs[own, targets]
-        if entropies == "none":
-            return logprob_N[:, None]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropies == "gradient"):
-            # 0 log 0 is 0, and has no gradient
-            entropy_H = -(logprobs.exp() * logprobs.masked_fill(logprobs == -math.inf, 0.0)).sum(-1)
-        return torch.stack((logprob_N, entropy_H if own is None else entropy_H[own]), dim=-1)
-
-    vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
-    size = max(1, HEAD_ELEMENTS // vocab)
-    parts = []
-    for start in range(0, len(hidden_HH), size):
-        here, mine, own = slice(start, start + size), slice(start, start + size), None
-        if own_N is not None:
-            mine = slice(*np.searchsorted(own_N, [start, start + size]))
-            own = _tensor(own_N[mine] - start, places_H.device)
-        if len(hidden_HH) <= size:
-            return chunk_logprobs(hidden_HH, places_H, targets_N, own)
-        columns = (hidden_HH[here], places_H[here], targets_N[mine], own)
-        parts.append(checkpoint(chunk_logprobs, *columns, use_reentrant=False))
-    return torch.cat(parts)
-
-
-def _tensor(array: NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)

@@ -63,7 +63,7 @@ class _Terms:
     share_RL: Tensor
     kept_RL: Tensor | None
     """1 at the tokens whose entropy is high enough; None where all count."""
-    mean_ratio: float | None
+    mean_ratio: Tensor | float | None
 
     @property
     def advantages_R1(self) -> Tensor:
@@ -189,7 +189,7 @@ def policy_loss(
     *,
     num_completions: int,
     num_tokens: float | None = None,
-    mean_ratio: float | None = None,
+    mean_ratio: Tensor | float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (loss, metrics) of one micro-batch: minus the weighted mean of the completions' values, plus beta KL.
 
@@ -258,11 +258,11 @@ def policy_loss(
     return loss, metrics
 
 
-def clipped_ratio_sum(inputs: LossInputs, config: LossConfig) -> float:
-    """Return the sum of the clipped ratios of completions with an advantage: `stable` divides by their mean."""
+def clipped_ratio_sum(inputs: LossInputs, config: LossConfig) -> Tensor:
+    """Return the sum, f64, of the clipped ratios of completions with an advantage: `stable` divides by their mean."""
     share_RL = inputs.share_RL if inputs.share_RL is not None else _even_share(inputs.scored_RL)
     log_ratio_R = (_masked(inputs.new_RL - inputs.old_RL, share_RL) * share_RL).sum(-1)
-    return float((torch.exp(log_ratio_R).clamp(*clip_range(config)) * (inputs.advantages_R != 0)).sum())
+    return (torch.exp(log_ratio_R).clamp(*clip_range(config)) * (inputs.advantages_R != 0)).sum().double()
 
 
 def kl_terms(log_ratio: Tensor, kind: str) -> Tensor:

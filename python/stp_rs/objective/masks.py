@@ -193,7 +193,7 @@ def without_blame(masks: Masks, unmask_step_RL: NDArray[np.int32], advantage_R: 
     return replace(masks, weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL))
 
 
-def take_passes(masks: Masks, part: slice) -> Masks:
+def take_passes(masks: Masks, part: slice | NDArray[np.integer]) -> Masks:
     """Return some of the passes; rows stay as they are numbered."""
     return replace(
         masks,

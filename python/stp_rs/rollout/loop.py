@@ -47,7 +47,7 @@ class Cohort:
         self.scheduler = scheduler
         self._model, self._law, self._length = model, law, length
         self._reducer = Reducer(law, model.mask_token_id)
-        self._device = device_of(model)
+        self._device, self._head_rows = device_of(model), head_rows(model)
         cuda = self._device.type == "cuda"
         tokens, positions = scheduler.capacity()
 
@@ -92,7 +92,7 @@ class Cohort:
         if len(self._places):
             self.scheduler.places(self._length, self._places_view)
             places_N = self._places[:count].to(self._device, non_blocking=True)
-        size = head_rows(model)
+        size = self._head_rows
         for start in range(0, count, size):
             part = slice(start, min(start + size, count))
             if places_N is not None:

@@ -3,12 +3,18 @@
 The inner index counts optimiser updates and never micro-batches: every micro-batch uses each of its `num_iterations`
 mask sets exactly once, and new, old and reference policy see the same masks.
 
+What needs no gradient is computed before the first update, in as few passes as there are canvases: mask sets of several
+inner iterations share a pass, equal ones are estimated once, and where they are those of the first iteration the old
+estimate is the one that its gradient pass makes anyway. Losses, norms and metrics stay on the device: they are read
+once per optimiser update (it is not applied where they are not finite) and once at the end.
+
 Shapes: R rows, L completion length, P passes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +25,10 @@ from stp_rs.config.sections import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError, DivergenceError
 from stp_rs.models.acceleration import adapters_ready
-from stp_rs.models.base import DiffusionModel, device_of, end_token_ids
+from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, upload
 from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds
-from stp_rs.objective.likelihood import Entropies, mean_entropy, token_estimates
+from stp_rs.objective.head import Entropies
+from stp_rs.objective.likelihood import mean_entropy, token_estimates
 from stp_rs.objective.loss import EXTREMES, LossInputs, Passes, clipped_ratio_sum, policy_loss, reads_entropy, reads_old
 from stp_rs.objective.masks import (
     Masks,
@@ -39,6 +46,10 @@ from stp_rs.types import Cost, Mark
 
 Metrics = dict[str, float]
 
+SHARED_TOKENS = 1 << 13
+"""Tokens of a forward without gradient up to which mask sets of several inner iterations share it: more would fill no
+device better."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -52,16 +63,42 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Job:
+class MicroBatch:
     """One micro-batch of one update, with what needs no gradient."""
 
     batch: Rollout
     masks: Masks
-    old: Estimate | None
-    """None at the first inner iteration: the policy still is the old one, so its new estimate is the old one."""
-    reference: Estimate | None
+    there: "OnDevice"
+    old: Estimate | None = None
+    """None where the policy's new estimate is the old one: at the first inner iteration."""
+    reference: Estimate | None = None
     allowed: Tensor | None = None
     """The law's possible tokens, as `token_elbo` takes them."""
+    first: "MicroBatch | None" = None
+    """The same rows at the first inner iteration, where the masks are equal: its new estimate is the old one."""
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What a loss and the estimates read of a micro-batch and its masks, on the policy's device."""
+
+    scored_RL: Tensor
+    """1 where a token is scored, float."""
+    advantages_R: Tensor
+    weight_RL: Tensor
+    """Each token's total weight; 0 where it is in no mask."""
+    row_P: Tensor
+    """The row of each pass, i64."""
+    weight_PL: Tensor
+    """The masks' weights; empty where estimates are not made pass by pass."""
+
+    @staticmethod
+    def of(batch: Rollout, masks: Masks, device: torch.device, *, by_pass: bool) -> "OnDevice":
+        """Return the tensors of a micro-batch: one upload."""
+        total_RL = np.zeros(masks.scored_RL.shape, dtype=np.float32)
+        np.add.at(total_RL, masks.row_P, masks.weight_PL)
+        scored_RL, weight_PL = masks.scored_RL.astype(np.float32), masks.weight_PL if by_pass else masks.weight_PL[:0]
+        return OnDevice(*upload(device, scored_RL, batch.weights(), total_RL, masks.row_P.astype(np.int64), weight_PL))
 
 
 @dataclass(frozen=True)
@@ -70,7 +107,7 @@ class Totals:
 
     completions: int
     tokens: float
-    mean_ratio: float | None = None
+    mean_ratio: Tensor | None = None
 
 
 class PolicyUpdate:
@@ -118,28 +155,35 @@ class PolicyUpdate:
         rows = micro_batches(rollout, self.args, end_token_ids(self.model))
         batches = [rollout.minibatch(part) for part in rows]
         allowed_of = [restricted(allowed, part) for part in rows]
-        rounds = range(self.args.num_iterations)
         with self.ledger.time("scoring"), adapters_ready(self.model.module):
-            plan = [[self._job(*pair, iteration=j) for pair in zip(batches, allowed_of, strict=True)] for j in rounds]
+            columns = [self._planned(*pair) for pair in zip(batches, allowed_of, strict=True)]
         totals = self._totals(rollout)
-        logged: dict[str, list[float]] = {}
-        for j, jobs in enumerate(plan):
+        logged: dict[str, list[Tensor]] = {}
+        updates: list[Metrics] = []
+        first: dict[int, Estimate] = {}
+        for j in range(self.args.num_iterations):
+            parts = [self._with_old(column[j], first) for column in columns]
             self._set_learning_rate(step, j)
             self.optimizer.zero_grad(set_to_none=True)
-            normalised = replace(totals, mean_ratio=self._mean_ratio(jobs))
-            update: Metrics = {"loss": 0.0}
-            for job in jobs:
-                loss, metrics = self._backward(job, normalised)
-                update["loss"] += loss
+            normalised = replace(totals, mean_ratio=self._mean_ratio(parts))
+            losses = []
+            for part in parts:
+                loss, metrics, new = self._backward(part, normalised)
+                losses.append(loss)
+                if j == 0:
+                    first[id(part)] = Estimate(
+                        new.token_RL.detach(), None if new.pass_P is None else new.pass_P.detach()
+                    )
                 for name, value in metrics.items():
                     logged.setdefault(name, []).append(value)
-            if not jobs:  # the full computation would give a gradient of zero, which moves the moments
+            if not parts:  # the full computation would give a gradient of zero, which moves the moments
                 for parameter in self.optimizer.param_groups[0]["params"]:
                     parameter.grad = torch.zeros_like(parameter)
-            update["grad_norm"] = self._step_optimizer(step, j, update["loss"])
-            for name, value in update.items():
-                logged.setdefault(name, []).append(value)
-        return {name: EXTREMES.get(name, _mean)(values) for name, values in logged.items()} | {
+            updates.append(self._step_optimizer(step, j, losses))
+        found = read_once(logged)
+        for name in ("loss", "grad_norm"):
+            found[name] = [update[name] for update in updates]
+        return {name: EXTREMES.get(name, _mean)(values) for name, values in found.items()} | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(rollout),
             **(
@@ -157,18 +201,51 @@ class PolicyUpdate:
         old_RJL = np.zeros((len(rollout), self.args.num_iterations, rollout.token_ids.shape[1]), dtype=np.float32)
         with self.ledger.time("scoring"), adapters_ready(self.model.module):
             for part in micro_batches(rollout, self.args, end_token_ids(self.model)):
-                for j in range(self.args.num_iterations):
-                    job = self._job(rollout.minibatch(part), allowed, iteration=j)
-                    old = job.old or self._estimate(self.model, job)
-                    old_RJL[part, j] = old.token_RL.float().cpu().numpy()
+                planned = self._planned(rollout.minibatch(part), allowed, referenced=False)
+                first = self._estimate(self.model, planned[0])
+                old = [first, *(later.old or first for later in planned[1:])]
+                old_RJL[part] = torch.stack([known.token_RL.float() for known in old], dim=1).cpu().numpy()
         fresh = rollout.replaced(old_estimate=old_RJL)
         joined = fresh if self.replayed is None else Rollout.concat([fresh, self.replayed])
         self.replayed = joined.evict(step + 1 - self.args.stp_replay_batches)
         return joined
 
     @torch.no_grad()
-    def _job(self, batch: Rollout, allowed: Tensor | None, *, iteration: int) -> Job:
-        """Return a micro-batch with its masks and the estimates of old and reference policy; none that is not read."""
+    def _planned(self, batch: Rollout, allowed: Tensor | None, *, referenced: bool = True) -> list[MicroBatch]:
+        """Return a micro-batch at each inner iteration, with what is read of old and reference estimates."""
+        sets: list[Masks] = []
+        which: list[int] = []
+        for j in range(self.args.num_iterations):
+            masks = self._masks(batch, j)
+            place = next((k for k, known in enumerate(sets) if same_passes(known, masks)), len(sets))
+            which.append(place)
+            if place == len(sets):
+                sets.append(masks)
+        device = device_of(self.model)
+        parts = [
+            MicroBatch(batch, masks, OnDevice.of(batch, masks, device, by_pass=self._by_pass), allowed=allowed)
+            for masks in sets
+        ]
+        if self.reference is not None and referenced:
+            estimates = self._estimates(self.reference, parts)
+            parts = [replace(part, reference=known) for part, known in zip(parts, estimates, strict=True)]
+        if batch.old_estimate is not None:  # known since the policy that drew the rows
+            old_JRL = np.moveaxis(batch.old_estimate, 1, 0)
+            known = [Estimate(old_RL, None) for old_RL in upload(device, *old_JRL)]
+            return [replace(parts[place], old=old) for place, old in zip(which, known, strict=True)]
+        first, later = parts[0], list(parts)
+        if self._reads_old and self.args.num_iterations > 1:
+            if self._recorded():
+                recorded = [upload(device, batch.logprob[part.masks.row_P])[0] for part in parts]
+                old = [self._combine(logprob_PL, None, part) for logprob_PL, part in zip(recorded, parts, strict=True)]
+                later = [replace(part, old=known) for part, known in zip(parts, old, strict=True)]
+            else:
+                old = self._estimates(self.model, parts[1:])
+                others = [replace(part, old=known) for part, known in zip(parts[1:], old, strict=True)]
+                later = [replace(first, first=first), *others]
+        return [first, *(later[place] for place in which[1:])]
+
+    def _masks(self, batch: Rollout, iteration: int) -> Masks:
         masks = draw_masks(
             self.design,
             batch,
@@ -182,16 +259,12 @@ class PolicyUpdate:
         masks = mask_prompts(masks, batch, ratio, seed=self.args.seed, iteration=iteration)
         if self.score_prior and not self.args.stp_blame_prior:
             masks = without_blame(masks, batch.unmask_step, batch.weights())
-        job = Job(batch, masks, None, None, allowed)
-        if batch.old_estimate is not None:
-            old_RL = torch.from_numpy(np.ascontiguousarray(batch.old_estimate[:, iteration]))
-            job = replace(job, old=Estimate(old_RL.to(device_of(self.model)), None))
-        elif iteration > 0 and self._reads_old and self._recorded():
-            recorded_PL = torch.from_numpy(batch.logprob[masks.row_P]).to(device_of(self.model))
-            job = replace(job, old=self._combine(recorded_PL, None, batch, masks))
-        elif iteration > 0 and self._reads_old:
-            job = replace(job, old=self._estimate(self.model, job))
-        return job if self.reference is None else replace(job, reference=self._estimate(self.reference, job))
+        return masks
+
+    @staticmethod
+    def _with_old(part: MicroBatch, first: dict[int, Estimate]) -> MicroBatch:
+        """Return the part with the old estimate that the first inner iteration made, where it is of the same masks."""
+        return part if part.first is None else replace(part, old=first[id(part.first)])
 
     def _recorded(self) -> bool:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
@@ -200,41 +273,66 @@ class PolicyUpdate:
         same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
         return same_law and same_states and same_weights
 
-    def _estimate(self, model: DiffusionModel, job: Job, entropies: Entropies = "none") -> Estimate:
-        batch, masks = job.batch, job.masks
-        if self._by_pass:
-            return self._combine(*self._pass_estimates(model, job, masks, entropies), batch, masks)
-        cost = Cost()
-        total_RL, entropy_RL = token_estimates(
-            model,
-            batch,
-            masks,
-            entropies=entropies,
+    def _estimate(self, model: DiffusionModel, part: MicroBatch, entropies: Entropies = "none") -> Estimate:
+        return self._estimates(model, [part], entropies)[0]
+
+    def _estimates(
+        self, model: DiffusionModel, parts: list[MicroBatch], entropies: Entropies = "none"
+    ) -> list[Estimate]:
+        """Return the estimates of one micro-batch under several mask sets, whose canvases share forwards."""
+        if not parts:
+            return []
+        if len(parts) > 1 and parts[0].allowed is not None and parts[0].allowed.dim() == 3:
+            return [self._estimate(model, part, entropies) for part in parts]  # a table per row is not repeated
+        batch, joined, cost = parts[0].batch, joined_masks([part.masks for part in parts]), Cost()
+        estimate = partial(
+            pass_estimates if self._by_pass else token_estimates,
             temperature=self.args.temperature,
-            forward_batch_size=self._canvases(job),
-            allowed=job.allowed,
+            forward_batch_size=self._canvases(parts),
+            allowed=parts[0].allowed,
+            entropies=entropies,
             cost=cost,
         )
+        rows = batch if len(parts) == 1 else batch.select(np.tile(np.arange(len(batch)), len(parts)))
+        found, entropy = estimate(model, rows, joined)
         self._count(cost)
-        token_RL = total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL
-        return Estimate(token_RL, None, entropy_RL)
+        sizes = [len(part.masks.row_P) if self._by_pass else len(batch) for part in parts]
+        entropies_of = [None] * len(parts) if entropy is None else torch.split(entropy, sizes)
+        triples = zip(torch.split(found, sizes), entropies_of, parts, strict=True)
+        if self._by_pass:
+            return [self._combine(*triple) for triple in triples]
+        return [Estimate(self._per_token(total_RL, part), None, entropy_RL) for total_RL, entropy_RL, part in triples]
 
-    def _canvases(self, job: Job) -> int:
-        """Return the canvases of a likelihood forward; 0 means all."""
-        return self.args.stp_forward_batch_size or (len(job.batch) if self.args.stp_constant_memory else 0)
+    def _per_token(self, total_RL: Tensor, part: MicroBatch) -> Tensor:
+        if not self.design.per_token:
+            return total_RL
+        weight_RL = part.there.weight_RL
+        return total_RL / weight_RL.masked_fill(weight_RL == 0, 1.0)
+
+    def _canvases(self, parts: list[MicroBatch]) -> int:
+        """Return the canvases of a likelihood forward; 0 means all.
+
+        Mask sets share a forward as whole sets, so that a large policy's canvases are batched as in its gradient pass.
+        """
+        rows, passes = len(parts[0].batch), max(len(part.masks.row_P) for part in parts)
+        given = self.args.stp_forward_batch_size or (rows if self.args.stp_constant_memory else 0)
+        if given or len(parts) == 1:
+            return given
+        width = int((parts[0].batch.prompt_length + parts[0].masks.length_R).max())
+        return passes * max(1, SHARED_TOKENS // max(1, passes * width))
 
     def _pass_estimates(
-        self, model: DiffusionModel, job: Job, masks: Masks, entropies: Entropies
+        self, model: DiffusionModel, part: MicroBatch, masks: Masks, entropies: Entropies
     ) -> tuple[Tensor, Tensor | None]:
         cost = Cost()
         estimates = pass_estimates(
             model,
-            job.batch,
+            part.batch,
             masks,
             entropies=entropies,
             temperature=self.args.temperature,
-            forward_batch_size=self._canvases(job),
-            allowed=job.allowed,
+            forward_batch_size=self._canvases([part]),
+            allowed=part.allowed,
             cost=cost,
         )
         self._count(cost)
@@ -243,98 +341,93 @@ class PolicyUpdate:
     def _count(self, cost: Cost) -> None:
         self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
 
-    def _combine(self, logprob_PL: Tensor, entropy_PL: Tensor | None, batch: Rollout, masks: Masks) -> Estimate:
+    def _combine(self, logprob_PL: Tensor, entropy_PL: Tensor | None, part: MicroBatch) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""
-        device = logprob_PL.device
-        row_P = torch.from_numpy(masks.row_P.astype(np.int64)).to(device)
-        weighted_PL = torch.from_numpy(masks.weight_PL).to(device) * logprob_PL
+        batch, masks, there = part.batch, part.masks, part.there
+        weight_PL = there.weight_PL if len(there.weight_PL) else upload(logprob_PL.device, masks.weight_PL)[0]
+        weighted_PL = weight_PL * logprob_PL
         pass_P = entropy_RL = None
         if entropy_PL is not None:
-            zero_RL = torch.zeros(masks.scored_RL.shape, device=device)
-            passes_RL = zero_RL.index_add(0, row_P, (~entropy_PL.isnan()).float())
-            entropy_RL = mean_entropy(zero_RL.index_add(0, row_P, entropy_PL.nan_to_num(0.0)), passes_RL)
+            zero_RL = torch.zeros(masks.scored_RL.shape, device=logprob_PL.device)
+            passes_RL = zero_RL.index_add(0, there.row_P, (~entropy_PL.isnan()).float())
+            entropy_RL = mean_entropy(zero_RL.index_add(0, there.row_P, entropy_PL.nan_to_num(0.0)), passes_RL)
         if self.args.stp_objective == "linear":
             passes_R = np.bincount(masks.row_P, minlength=len(batch))
             tokens_R = 1 if self.design.per_token else masks.scored_RL.sum(1).clip(min=1)
-            scale_P = torch.from_numpy((passes_R / tokens_R)[masks.row_P].astype(np.float32)).to(device)
+            (scale_P,) = upload(logprob_PL.device, (passes_R / tokens_R)[masks.row_P].astype(np.float32))
             pass_P = scale_P * weighted_PL.sum(-1)
         if self.args.stp_bound == "elbo":
-            total_RL = logprob_PL.new_zeros(masks.scored_RL.shape).index_add(0, row_P, weighted_PL)
-            token_RL = total_RL / _weight_sum(masks, total_RL) if self.design.per_token else total_RL
-            return Estimate(token_RL, pass_P, entropy_RL)
+            total_RL = logprob_PL.new_zeros(masks.scored_RL.shape).index_add(0, there.row_P, weighted_PL)
+            return Estimate(self._per_token(total_RL, part), pass_P, entropy_RL)
         elbo_RL, eubo_RL = token_bounds(
             logprob_PL, masks, beta=self.args.stp_bound_power, per_token=self.design.per_token
         )
         mixture = 1.0 if self.args.stp_bound == "eubo" else self.args.stp_bound_mixture
-        advantages_R = torch.from_numpy(batch.weights()).to(device)
-        return Estimate(sandwich(elbo_RL, eubo_RL, advantages_R, mixture=mixture), pass_P, entropy_RL)
+        token_RL = sandwich(elbo_RL, eubo_RL, there.advantages_R, mixture=mixture)
+        return Estimate(token_RL, pass_P, entropy_RL)
 
-    def _inputs(self, job: Job, new: Estimate) -> LossInputs:
-        device = new.token_RL.device
-        old_RL = new.token_RL.detach() if job.old is None else job.old.token_RL.to(device)
+    def _inputs(self, part: MicroBatch, new: Estimate) -> LossInputs:
+        old_RL = new.token_RL.detach() if part.old is None else part.old.token_RL
         passes = None
         if new.pass_P is not None:
-            old_P = new.pass_P.detach() if job.old is None or job.old.pass_P is None else job.old.pass_P
-            row_P = torch.from_numpy(job.masks.row_P.astype(np.int64)).to(device)
-            passes = Passes(new.pass_P, old_P, row_P)
-        ref_RL = None if job.reference is None else job.reference.token_RL
+            old_P = new.pass_P.detach() if part.old is None or part.old.pass_P is None else part.old.pass_P
+            passes = Passes(new.pass_P, old_P, part.there.row_P)
+        ref_RL = None if part.reference is None else part.reference.token_RL
         if self.args.beta > 0 and self.args.stp_kl_target == "old":
             ref_RL = old_RL
         return LossInputs(
             new_RL=new.token_RL,
             old_RL=old_RL,
             ref_RL=ref_RL,
-            advantages_R=torch.from_numpy(job.batch.weights()).to(device),
-            scored_RL=torch.from_numpy(job.masks.scored_RL).to(device).float(),
-            share_RL=self._share(job.masks, device),
+            advantages_R=part.there.advantages_R,
+            scored_RL=part.there.scored_RL,
+            share_RL=self._share(part),
             passes=passes,
             entropy_RL=new.entropy_RL,
         )
 
-    def _share(self, masks: Masks, device: torch.device) -> Tensor | None:
+    def _share(self, part: MicroBatch) -> Tensor | None:
         """Return the weights of a published mean per token; None where the mean is over all scored tokens."""
-        if not self.design.per_token or self.args.stp_bound != "elbo":
-            return None
-        return _weight_sum(masks, torch.zeros(masks.scored_RL.shape, device=device), empty=0.0)
+        return part.there.weight_RL if self.design.per_token and self.args.stp_bound == "elbo" else None
 
-    def _backward(self, job: Job, totals: Totals) -> tuple[float, Metrics]:
-        """Add the micro-batch's gradient; return (loss, metrics)."""
+    def _backward(self, part: MicroBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor], Estimate]:
+        """Add the micro-batch's gradient; return (loss, metrics, the new estimate)."""
         entropies: Entropies = "gradient" if self.args.entropy_coef != 0.0 else "numbers"  # they are logged
         if not self.args.stp_constant_memory:
-            new = self._estimate(self.model, job, entropies)
-            loss, metrics = self._loss(job, new, totals)
+            new = self._estimate(self.model, part, entropies)
+            loss, metrics = self._loss(part, new, totals)
             loss.backward()
         else:
-            new, loss, metrics = self._backward_by_parts(job, totals, entropies)
-        metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), job.masks)
-        return float(loss.detach()), {name: float(value) for name, value in metrics.items()}
+            new, loss, metrics = self._backward_by_parts(part, totals, entropies)
+        metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), part)
+        return loss.detach(), metrics, new
 
     def _backward_by_parts(
-        self, job: Job, totals: Totals, entropies: Entropies
+        self, part: MicroBatch, totals: Totals, entropies: Entropies
     ) -> tuple[Estimate, Tensor, dict[str, Tensor]]:
         """Find the loss's coefficients without a graph, then backpropagate some passes at a time."""
-        masks, size = job.masks, self._canvases(job)
+        masks, size = part.masks, self._canvases([part])
         with torch.no_grad():
-            logprob_PL, entropy_PL = self._pass_estimates(self.model, job, masks, entropies)
+            logprob_PL, entropy_PL = self._pass_estimates(self.model, part, masks, entropies)
         leaves = [logprob_PL] if entropies == "numbers" or entropy_PL is None else [logprob_PL, entropy_PL]
         for leaf_PL in leaves:
             leaf_PL.requires_grad_()
-        new = self._combine(logprob_PL, entropy_PL, job.batch, masks)
-        loss, metrics = self._loss(job, new, totals)
+        new = self._combine(logprob_PL, entropy_PL, part)
+        loss, metrics = self._loss(part, new, totals)
         coefficients = torch.autograd.grad(loss, leaves)
         for start in range(0, len(masks.row_P), size):
-            part = slice(start, start + size)
+            some = slice(start, start + size)
             again: Entropies = "gradient" if len(leaves) == 2 else "none"
-            made = self._pass_estimates(self.model, job, take_passes(masks, part), again)
-            total = (made[0] * coefficients[0][part]).sum()
+            made = self._pass_estimates(self.model, part, take_passes(masks, some), again)
+            total = (made[0] * coefficients[0][some]).sum()
             if made[1] is not None:
-                total = total + (made[1].nan_to_num(0.0) * coefficients[1][part]).sum()
+                total = total + (made[1].nan_to_num(0.0) * coefficients[1][some]).sum()
             total.backward()
         return new, loss, metrics
 
-    def _loss(self, job: Job, new: Estimate, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, part: MicroBatch, new: Estimate, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         return policy_loss(
-            self._inputs(job, new),
+            self._inputs(part, new),
             self.args,
             num_completions=totals.completions,
             num_tokens=totals.tokens,
@@ -342,22 +435,19 @@ class PolicyUpdate:
         )
 
     @torch.no_grad()
-    def _mean_ratio(self, jobs: list[Job]) -> float | None:
+    def _mean_ratio(self, parts: list[MicroBatch]) -> Tensor | None:
         """Return the mean clipped ratio over the update's micro-batches, where the objective reads it."""
-        if self.args.stp_objective != "stable" or len(jobs) < 2 or jobs[0].old is None:
+        if self.args.stp_objective != "stable" or len(parts) < 2 or parts[0].old is None:
             return None  # one micro-batch has its own; at the first iteration every ratio is 1
-        total = 0.0
-        for job in jobs:
-            inputs = self._inputs(job, self._estimate(self.model, job))
-            total += clipped_ratio_sum(inputs, self.args)
-        return total / max(1, sum(int((job.batch.weights() != 0).sum()) for job in jobs))
+        sums = [clipped_ratio_sum(self._inputs(part, self._estimate(self.model, part)), self.args) for part in parts]
+        return torch.stack(sums).sum() / max(1, sum(int((part.batch.weights() != 0).sum()) for part in parts))
 
-    def _token_elbo(self, new_RL: Tensor, masks: Masks) -> Tensor:
+    def _token_elbo(self, new_RL: Tensor, part: MicroBatch) -> Tensor:
         """Return the mean estimate of a scored token, in nats."""
-        share_RL = self._share(masks, new_RL.device)
+        share_RL = self._share(part)
         if share_RL is not None:
             return (new_RL * share_RL).sum() / share_RL.sum().clamp(min=1e-9)
-        return new_RL.sum() / max(1.0, float(masks.scored_RL.sum()))
+        return new_RL.sum().double() / part.there.scored_RL.sum().double().clamp(min=1.0)
 
     def _totals(self, rollout: Rollout) -> Totals:
         """Return the completions and scored tokens of the update that its mean is over."""
@@ -374,10 +464,12 @@ class PolicyUpdate:
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate * learning_rate_factor(self.args, done, updates)
 
-    def _step_optimizer(self, step: int, iteration: int, loss: float) -> float:
+    def _step_optimizer(self, step: int, iteration: int, losses: list[Tensor]) -> Metrics:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.args.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm_there = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        *parts, norm = torch.stack([*losses, norm_there.to(losses[0]) if losses else norm_there]).tolist()
+        loss = sum(parts, 0.0)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergenceError(
                 f"step {step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
@@ -386,7 +478,7 @@ class PolicyUpdate:
                 f"checkpoint in {self.args.output_dir} is from before"
             )
         self.optimizer.step()
-        return norm
+        return {"loss": loss, "grad_norm": norm}
 
 
 def micro_batches(rollout: Rollout, args: STPConfig, eos_token_ids: Sequence[int] = ()) -> list[NDArray[np.int64]]:
@@ -427,13 +519,37 @@ def _ended(rollout: Rollout, eos_token_ids: Sequence[int]) -> NDArray[np.bool_]:
     return ended
 
 
-def _weight_sum(masks: Masks, like_RL: Tensor, empty: float = 1.0) -> Tensor:
-    """Return each token's total weight [R, L]; `empty` where it is in no mask."""
-    total_RL = np.zeros(masks.scored_RL.shape, dtype=np.float32)
-    np.add.at(total_RL, masks.row_P, masks.weight_PL)
-    if empty:
-        total_RL[total_RL == 0] = empty
-    return torch.from_numpy(total_RL).to(like_RL.device)
+def same_passes(one: Masks, other: Masks) -> bool:
+    """Return whether two mask sets of the same rows are the same canvases with the same weights."""
+    if (one.prompt_PW is None) != (other.prompt_PW is None):
+        return False
+    names = (
+        ("row_P", "mask_PL", "weight_PL") if one.prompt_PW is None else ("row_P", "mask_PL", "weight_PL", "prompt_PW")
+    )
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def joined_masks(sets: list[Masks]) -> Masks:
+    """Return mask sets of the same rows as one set: those of the k-th are on the rows k R and up."""
+    if len(sets) == 1:
+        return sets[0]
+    rows = len(sets[0].scored_RL)
+    prompts = [masks.prompt_PW for masks in sets if masks.prompt_PW is not None]
+    return Masks(
+        mask_PL=np.concatenate([masks.mask_PL for masks in sets]),
+        weight_PL=np.concatenate([masks.weight_PL for masks in sets]),
+        row_P=np.concatenate([masks.row_P + np.int32(k * rows) for k, masks in enumerate(sets)]),
+        scored_RL=np.concatenate([masks.scored_RL for masks in sets]),
+        length_R=np.concatenate([masks.length_R for masks in sets]),
+        prompt_PW=np.concatenate(prompts) if prompts else None,
+    )
+
+
+def read_once(logged: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+    """Return the numbers of scalar tensors, by name: one copy from the device."""
+    every = [value.double() for values in logged.values() for value in values]
+    numbers = iter(torch.stack(every).tolist() if every else [])
+    return {name: [next(numbers) for _ in values] for name, values in logged.items()}
 
 
 def _mean(values: list[float]) -> float:
