@@ -1,14 +1,14 @@
 """Alignment: whether an update's gradient points where the rewarded trajectories say, and what turns it away.
 
-The policy gradient of a batch is t = grad sum_r A_r log p(trajectory_r) / n_r, all states of every rollout; its mean T over
-batches is what an update should follow. An estimate g puts a likelihood over masks in the trajectory's place. Its
+The policy gradient of a batch is t = grad sum_r A_r log p(trajectory_r) / n_r, all states of every rollout; its mean T
+over batches is what an update should follow. An estimate g puts a likelihood over masks in the trajectory's place. Its
 alignment is the cosine of one batch's g with T, in the mean square:
 
     <E g, T> / (sqrt(E |g|^2) |T|) = bias cosine * sqrt(signal),
 
     bias cosine = cos(E g, T),   1 = signal + mask noise + rollout noise, shares of E |g|^2.
 
-Masks noise falls with more passes, rollout noise with more completions, bias with neither. All products are between
+Mask noise falls with more passes, rollout noise with more completions, bias with neither. All products are between
 different batches, so that none is biased by a batch's own noise. Shapes: B batches, M draws of the masks, D parameters.
 """
 
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stp_rs._core import Design
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
-from stp_rs.objective.masks import Masks, draw_masks, scored_tokens
+from stp_rs.objective.masks import Masks, draw_masks
 from stp_rs.objective.noise import Estimator, value_and_gradient
 from stp_rs.types import Cost, Floats
 
@@ -46,7 +47,7 @@ class Alignment:
 def trajectory_gradients(model: DiffusionModel, batches: Sequence[Rollout], temperature: float = 1.0) -> Tensor:
     """Return the exact trajectory gradient of every batch, f32 [B, D]; the batches have advantages."""
     every = Design("trajectory", 0)
-    return torch.stack([_gradient(model, b, draw_masks(every, b, seed=0), 1.0, temperature)[0] for b in batches])
+    return torch.stack([_gradient(model, b, draw_masks(every, b, seed=0), False, temperature)[0] for b in batches])
 
 
 def align(
@@ -69,20 +70,23 @@ def align(
         read: the batches as another pruning reads them (`readings.read_as`), the same tokens.
     """
     means, squares, noise, cost = [], [], [], Cost()
+    per_token, temperature = estimator.design.per_token, estimator.temperature
     for batch in batches if read is None else read:
-        drawn_MD, tokens_R = [], scored_tokens(batch.unmask_step, estimator.score_prior).sum(1)
-        for draw in range(draws):
-            scale = float(np.mean(tokens_R)) if estimator.design.per_token else 1.0
-            gradient_D, spent = _gradient(model, batch, estimator.masks(batch, draw), scale, estimator.temperature)
-            drawn_MD.append(gradient_D)
-            cost = cost + spent
-        stacked_MD = torch.stack(drawn_MD)
+        drawn = [_gradient(model, batch, estimator.masks(batch, m), per_token, temperature) for m in range(draws)]
+        cost = sum((spent for _, spent in drawn), cost)
+        stacked_MD = torch.stack([gradient_D for gradient_D, _ in drawn])
         means.append(stacked_MD.mean(0))
         squares.append(float((stacked_MD**2).sum(1).mean()))
         noise.append(float(((stacked_MD - means[-1]) ** 2).sum() / (draws - 1)))
     mean_BD, rows = torch.stack(means), sum(len(batch) for batch in batches)
-    grams = [(a @ b.T).double().numpy() for a, b in ((mean_BD, mean_BD), (mean_BD, target_BD), (target_BD, target_BD))]
-    return summarise(*grams, np.array(squares), np.array(noise), forwards=cost.forwards / (draws * rows))
+    return summarise(
+        (mean_BD @ mean_BD.T).double().numpy(),
+        (mean_BD @ target_BD.T).double().numpy(),
+        (target_BD @ target_BD.T).double().numpy(),
+        np.array(squares),
+        np.array(noise),
+        forwards=cost.forwards / (draws * rows),
+    )
 
 
 def summarise(
@@ -99,11 +103,11 @@ def summarise(
         forwards: see `Alignment`.
     """
 
-    def between(gram_BB: Floats, kept: Floats) -> float:
+    def between(gram_BB: Floats, kept: NDArray[np.int64]) -> float:
         part = gram_BB[np.ix_(kept, kept)]
         return float((part.sum() - np.trace(part)) / (len(kept) * (len(kept) - 1)))
 
-    def cosine(kept: Floats, square: float) -> float | None:
+    def cosine(kept: NDArray[np.int64], square: float) -> float | None:
         size = square * between(target_BB, kept)
         return between(cross_BB, kept) / float(np.sqrt(size)) if size > 0 else None
 
@@ -130,12 +134,12 @@ def summarise(
 
 
 def _gradient(
-    model: DiffusionModel, batch: Rollout, masks: Masks, scale: float, temperature: float
+    model: DiffusionModel, batch: Rollout, masks: Masks, per_token: bool, temperature: float
 ) -> tuple[Tensor, Cost]:
-    """Return the gradient of sum_r A_r L_r / n_r, f32 [D] on the CPU; L_r of a mean per token times n_r by `scale`."""
+    """Return the gradient of sum_r A_r L_r / n_r, f32 [D] on the CPU; a mean per token is divided by n_r already."""
     cost = Cost()
-    tokens_R = masks.scored_RL.sum(1).clip(min=1)
-    coefficient_R = torch.from_numpy(batch.advantage * (1.0 if scale != 1.0 else 1.0 / tokens_R)).float()
+    tokens_R = np.ones(len(batch)) if per_token else masks.scored_RL.sum(1).clip(min=1)
+    coefficient_R = torch.from_numpy(batch.weights() / tokens_R).float()
     with passes_without_dropout(model.module):
         _, gradient_D = value_and_gradient(model, batch, masks, coefficient_R, temperature=temperature, cost=cost)
     return gradient_D.float().cpu(), cost
