@@ -26,7 +26,8 @@ class DiffusionModel(Protocol):
     logit_shift: int
     """0: the logits at row p predict token p. 1: row p - 1 predicts token p (Dream)."""
     respects_padding: bool
-    """False when pads are attended: canvases of one call must then have equal lengths."""
+    """False when pads are attended: canvases of one call must then have equal lengths. A policy may say besides that it
+    `masks_pads`: passes without gradient then take unequal lengths."""
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return final hidden states [B, S, H] of right-padded canvases; lengths None means no padding."""
@@ -40,12 +41,13 @@ class DiffusionModel(Protocol):
 def encode(model: DiffusionModel, ids_BS: Tensor, lengths_B: NDArray[np.int32]) -> Tensor:
     """Return hidden states [B, S, H] of right-padded canvases; positions past a row's length are undefined.
 
-    A model that attends to pads is called once per distinct length, so that a row never depends on its batch.
+    A model that attends to pads is called once per distinct length, so that a row never depends on its batch: in passes
+    with gradient, whose groups share a prompt, and where its attention is not torch's.
     """
     width = ids_BS.shape[1]
     if bool((lengths_B == width).all()):
         return model.hidden(ids_BS, None)
-    if model.respects_padding:
+    if model.respects_padding or (getattr(model, "masks_pads", False) and not torch.is_grad_enabled()):
         return model.hidden(ids_BS, torch.from_numpy(lengths_B).to(ids_BS.device, non_blocking=True))
     parts: list[tuple[Tensor, Tensor]] = []
     for length in np.unique(lengths_B):

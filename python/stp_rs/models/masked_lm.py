@@ -4,6 +4,7 @@ Shapes: B canvases, S canvas width, N candidate positions, H hidden size, V voca
 The head never sees positions whose logits nobody reads: [B, S, V] is never made.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from stp_rs.errors import ModelError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.families import Family, family_named, family_of
 from stp_rs.models.gate import gate, hidden_states, recompute, recomputed
-from stp_rs.models.probes import check
+from stp_rs.models.padding import PadsMasked
+from stp_rs.models.probes import check, pads_are_hidden
 from stp_rs.models.tokens import end_ids, special_ids
 
 
@@ -24,7 +26,8 @@ class MaskedLMAdapter:
     Its own root module is called, with the output head gated (`stp_rs.models.gate`). How it is called stands in its
     family (`stp_rs.models.families`), by its `model_type`; every trait can be given by hand instead. On construction it
     is probed on the model's device: the gathered head must give the model's own logits, attention must be what the
-    family says, and a row alone must equal the row in a padded batch (else `respects_padding` is False).
+    family says, and a row alone must equal the row in a padded batch (else `respects_padding` is
+    False, and pads are hidden at torch's attention where that is exact: `stp_rs.models.padding`).
 
     Args:
         model: a model whose output has `.logits` [B, S, V].
@@ -71,7 +74,12 @@ class MaskedLMAdapter:
         self.gradient_checkpointing = False
         self._blocks = recompute(self.module)
         self.respects_padding = True
+        self.masks_pads = False
+        """Whether pads are hidden from attention that would see them; in passes without gradient."""
         self.respects_padding = check(self)
+        if not self.respects_padding:
+            self.masks_pads = True
+            self.masks_pads = pads_are_hidden(self)
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return final hidden states [B, S, H]; see `DiffusionModel.hidden`."""
@@ -81,7 +89,10 @@ class MaskedLMAdapter:
                 f"a canvas of {width} tokens does not fit the model's {room} positions; shorten the prompts "
                 "or the completion length"
             )
-        with hidden_states(), recomputed(self._recomputes()):
+        pads: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if lengths_B is not None and self.masks_pads and not self.respects_padding:
+            pads, lengths_B = PadsMasked(lengths_B, width), None
+        with hidden_states(), recomputed(self._recomputes()), pads:
             output = self.own_output(ids_BS, lengths_B)
         return cast(Tensor, output.logits if hasattr(output, "logits") else output[0])
 

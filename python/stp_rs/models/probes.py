@@ -49,6 +49,12 @@ def check(policy: Any) -> bool:
         return padding(policy).passed is True
 
 
+def pads_are_hidden(policy: Any) -> bool:
+    """Return whether a row alone is the row in a padded batch; for a policy that hides pads from attention itself."""
+    with torch.no_grad(), _eval_mode(policy.module):
+        return padding(policy).passed is True
+
+
 def probe(policy: Any, tokenizer: Any) -> list[Finding]:
     """Return what every probe finds, those that need a trained model included."""
     with torch.no_grad(), _eval_mode(policy.module):
