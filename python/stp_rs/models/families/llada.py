@@ -1,8 +1,8 @@
 """LLaDA and LLaDA 1.5 (arXiv 2502.09992): bidirectional, built on OLMo's code.
 
-The code on the hub of before October 2025, and what was copied from it, takes an attention mask and does not use it, so pads
-would be attended; the probe at load finds out, and pads are then hidden at torch's attention (`stp_rs.models.padding`). Code
-that does use the mask is given it.
+The code on the hub of before October 2025, and what was copied from it, takes an attention mask and does not use it, so
+that pads would be attended; the probe at load finds out, and pads are then hidden at torch's attention
+(`stp_rs.models.padding`). Code that does use the mask is given it.
 """
 
 from stp_rs.models.families.family import Family
