@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Return `load`, whose module imports transformers, which takes seconds: when it is asked for."""
+    """Return `load` on first use: its module imports transformers, which takes seconds."""
     check_name(name)
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

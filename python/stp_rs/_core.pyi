@@ -30,7 +30,6 @@ __all__ = [
     "philox4x32",
     "plan_counts",
     "prompt_mask",
-    "provoke_panic",
     "row_uid",
     "scored_counts",
     "sudoku4_grade",
@@ -45,8 +44,6 @@ __version__: Final[str]
 # the values of `types.Mark` and `types.StopReason`, by name
 MARKS: Final[dict[str, int]]
 STOP_REASONS: Final[dict[str, int]]
-
-def provoke_panic(message: str) -> None: ...
 
 # --- rng ---
 def philox4x32(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]: ...

@@ -1,4 +1,4 @@
-"""The names of 0.1: asking for one is an ImportError that says its new name, for a release."""
+"""Names of release 0.1: using one raises an ImportError that says the new name; kept for one release."""
 
 import sys
 from collections.abc import Sequence
@@ -48,13 +48,13 @@ MODULES = {
 
 
 def check_name(name: str) -> None:
-    """Raise ImportError where `stp_rs.NAME` was a name of 0.1."""
+    """Raise ImportError, with the new name, if `stp_rs.NAME` was a name of 0.1."""
     if name in NAMES:
         raise ImportError(f"stp_rs.{name} is {NAMES[name]} since 0.2; use that name")
 
 
 class _OldModules:
-    """The last finder of imports: it is asked for what no other one found."""
+    """An import finder that comes last: it is asked only for modules that no other finder has found."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:

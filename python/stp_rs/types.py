@@ -1,4 +1,4 @@
-"""What several parts of the library hand to each other."""
+"""Types that several folders share: marks, stop reasons, costs, stored state, type aliases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

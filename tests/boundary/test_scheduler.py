@@ -155,12 +155,6 @@ def test_sizes_that_no_memory_holds_are_errors_and_not_the_end_of_the_process() 
     assert _core.RolloutScheduler(mask_token_id=1, pad_token_id=0, slots=2**62, seed=0).capacity() == (0, 0)
 
 
-def test_a_panic_of_the_core_is_an_error_that_says_so() -> None:
-    with pytest.raises(errors.InternalError, match="the Rust core panicked: on purpose; please report this"):
-        _core.provoke_panic("on purpose")
-    assert finished().unfinished == 0, "and the core goes on"
-
-
 def test_samplers_and_designs_are_pickled_and_copied() -> None:
     unmasking = Unmasking(
         9, block_length=4, quota="dream", selection="threshold:0.5:2", temporal="steps:0.5", eos="last"

@@ -35,7 +35,7 @@ Rows = Sequence[int] | NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """Completions and all that is known of them. Immutable: methods return another record."""
+    """A batch of completions: tokens, how each was decoded, rewards, advantages. Methods return new records."""
 
     prompts: PromptBatch
     token_ids: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Rollout:
 
     @staticmethod
     def of(prompts: PromptBatch, token_ids: NDArray[np.int64], unmask_step: NDArray[np.int32]) -> "Rollout":
-        """Return the record of completions that came from elsewhere; what nobody recorded is 0, log-probs NaN."""
+        """Return the record of completions from another source; columns that it does not have are 0, log-probs NaN."""
         rows = Rollout.empty(prompts, token_ids.shape[1])
         logprob = np.full(token_ids.shape, np.nan, dtype=np.float32)
         return replace(rows, token_ids=token_ids, unmask_step=unmask_step, logprob=logprob)
@@ -88,32 +88,32 @@ class Rollout:
         )
 
     def __len__(self) -> int:
-        """Return R."""
+        """Return R, the number of completions."""
         return len(self.prompts)
 
     @property
     def prompt_ids(self) -> NDArray[np.int64]:
-        """[R, P] right-padded."""
+        """Token ids of the prompts, [R, P], right-padded."""
         return self.prompts.prompt_ids
 
     @property
     def prompt_length(self) -> NDArray[np.int32]:
-        """[R]."""
+        """Tokens of each prompt, [R]."""
         return self.prompts.prompt_length
 
     @property
     def uid(self) -> NDArray[np.uint64]:
-        """[R] keys of the rows' randomness."""
+        """The 64-bit key of each row's random numbers, [R]."""
         return self.prompts.uid
 
     @property
     def group(self) -> NDArray[np.int64]:
-        """[R] rows of a group share it."""
+        """The number of each row's group, [R]: completions of one prompt share it."""
         return self.prompts.group
 
     @property
     def cost(self) -> Cost:
-        """What the rollout computed."""
+        """The cost of the rollout: forwards, tokens and head rows."""
         return Cost(self.stats["forwards"], self.stats["tokens"], self.stats["head_rows"])
 
     def earned(self) -> NDArray[np.float32]:
@@ -139,7 +139,7 @@ class Rollout:
         return named | {f"rewards/{name}": column for name, column in self.rewards.items()}
 
     def replaced(self, **changed: Any) -> "Rollout":
-        """Return the record with other columns, of as many rows.
+        """Return the record with some columns replaced; the number of rows stays.
 
         Raises:
             ShapeError: a column has another number of rows.
@@ -192,14 +192,14 @@ class Rollout:
         return replace(whole, exact=all(part.exact for part in parts), stats=stats)
 
     def replace_rows(self, rows: Rows, others: "Rollout") -> "Rollout":
-        """Return the record with `others` at `rows`, in the groups of what was there; counters are those of both."""
+        """Return the record with `others` in place of `rows`, in the same groups; counters are the sum of both."""
         order = np.arange(len(self))
         order[np.asarray(rows, dtype=np.int64)] = len(self) + np.arange(len(others))
         merged = Rollout.concat([self, others]).select(order)
         return replace(merged, prompts=replace(merged.prompts, group=self.group))
 
     def minibatch(self, rows: Rows, out: Mapping[str, NDArray[Any]] | None = None) -> "Rollout":
-        """Return some rows as `select` does, prompts no wider than their longest."""
+        """Return some rows as `select` does, with prompts cut to the longest of them."""
         taken = self.select(rows, out)
         ids_RP = np.ascontiguousarray(taken.prompt_ids[:, : int(taken.prompt_length.max(initial=0))])
         return replace(taken, prompts=replace(taken.prompts, prompt_ids=ids_RP))

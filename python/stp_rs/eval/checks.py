@@ -1,4 +1,4 @@
-"""Whether the hypotheses of the variance statements hold for a policy, and what happens where they do not.
+"""Counts of how often the hypotheses of the variance statements hold for a policy's own completions.
 
 Exact: only rows of at most 12 free tokens are looked at, with all their masks.
 """

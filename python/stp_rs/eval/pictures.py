@@ -1,4 +1,4 @@
-"""The numbers behind the paper's pictures: variance against training, over rows, and against the share of anchors.
+"""The numbers behind the figure of `stp-rs variance`: variance over training, over rows, and by share of anchors.
 
 Shapes: R rows, L completion length, M draws of the masks.
 """

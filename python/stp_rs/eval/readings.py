@@ -1,7 +1,7 @@
-"""One batch of rollouts, read four ways: as if nothing, space, time or both had been pruned.
+"""The same completions scored as if nothing, space, time or both had been pruned.
 
-The completions stay the same, so that numbers of two readings differ by the pruning alone and can be compared row by
-row. A reading is an `unmask_step`: which tokens are scored (>= 0), and on which plan.
+The tokens stay the same, so that numbers under two prunings differ by the pruning alone and can be compared row by
+row. A pruning is applied by another `unmask_step`, which says what tokens are scored (>= 0) and on which plan.
 
 Shapes: R rows, L completion length, N scored positions.
 """

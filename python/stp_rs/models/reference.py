@@ -64,7 +64,7 @@ class WithParametersOf(WithoutAdapters):
 
 
 def reference_policy(model: DiffusionModel, *, moves: bool = False) -> DiffusionModel:
-    """Return the policy as it is now.
+    """Return the reference policy of a KL term: what the policy computes now, whatever it learns later.
 
     Adapters that still add nothing are switched off; where only a part of the parameters is trained that part is kept;
     a policy that trains all of its own is copied. One that `moves` (`move_reference`) always keeps what is trained.

@@ -1,4 +1,4 @@
-"""Upper bounds: SPG's EUBO and its mixture with the ELBO, as two ways to add up the same masks.
+"""SPG's upper bound of the log-likelihood (EUBO), its mixture with the ELBO, and the log-probs of single passes.
 
 A design's weights average to 1 per token, so the ELBO of token i is a weighted mean over passes of its log-prob f_i and
 the EUBO is a weighted power mean of its probability (SPG, arXiv 2510.09541):

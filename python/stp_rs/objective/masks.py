@@ -1,4 +1,4 @@
-"""Weighted masks: what a design draws, and what may be left out of them before they are scored.
+"""Weighted masks: drawn from a design for the plan of each completion, before the model scores them.
 
 Shapes: R rows, P passes (canvases), L completion length, W prompt columns.
 """
@@ -19,7 +19,7 @@ from stp_rs.types import Mark
 
 @dataclass(frozen=True)
 class Masks:
-    """Weighted masks of a batch: what every likelihood estimator is."""
+    """The corrupted canvases (passes) of a batch and the weight of every masked token."""
 
     mask_PL: NDArray[np.uint8]
     weight_PL: NDArray[np.float32]
@@ -60,7 +60,7 @@ def make_design(args: STPConfig) -> Design:
 
 
 def scores_prior(design: Design, score_prior: bool) -> bool:
-    """Return whether prior tokens are scored: as wanted, but a rollout has no state that revealed them."""
+    """Return whether prior tokens are scored: as configured, but never by designs of visited states."""
     return score_prior and design.target not in ("trajectory", "states")
 
 
@@ -164,7 +164,7 @@ def canvas_lengths(unmask_step_RL: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def hide_undrawn(mask_PL: NDArray[np.uint8], unmask_step_RL: NDArray[np.int32], row_P: NDArray[np.int32]) -> None:
-    """Mask what nobody drew in every pass: no token that was drawn ever saw it."""
+    """Mask positions that were filled and not drawn, in every pass: no drawn token ever saw them."""
     mask_PL[(unmask_step_RL == Mark.UNDRAWN)[row_P]] = 1
 
 

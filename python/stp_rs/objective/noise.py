@@ -1,4 +1,4 @@
-"""The gradient's side: how much of it is mask noise.
+"""Gradient noise: the mean and variance of a likelihood gradient over draws of the masks.
 
 Shapes: R rows, M draws of the masks, L completion length, D parameters.
 """

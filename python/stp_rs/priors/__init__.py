@@ -1,4 +1,4 @@
-"""Spatial priors: what fixes completion tokens before decoding (docs/priors.md).
+"""Spatial priors: completion tokens that are fixed before decoding (docs/priors.md).
 
 A prior is any callable (prompts, completion_length) -> PriorSet. Hard priors compose in order and conflicts are errors;
 a soft one (its class says `soft = True`) only fills what is free. Shapes in this package: R rows, L completion length,

@@ -1,4 +1,4 @@
-"""What a prior is, and how several of them meet. Shapes: R rows, L completion length, V vocabulary."""
+"""The protocol of priors, and how several of them are combined. Shapes: R rows, L completion length, V vocabulary."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from stp_rs.types import Row
 
 
 class Prior(Protocol):
-    """Fixes completion tokens of a batch of prompts."""
+    """A callable that says which completion tokens of a batch of prompts are fixed before decoding."""
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the fixed tokens, one row per prompt row."""
@@ -23,20 +23,20 @@ class Prior(Protocol):
 
 @runtime_checkable
 class Constraining(Protocol):
-    """A prior that says which tokens are possible at all."""
+    """A prior that restricts the tokens that can be drawn at a position, whether or not it fixes any."""
 
     def allowed(self, prompts: PromptBatch, completion_length: int) -> Tensor:
-        """Return bool [L, V], or [R, L, V] where rows differ."""
+        """Return bool [L, V], true where a token is allowed; [R, L, V] where rows differ."""
         ...
 
 
 def is_soft(prior: Prior) -> bool:
-    """Return whether a prior gives way: its tokens are guesses, and those of a hard prior are certain."""
+    """Return whether a prior is soft: its tokens are guesses, which give way to those of hard priors."""
     return bool(getattr(prior, "soft", False))
 
 
 def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> PriorSet:
-    """Return all priors of a batch: the hard ones in order, then the soft ones, in order, where nothing is fixed yet.
+    """Return one prior made of all: the hard ones in order, then the soft ones, in order, where nothing is fixed yet.
 
     A soft prior's token that another prior does not allow is left out.
 
@@ -58,7 +58,7 @@ def compose_priors(priors: Sequence[Prior], prompts: PromptBatch, completion_len
 
 
 def allowed_tokens(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> Tensor | None:
-    """Return the tokens that all priors allow, bool [L, V] or [R, L, V]; None where none of them says.
+    """Return the tokens that all priors allow, bool [L, V] or [R, L, V]; None where none restricts any.
 
     Give it to `SamplingParams(allowed=...)` and to `token_elbo(..., allowed=...)`: one law draws and scores.
     """

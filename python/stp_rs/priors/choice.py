@@ -1,4 +1,4 @@
-"""Which of the tokens that could be fixed are: shares, annealing, keyed draws, answer spans."""
+"""How a prior chooses which of its tokens to fix: a share of them, by a selector, annealed, never of the answer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from stp_rs.priors.hashes import prompt_keys
 
 Kind = Literal["constant", "linear", "cosine"]
 Per = Literal["group", "sample"]
-"""Who shares a draw: a prompt's completions, at every step; or nobody."""
+"""What shares a random draw: `group`, all completions of a prompt at every step; `sample`, nothing."""
 
 
 @dataclass(frozen=True)

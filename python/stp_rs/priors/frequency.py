@@ -1,4 +1,4 @@
-"""Frequency: what earlier rollouts of the same prompt agree on."""
+"""The prior `Frequency`: tokens on which earlier rollouts of the same prompt agree."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ _TOKENS = 8
 
 @dataclass(frozen=True)
 class _Counts:
-    """What one prompt's completions drew: the most frequent tokens of every position, in bounded memory.
+    """Counts of the tokens that one prompt's completions drew: the most frequent of every position, in bounded memory.
 
     With more than `_TOKENS` tokens at a position each loses as many draws as the next one has (Misra and Gries 1982; as
     merged by Agarwal et al. 2012): a count is never too high, and too low by at most 1 / 9 of the position's draws.
@@ -58,7 +58,7 @@ class _Counts:
 class Frequency:
     """Tokens that at least a share of the earlier rollouts of the same prompt drew at the same position.
 
-    Only tokens that the policy drew are counted, never those that a prior fixed: what is fixed does not vote for
+    Only tokens that the policy drew are counted, never those that a prior fixed: a fixed token is no evidence for
     itself. A position that is fixed in every completion is not drawn any more, so its count stands still; anneal, or
     keep less than all, to let the policy change its mind. Memory is bounded: `prompts` times at most 100 bytes per
     completion token.
@@ -69,7 +69,7 @@ class Frequency:
         minimum: draws at a position before it may be fixed.
         keep: share of the agreed positions that is fixed, at random.
         anneal: how `keep` shrinks during training.
-        per: who shares a draw.
+        per: what shares a random draw: group or sample.
         seed: key of the draws.
         prompts: prompts whose counts are kept, those that were decoded last.
     """
@@ -96,7 +96,7 @@ class Frequency:
         self._progress = 0.0
 
     def begin_step(self, step: int, max_steps: int) -> None:
-        """Hear the progress of training."""
+        """Note the progress of training, which `anneal` reads."""
         self._progress = step / max(1, max_steps)
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
@@ -152,7 +152,7 @@ class Frequency:
         return Stored(arrays, {"tokenizer": tokenizer_hash(self.tokenizer)})
 
     def load_state_dict(self, stored: Stored) -> None:
-        """Go on with stored counts."""
+        """Continue with stored counts."""
         check_tokenizer(stored, self.tokenizer, "frequency")
         arrays = stored.arrays
         parts = (

@@ -1,4 +1,4 @@
-"""Hashes of what stored tokens belong to, and keys of prompts."""
+"""Hashes of tokenizers and policies, which stored tokens are checked against, and keys of prompts."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Length: positions past a budget are end-of-text."""
+"""The prior `Length`: every position past a budget of tokens is end-of-text."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,6 +99,6 @@ class Length:
         return Stored({"seen": self._seen}, {"tokenizer": tokenizer_hash(self.tokenizer)})
 
     def load_state_dict(self, stored: Stored) -> None:
-        """Go on with stored lengths."""
+        """Continue with stored lengths."""
         check_tokenizer(stored, self.tokenizer, "length")
         self._seen = stored.arrays["seen"]

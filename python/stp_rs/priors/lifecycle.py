@@ -1,4 +1,4 @@
-"""What the trainer tells its priors, for those that want to know: progress, results, checkpoints."""
+"""Optional methods of priors that the trainer calls: at the start of a step, after a rollout, at a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -16,19 +16,19 @@ from stp_rs.types import Cost, Stored
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """A prior that changes with training."""
+    """A prior that depends on how far training is."""
 
     def begin_step(self, step: int, max_steps: int) -> None:
-        """Hear that rollout batch `step` (from 0) of `max_steps` begins."""
+        """Note that rollout batch `step` (from 0) of `max_steps` begins."""
         ...
 
 
 @runtime_checkable
 class Preparing(Protocol):
-    """A prior that runs a model before it can say its tokens."""
+    """A prior that runs a model before it can be called."""
 
     def prepare(self, prompts: PromptBatch, completion_length: int) -> Cost:
-        """Make what the tokens of a batch depend on; return what the model computed."""
+        """Run the model for a batch of prompts; return what that cost."""
         ...
 
 
@@ -37,50 +37,50 @@ class Observing(Protocol):
     """A prior that learns from earlier rollouts."""
 
     def observe(self, prompts: PromptBatch, rollout: Rollout, rewards: NDArray[np.float32]) -> None:
-        """Hear what a batch gave; rewards f32 [R]."""
+        """Learn from a rollout and its rewards, f32 [R]."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A prior whose tokens depend on more than its arguments: a checkpoint keeps it."""
+    """A prior with state of its own, which checkpoints keep."""
 
     def state_dict(self) -> Stored:
-        """Return its arrays and the hashes of what they belong to."""
+        """Return the state: arrays, and hashes of the tokenizer or policy that they belong to."""
         ...
 
     def load_state_dict(self, stored: Stored) -> None:
-        """Go on from what `state_dict` returned."""
+        """Continue from a state that `state_dict` returned."""
         ...
 
 
 def begin_step(priors: Sequence[Prior], step: int, max_steps: int) -> None:
-    """Tell the priors that a rollout batch begins."""
+    """Call `begin_step` of every prior that has it."""
     for prior in priors:
         if isinstance(prior, Scheduled):
             prior.begin_step(step, max_steps)
 
 
 def observe(priors: Sequence[Prior], rollout: Rollout, rewards: NDArray[np.float32]) -> None:
-    """Tell the priors what a rollout batch gave."""
+    """Call `observe` of every prior that has it, with a rollout and its rewards."""
     for prior in priors:
         if isinstance(prior, Observing):
             prior.observe(rollout.prompts, rollout, rewards)
 
 
 def prepare(priors: Sequence[Prior], prompts: PromptBatch, completion_length: int) -> Cost:
-    """Return what priors computed to be ready for a batch: a refresh is compute of the run."""
+    """Call `prepare` of every prior that has it; return the sum of the costs, which the run's ledger counts."""
     ready = [p.prepare(prompts, completion_length) for p in priors if isinstance(p, Preparing)]
     return sum(ready, Cost())
 
 
 def take_states(priors: Sequence[Prior]) -> dict[str, Stored]:
-    """Return the state of every stateful prior, by its place and class."""
+    """Return the state of every stateful prior, keyed by its place in the list and its class."""
     return {_name(i, p): p.state_dict() for i, p in enumerate(priors) if isinstance(p, Stateful)}
 
 
 def load_states(priors: Sequence[Prior], states: Mapping[str, Stored]) -> None:
-    """Give the priors what `take_states` returned.
+    """Restore the states that `take_states` returned.
 
     Raises:
         CheckpointError: the checkpoint was made with other priors, or another tokenizer.
@@ -96,7 +96,7 @@ def load_states(priors: Sequence[Prior], states: Mapping[str, Stored]) -> None:
 
 
 def check_tokenizer(stored: Stored, tokenizer: Any, where: str) -> None:
-    """Raise CheckpointError where stored ids mean other tokens."""
+    """Raise CheckpointError where stored ids were made with another tokenizer."""
     if stored.hashes.get("tokenizer") != tokenizer_hash(tokenizer):
         raise CheckpointError(f"{where}: was made with another tokenizer; delete it to start anew")
 

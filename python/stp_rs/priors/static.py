@@ -1,4 +1,4 @@
-"""Priors that the output format and the prompt determine: Template and Copy."""
+"""The priors `Template` and `Copy`: tokens that the output format or the prompt determines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

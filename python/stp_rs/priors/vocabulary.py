@@ -1,4 +1,4 @@
-"""Vocabulary: which tokens are possible at a position."""
+"""The prior `Vocabulary`: which tokens are allowed at each completion position."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Dynamic sampling: groups that teach nothing are replaced by those of further batches.
+"""Dynamic sampling: groups whose rewards are all equal are replaced by groups of further batches.
 
 Shapes: R rows.
 """
@@ -18,10 +18,11 @@ Play = Callable[[PromptBatch, Sequence[Prior]], Rollout]
 
 
 def informative_groups(first: Rollout, more: Callable[[int], Rollout], most: int) -> tuple[Rollout, int]:
-    """Return a batch of the size of `first` in which groups of equal rewards were replaced, and how many were.
+    """Return (batch of the size of `first` with groups of equal rewards replaced, number of groups replaced).
 
-    Such a group has no advantage and teaches nothing. Further batches are drawn until enough of their groups have
-    unequal rewards (DAPO, arXiv 2503.14476, dynamic sampling), at most `most`; what is lacking then stays as it was.
+    A group of equal rewards has advantages of 0 and so no gradient. Further batches are drawn until enough of their
+    groups have unequal rewards (DAPO, arXiv 2503.14476, dynamic sampling), at most `most`. Where these do not suffice
+    the batch keeps some of its groups of equal rewards.
 
     Args:
         first: the step's own batch, of groups of one size.
@@ -46,7 +47,7 @@ def informative_groups(first: Rollout, more: Callable[[int], Rollout], most: int
 
 
 def _groups(rollout: Rollout, *, equal: bool) -> list[NDArray[np.int64]]:
-    """Return the rows of each group whose judged rewards are all equal (or none), or are not."""
+    """Return the rows of each group whose rewards (NaN left out) are all equal, or of each whose rewards are not."""
     members = [np.flatnonzero(rollout.group == group) for group in np.unique(rollout.group)]
     judged = [rollout.earned()[rows] for rows in members]
     spread = [np.nanmax(r, initial=-np.inf) > np.nanmin(r, initial=np.inf) for r in judged]

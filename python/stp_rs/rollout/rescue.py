@@ -1,7 +1,7 @@
 """Rescue of groups without any reward: some of their rows are decoded again with a hint (IGPO, arXiv 2509.10396).
 
-A group whose completions all fail has no advantage and teaches nothing. With a part of a reference solution given, some
-of its rows may earn a reward, and the group a gradient. Shapes: R rows, L completion length.
+A group whose completions all fail has advantages of 0 and no gradient. With a part of a known solution given, some of
+its rows may earn a reward, and the group a gradient. Shapes: R rows, L completion length.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Hint:
 def rescue_groups(
     rollout: Rollout, play: Play, reference: Reference, *, share: float, priors: Sequence[Prior] = ()
 ) -> tuple[Rollout, int]:
-    """Return the batch with rescued rows in place of failed ones, and how many there are.
+    """Return (the batch with rescued rows in place of failed ones, their number).
 
     Of every group whose rewards are all at most 0, the first `share` of the rows (rounded up) is decoded once more,
     with a hint before all soft priors and with uids of its own. A row is replaced where the new completion earns a

@@ -1,4 +1,4 @@
-"""Rewards that are no plain function: sequence classifiers, and coroutines that are awaited together."""
+"""Rewards by sequence classifiers of transformers, and by coroutine functions, which are awaited together."""
 
 import asyncio
 import functools

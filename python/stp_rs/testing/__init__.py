@@ -1,1 +1,1 @@
-"""Exact checks on small policies: a policy that is a table, and expectations by enumeration."""
+"""Exact checks for designs and losses of your own: a policy that is a table, and expectations by enumeration."""

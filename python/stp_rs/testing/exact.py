@@ -1,4 +1,4 @@
-"""Exact values by enumeration: scores of all masks, a(l), v(l), the plan ELBO, the moments of a design.
+"""Exact values by enumeration of all masks: their scores, the plan ELBO, and the mean and variance of a design.
 
 For one completion of n <= 12 scored tokens: all 2^n - 1 masks are run through the model (or come from a table), and
 expectations over a design are sums over its law (`Design.law`).

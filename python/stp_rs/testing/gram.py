@@ -1,4 +1,4 @@
-"""Gradient noise without resampling a model: the Gram matrix of all masks' gradients.
+"""The exact gradient noise of every design from the gradients of all masks, one backward pass each.
 
 With G_M the gradient of sum_{i in M} f_i(M), an estimate that weighs its masks as wholes has the gradient
 sum_k w_k G_{M_k}, and the trace of its covariance is a sum over <G_M, G_M'>: one backward pass per mask answers for

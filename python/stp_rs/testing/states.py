@@ -1,4 +1,4 @@
-"""Scoring every masked token of the states that a rollout visited: the sum, and where it departs from the trajectory.
+"""How a score of all masked tokens at visited states differs from the log-likelihood of the trajectory.
 
 Token i, revealed at step r(i), is scored at every state s <= r(i) with c_s / l_s, c_s being revealed of l_s masked. It
 weighs w_i = sum_{s <= r(i)} c_s / l_s, and

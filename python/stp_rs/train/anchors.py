@@ -118,7 +118,7 @@ class OfflineGeneration:
         self._source = Source(model, tokenizer, unmasking, [p for p in given if p is not self])
 
     def begin_step(self, step: int, max_steps: int) -> None:
-        """Hear the progress of training."""
+        """Note the progress of training, which `anneal` and refreshes read."""
         self._step, self._progress = step, step / max(1, max_steps)
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:

@@ -1,6 +1,7 @@
 //! One error type for the whole core: what it got, what it needs, how to fix it.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Every way in which a call into the core can fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub enum Error {
         /// What to call instead.
         need: String,
     },
+    /// The core panicked: a defect of the core, never of its caller.
+    Panic {
+        /// The panic's message.
+        message: String,
+    },
 }
 
 /// The core's result type.
@@ -71,6 +77,7 @@ impl fmt::Display for Error {
                 write!(f, "design '{name}' is not valid for this plan: got {got}, needs {need}")
             }
             Self::State { got, need } => write!(f, "{got}; {need}"),
+            Self::Panic { message } => write!(f, "the Rust core panicked: {message}; please report this"),
         }
     }
 }
@@ -94,7 +101,34 @@ impl Error {
     }
 }
 
+/// What `work` returns; [`Error::Panic`] where it panics.
+pub fn catch<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        Err(Error::Panic { message: text.unwrap_or_else(|| "no message".to_string()) })
+    })
+}
+
 /// Checks that a slice has the expected length.
 pub fn check_len(name: &'static str, got: usize, need: usize) -> Result<()> {
     if got == need { Ok(()) } else { Err(Error::shape(name, got, need)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::panic, reason = "what a panic becomes is what is tested")]
+    fn a_panic_is_an_error_that_says_so() {
+        let number = 7;
+        let caught = |work: fn(i32) -> i32| catch(|| Ok(work(number))).map_err(|error| error.to_string());
+        let says = |message: &str| Err(format!("the Rust core panicked: {message}; please report this"));
+        assert_eq!(caught(|_| panic!("on purpose")), says("on purpose"));
+        assert_eq!(caught(|n| panic!("number {n}")), says("number 7"));
+        assert_eq!(caught(|n| std::panic::panic_any(n)), says("no message"));
+        assert_eq!(caught(|n| n + 1), Ok(8), "and the core goes on");
+        assert_eq!(catch(|| check_len("x", 1, 2)), check_len("x", 1, 2), "errors pass as they are");
+    }
 }

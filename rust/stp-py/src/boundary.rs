@@ -1,7 +1,5 @@
 //! The one place where Python is left and entered: detach, catch panics, map errors.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use stp_core::Error;
@@ -11,25 +9,7 @@ pub(crate) fn enter<T: Send>(
     py: Python<'_>,
     work: impl Send + FnOnce() -> stp_core::Result<T>,
 ) -> PyResult<T> {
-    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(to_python(py, &error)),
-        Err(payload) => {
-            let text = payload
-                .downcast_ref::<&str>()
-                .map(ToString::to_string)
-                .or_else(|| payload.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "no message".to_string());
-            Err(raise(py, "InternalError", &format!("the Rust core panicked: {text}; please report this")))
-        }
-    }
-}
-
-/// Panics inside the core: what a caller sees of a defect there. For the tests of this boundary.
-#[pyfunction]
-pub(crate) fn provoke_panic(py: Python<'_>, message: String) -> PyResult<()> {
-    #[expect(clippy::panic, reason = "that is what it is for")]
-    enter(py, || panic!("{message}"))
+    py.detach(|| stp_core::error::catch(work)).map_err(|error| to_python(py, &error))
 }
 
 /// Locks state shared between Python threads; a state poisoned by an earlier panic is used as it is.
@@ -45,6 +25,7 @@ pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
         Error::PriorConflict { .. } => "PriorConflictError",
         Error::Design { .. } => "DesignError",
         Error::State { .. } => "StateError",
+        Error::Panic { .. } => "InternalError",
     };
     raise(py, class, &error.to_string())
 }

@@ -22,7 +22,6 @@ use stp_core::marks::{MARKS, Stop};
 #[pymodule(gil_used = false)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    m.add_function(wrap_pyfunction!(boundary::provoke_panic, m)?)?;
     m.add("MARKS", MARKS.iter().copied().into_py_dict(m.py())?)?;
     m.add("STOP_REASONS", Stop::NAMES.map(|(name, stop)| (name, stop as u8)).into_py_dict(m.py())?)?;
     rng::register(m)?;

@@ -81,7 +81,7 @@ pub fn parse(puzzle: &str) -> Result<Grid> {
         let digit = match c {
             '.' | '_' => 0,
             '0'..='4' => c as u8 - b'0',
-            _ => return Err(bad("a character that is no cell")),
+            _ => return Err(bad("a character that is neither a digit from 0 to 4 nor a blank")),
         };
         *grid.get_mut(count).ok_or_else(|| bad("more than 16 cells"))? = digit;
         count += 1;

@@ -127,7 +127,7 @@ pub fn parse(puzzle: &str) -> Result<Grid> {
         let digit = match c {
             '.' | '_' => 0,
             '0'..='9' => c as u8 - b'0',
-            _ => return Err(bad("a character that is no cell")),
+            _ => return Err(bad("a character that is neither a digit from 0 to 9 nor a blank")),
         };
         *grid.get_mut(count).ok_or_else(|| bad("more than 81 cells"))? = digit;
         count += 1;

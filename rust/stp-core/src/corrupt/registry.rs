@@ -266,7 +266,7 @@ impl Info {
         let Some((low, high)) = truncate else { return Ok(()) };
         let states = self.target == Target::States;
         let reads = states || matches!(self.kind, Kind::Bernoulli | Kind::Coupled);
-        if reads && 0.0 <= low && low < high && high <= 1.0 && (!states || high == 1.0) {
+        if reads && 0.0 <= low && low < high && high <= 1.0 && (!states || high >= 1.0) {
             return Ok(());
         }
         let need = if states {

@@ -104,7 +104,7 @@ fn draw<C: Chance, W>(job: &mut Job<'_, C, W>, first: usize, states: usize, take
     }
     visits.cuts.sort_unstable_by(f64::total_cmp);
     visits.cells.clear();
-    // a sum that should be whole ends beside it: such a sliver is no cell
+    // a sum that should be whole ends beside it: such a sliver is rounding, and no interval
     visits.cells.extend(visits.cuts.windows(2).map(|c| if c[1] - c[0] > 1e-9 { c[1] - c[0] } else { 0.0 }));
     job.chance.turn(Scope::Row);
     let cell = job.chance.weighted(&visits.cells);
