@@ -1,5 +1,6 @@
 """The command line from end to end on a tiny configuration: train, sample, eval, env, and errors."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import torch
 import yaml
 
 from stp_rs.cli.main import main
+from stp_rs.eval.kept import Keeper
 from stp_rs.models import load_policy
 from stp_rs.train.checkpoint import read_stored
 from stp_rs.train.metrics import read_metrics
+from stp_rs.train.trainer import StepResult
 
 OPTIONS = {
     "hidden_size": 16,
@@ -114,13 +117,17 @@ def test_anchors_of_the_initial_policy_are_made_once_and_stored(tmp_path: Path):
     assert stored.read_bytes() == made
     assert summary_of(tmp_path / "run")["forwards"] == spent["forwards"], "a resume has made nothing"
     stored.write_bytes(b"cut short")
+    (tmp_path / "run" / "summary.json").unlink()  # a finished run reads nothing
     assert main(flags(tmp_path / "run", **options)) == 2, "a resume reads them"
 
 
 def test_a_finished_run_is_continued_not_repeated(run: Path, capsys: pytest.CaptureFixture[str]):
     before = (run / "metrics.jsonl").read_text()
     folder = (run / "checkpoint-3").stat().st_mtime_ns
+    summary, report = summary_of(run), (run / "report.html").read_text()
     assert main(flags(run)) == 0
+    assert summary_of(run) == summary
+    assert (run / "report.html").read_text() == report, "with the figures that it had"
     assert (run / "metrics.jsonl").read_text() == before
     assert (run / "checkpoint-3").stat().st_mtime_ns == folder
     assert main(flags(run, learning_rate=0.5)) == 2
@@ -128,6 +135,40 @@ def test_a_finished_run_is_continued_not_repeated(run: Path, capsys: pytest.Capt
     assert main(flags(run, hidden_size=32)) == 2
     assert "(hidden_size)" in capsys.readouterr().err
     assert main(["train", "--quiet", f"--config={run / 'config.yaml'}"]) == 0, "a refused run has touched nothing"
+
+
+def test_a_report_and_a_viewer_are_written_of_any_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    written = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert (run / "report.html").read_bytes() == written
+    assert main(["inspect", str(run)]) == 0
+    assert (run / "rollouts.html").is_file()
+    for command in ("report", "inspect", "watch"):
+        assert main([command, str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_watch_shows_the_newest_rollout_forward_by_forward(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["watch", str(run), "--once"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0].startswith("step 3, prompt: ")
+    assert [line for line in lines if line.startswith("unpruned: ")][-1].startswith("unpruned: 20 of 20 forwards, ")
+    pruned = [below for line, below in itertools.pairwise(lines) if line.startswith("pruned: ")]
+    assert [shown.count(" . ") for shown in pruned[:6]] == [8, 7, 6, 5, 4, 0], "one at a time, then the merged tail"
+    assert pruned[0].count("|") == 2 * 12
+    assert pruned[-1].count("~") == 2 * 4
+
+
+def test_a_stopped_run_has_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stop(_self: Keeper, result: StepResult) -> None:
+        if result.step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Keeper, "__call__", stop)
+    assert main(flags(tmp_path / "run")) == 130
+    assert "step 2 of 3 (not finished)" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_sample_shows_completions_with_rewards(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,6 @@
-"""What a run shows: the HTML report and the tables of the terminal."""
+"""The report of a run: its answers, its curves, and a page that no text can break."""
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,12 @@ import pytest
 
 from stp_rs.cli.console import Console, result_lines
 from stp_rs.config.sections import STPConfig
-from stp_rs.eval.report import line_chart, running_mean, write_report
+from stp_rs.errors import CheckpointError
+from stp_rs.eval.report import page, write_report
+from stp_rs.eval.report.facts import POINTS, collect, curves, healthy, learned, ledger, saved, wilson
 from stp_rs.text import table
 
-HOSTILE = "<script>alert('x')</script> & \"quoted\" </td></table> \u202e 🦀"
+HOSTILE = "</script><script>document.title='pwned'</script><img src=x onerror=f()> & \u202e\x1b[2J \ud800 🦀 \u2028"
 SUMMARY: dict[str, Any] = {
     "task": HOSTILE,
     "preset": "stp",
@@ -25,82 +26,141 @@ SUMMARY: dict[str, Any] = {
     "seconds": {"sft": 1.0, "rl": 2.0, "rollout": 1.5, "update": 0.5, "eval": 0.1, "total": 4.0},
     "steps": 3,
     "eval_size": 8,
-    "samples": [{"prompt": HOSTILE, "before": HOSTILE, "after": "<b>"}],
+    "samples": [{"prompt": HOSTILE, "before": HOSTILE, "after": "<b>", "before_solved": False, "after_solved": True}],
+    "environment": {"python": HOSTILE},
 }
-VOID = {"meta"}
 
 
-class Page(HTMLParser):
-    """Fails on a tag that is never closed or closed out of order, and collects what is shown."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == [], "tags that were never closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+def shown_data(path: Path) -> dict[str, Any]:
+    """Return the values that a page holds."""
+    text = path.read_text(encoding="utf-8")
+    start = text.index("id=data>") + len("id=data>")
+    return dict(json.loads(text[start : text.index("</script>", start)]))
 
 
-def test_the_check_sees_a_page_that_is_broken():
-    with pytest.raises(AssertionError):
-        Page("<p><b>x</p></b>")
-    with pytest.raises(AssertionError, match="never closed"):
-        Page("<p>")
-
-
-def report(run: Path, lines: list[dict[str, float]]) -> Page:
-    (run / "summary.json").write_text(json.dumps(SUMMARY))
+def write_run(run: Path, lines: list[dict[str, float]], summary: dict[str, Any] | None = None) -> Path:
+    """Write a run folder by hand."""
+    run.mkdir(exist_ok=True)
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = write_report(run)
-    assert path == run / "report.html"
-    return Page(path.read_text(encoding="utf-8"))
+    if summary is not None:
+        (run / "summary.json").write_text(json.dumps(summary))
+    return run
 
 
-def test_a_report_is_well_formed_and_shows_hostile_text_as_text(tmp_path: Path):
-    page = report(tmp_path, [{"step": s, "reward": s / 2, "diffusion/nfe": 8.0} for s in (1, 2, 3)])
-    assert not {"script", "link", "img", "iframe", "b>"} & set(page.tags)
-    assert page.tags.count("svg") == 2, "a chart for each metric that was logged"
-    assert "".join(page.text).count(HOSTILE) == 4, "in the title, the heading and two cells"
-    assert not [name for name, value in page.attributes if name.startswith("on") or "http" in (value or "")]
-    assert "25.0% → 87.5%" in page.text
+def test_hostile_text_stays_in_the_data_and_is_inert(tmp_path: Path):
+    path = write_report(write_run(tmp_path, [{"step": 1, "reward": 0.5}], SUMMARY))
+    data = shown_data(path)
+    assert data["held_out"][0]["prompt"].startswith("</script><script>")
+    assert data["held_out"][0]["prompt"].endswith("& \\u202e\\x1b[2J \\ud800 🦀 \\u2028")
+    text = path.read_text(encoding="utf-8")
+    assert text.count("</script>") == 5, "the data and four scripts"
+    assert "pwned'</script>" not in text
+    assert "http-equiv=Content-Security-Policy" in text
 
 
-@pytest.mark.parametrize("lines", [[], [{"step": 1, "reward": 0.5}], [{"step": 1}, {"step": 2, "reward": 1e-30}]])
-def test_a_report_of_a_short_run_is_well_formed_too(lines: list[dict[str, float]], tmp_path: Path):
-    assert report(tmp_path, lines).tags.count("svg") == (1 if any("reward" in line for line in lines) else 0)
+@pytest.mark.parametrize("lines", [[], [{"step": 1.0}], [{"step": 1, "reward": 0.5}, {"step": 2}]])
+def test_a_run_of_any_length_has_a_report(lines: list[dict[str, float]], tmp_path: Path):
+    summary = SUMMARY if not lines else None
+    data = shown_data(write_report(write_run(tmp_path, lines, summary)))
+    assert [answer["question"] for answer in data["answers"]] == [
+        "Did it learn?",
+        "What did pruning save?",
+        "Is it healthy?",
+    ]
 
 
-def test_a_chart_maps_values_to_its_frame():
-    assert line_chart([], []) == ""
-    chart = line_chart([0, 10], [1.0, 3.0], width=520, height=220)
-    assert "points='54.0,196.0 510.0,8.0'" in chart
-    assert "1</text>" in chart
-    assert "3</text>" in chart
-    assert "nan" not in line_chart([1, 2], [5.0, 5.0])
+def test_a_folder_without_a_run_has_none(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="give a run folder"):
+        collect(tmp_path)
 
 
-def test_a_running_mean_is_shorter_at_the_ends():
-    assert running_mean([1, 2, 3, 10], 1) == [1.5, 2.0, 5.0, 6.5]
-    assert running_mean([4.0], 3) == [4.0]
+@pytest.mark.parametrize(
+    ("before", "after", "word"), [(0.1, 0.9, "Yes"), (0.9, 0.1, "Worse"), (0.5, 0.52, "Unclear"), (0.0, 1.0, "Yes")]
+)
+def test_it_learned_where_the_intervals_do_not_meet(before: float, after: float, word: str):
+    lines = [{"step": i, "reward": i / 100, "eval/solved": 1 - i / 100} for i in range(1, 101)]
+    found = learned(lines, {"solved_before": before, "solved_after": after, "eval_size": 100})
+    assert found["word"] == word
+    assert found["figure"] == f"{100 * before:.1f} % → {100 * after:.1f} %"
+    assert "Best on validation: 99.0 % at step 1." in found["text"]
+    assert "0.055 at the start, 0.955 at the end" in found["text"]
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+def test_saved_forwards_are_those_of_the_unpruned_plan():
+    config = STPConfig.make("stp", max_completion_length=20)
+    last = {"diffusion/forwards_rollout": 132.0, "diffusion/completions": 32.0}
+    seconds = {"diffusion/seconds_rollout": 10.0, "diffusion/seconds": 30.0}
+    found = saved([{"step": 1, "diffusion/nfe": 5.0, **last, **seconds}], config)
+    # 32 completions in groups of 8 share 28 first forwards: 32 * 5 - 28 pruned, 32 * 20 - 28 by the plan
+    assert [bar[1] for bar in found["bars"]] == [132, 612]
+    assert found["word"] == "4.6 times fewer forwards"
+    assert found["figure"] == "5.0 of 20"
+    assert f"{10 * (612 / 132 - 1):.1f} s saved of {30 + 10 * (612 / 132 - 1):.1f} s" in found["text"]
+    same = {"diffusion/forwards_rollout": 612.0, "diffusion/completions": 32.0}
+    assert saved([{"step": 1, "diffusion/nfe": 20.0, **same, **seconds}], config)["word"] == "nothing is pruned"
+
+
+@pytest.mark.parametrize(
+    ("name", "fine", "bad"),
+    [
+        ("kl", 0.1, 20.0),
+        ("clip_ratio/region_mean", 0.01, 0.6),
+        ("diffusion/distinct", 6.0, 1.0),
+        ("frac_reward_zero_std", 0.2, 1.0),
+        ("diffusion/grad_snr", 1.5, 0.0),
+        ("diffusion/alarms", 0.0, 2.0),
+    ],
+)
+def test_a_bad_reading_is_pointed_at(name: str, fine: float, bad: float):
+    good = healthy([{"step": i, name: fine} for i in range(50)], {"num_generations": 8})
+    assert (good["word"], good["state"]) == ("Nothing stands out", "good")
+    assert [row["fine"] for row in good["readings"] if row["fine"] is not None] == [True]
+    lines = [{"step": i, name: fine if i < 45 else bad} for i in range(50)]
+    assert healthy(lines, {"num_generations": 8})["word"] == "Look at 1 reading"
+
+
+def test_a_collapse_after_the_best_score_is_pointed_at():
+    lines = [{"step": i, "eval/solved": score} for i, score in enumerate((0.2, 0.9, 0.03))]
+    found = healthy(lines, {})
+    assert found["readings"][-1] == {"name": "Last validation score, of the best", "value": "3%", "fine": False}
+
+
+def test_long_runs_are_means_of_neighbours_and_stay_small(tmp_path: Path):
+    names = [f"metric/{i}" for i in range(70)]
+    lines = [{"step": s, **{name: s + i / 7 for i, name in enumerate(names)}} for s in range(1, 20_001)]
+    found = curves(lines)
+    assert found["each"] == 50
+    assert len(found["steps"]) == POINTS
+    assert found["series"]["metric/0"][:2] == [25.5, 75.5]
+    write_run(tmp_path, [line for line in lines if line["step"] % 4 == 0], SUMMARY)
+    assert write_report(tmp_path).stat().st_size < 2_000_000
+
+
+def test_the_ledger_counts_nothing_twice():
+    last = {"diffusion/seconds_update": 7.0, "diffusion/seconds_scoring": 2.0, "diffusion/seconds_rollout": 3.0}
+    last |= {"diffusion/forwards_likelihood": 30.0, "diffusion/forwards_backward": 20.0}
+    found = {part["title"]: dict(part["parts"]) for part in ledger([{"step": 1, **last}])}
+    assert sum(found["Seconds"].values()) == 10
+    assert found["Forwards"] == {"likelihood, without gradient": 10, "likelihood, with gradient": 20}
+
+
+def test_options_that_differ_from_the_preset_come_first(tmp_path: Path):
+    config = STPConfig.make("espo", learning_rate=1e-3)
+    write_run(tmp_path, [{"step": 1}])
+    (tmp_path / "config.yaml").write_text(json.dumps(config.to_flat()))
+    assert collect(tmp_path)["options"]["changed"] == [["learning_rate", "0.001", "0.0003"]]
+
+
+def test_the_page_runs_its_own_scripts_only():
+    text = page("{}")
+    assert text.count("'sha256-") == 4
+    assert "src=" not in text.split("<script type")[0]
+    assert "Copyright (c) 2022 Leon Sorokin" in text
 
 
 def test_tables_cut_long_texts_in_the_middle():

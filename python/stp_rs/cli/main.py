@@ -1,9 +1,8 @@
-"""The command line: stp-rs train | sample | eval | variance | env | grade."""
+"""The command line: stp-rs train | sample | eval | report | inspect | watch | variance | grade | env."""
 
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ def _quiet_transformers() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     from stp_rs.cli import grade as grading
+    from stp_rs.cli import inspect, report, watch
 
     parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -70,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)
     grading.add_parser(commands)
+    for command in (report, inspect, watch):
+        command.add_parser(commands)
     add_variance(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
@@ -202,24 +204,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def _env(_args: argparse.Namespace) -> int:
-    import numpy as np
-    import torch
-    import transformers
+    from stp_rs.cli.environment import environment
 
-    import stp_rs
-
-    lines = {
-        "stp_rs": stp_rs.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
-    show(json.dumps(lines, indent=2))
+    show(json.dumps(environment(), indent=2))
     return 0
 
 

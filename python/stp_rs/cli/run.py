@@ -1,5 +1,6 @@
 """A whole run of a task: policy, warm-up, RL, evaluation, summary, report."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +9,11 @@ from typing import Any
 
 import torch
 
+from stp_rs.cli.environment import environment
 from stp_rs.config.sections import STPConfig
 from stp_rs.errors import CheckpointError
 from stp_rs.eval.evaluate import evaluate
+from stp_rs.eval.kept import Keeper
 from stp_rs.eval.report import write_report
 from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
 from stp_rs.models.base import DiffusionModel, device_of
@@ -20,7 +23,14 @@ from stp_rs.priors import Copy, Prior, Template
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.train.checkpoint import atomic_file, newest_checkpoint, policy_folder, save_checkpoint, write_json
+from stp_rs.train.checkpoint import (
+    Checkpoint,
+    atomic_file,
+    newest_checkpoint,
+    policy_folder,
+    save_checkpoint,
+    write_json,
+)
 from stp_rs.train.metrics import PHASES, Ledger, read_metrics
 from stp_rs.train.priors import check_spatial, static_priors, training_priors
 from stp_rs.train.trainer import StepResult, STPTrainer, resumable, rows_read
@@ -65,8 +75,11 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     check_spatial(config)
     make_unmasking(config)
     make_design(config)
-    resumable(config)  # before anything in the folder is touched
+    checkpoint = resumable(config)  # before anything in the folder is touched
     write_config(config, run)
+    if checkpoint is not None and (done := finished(config, checkpoint)) is not None:
+        write_report(run)
+        return done
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, events)
     sft_seconds = time.perf_counter() - sft_started
@@ -75,19 +88,39 @@ def run_training(config: STPConfig, events: Events | None = None) -> dict[str, A
     before = evaluate(model, tokenizer, task, test_rows, config)
     trainer = make_trainer(config, task, model, tokenizer)
     events.on_phase("rl", config.max_steps - trainer.step)
-    trainer.train(events.on_step)
+    try:
+        trainer.train(events.also(Keeper(run, model, tokenizer, task, config)).on_step)
+    finally:
+        if trainer.step:
+            write_report(run)  # of what there is, if the run is stopped
     with trainer.ledger.time("eval"):
         after = evaluate(trainer.model, tokenizer, task, test_rows, config)
         pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
     summary = summarise(trainer, before, after, pruned)
     summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
-    summary["samples"] = [
-        {"prompt": row["prompt"], "before": b, "after": a}
-        for row, b, a in zip(test_rows[:8], before["completions"], after["completions"], strict=False)
-    ]
+    summary["samples"] = samples(task, test_rows[:8], before=before["completions"], after=after["completions"])
     write_json(run / "summary.json", summary)
     write_report(run)
     return summary
+
+
+def samples(task: Task, rows: Sequence[Row], **completions: Sequence[str]) -> list[dict[str, Any]]:
+    """Return prompts with completions of several policies, and whether each is right."""
+    found: list[dict[str, Any]] = [{"prompt": row["prompt"]} for row in rows]
+    for name, texts in completions.items():
+        for sample, text, solved in zip(found, texts, task.score(texts[: len(rows)], rows)["solved"], strict=False):
+            sample |= {name: text, f"{name}_solved": solved >= 1}
+    return found
+
+
+def finished(config: STPConfig, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the summary of a run that an earlier call finished, or None: its figures stay as they were."""
+    path = checkpoint.path.parent / "summary.json"
+    if checkpoint.step < config.max_steps or not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = (summary["steps"], summary["eval_size"]) == (checkpoint.step, config.eval_size)
+    return summary if same else None
 
 
 def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer: Any) -> STPTrainer:
@@ -121,7 +154,9 @@ def summarise(
         "preset": trainer.args.preset,
         "seed": args.seed,
         "solved_before": before["solved"],
+        "solved_before_ci": before["solved_ci"],
         "solved_after": after["solved"],
+        "solved_after_ci": after["solved_ci"],
         "solved_after_prior": pruned["solved"],
         "cells_after": after.get("cells"),
         "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
@@ -141,6 +176,7 @@ def summarise(
         },
         "steps": trainer.step,
         "eval_size": len(after["completions"]),
+        "environment": environment(),
     }
 
 

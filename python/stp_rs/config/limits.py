@@ -31,7 +31,7 @@ _RANGES: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         "max_steps": (0, 1 << 31), "num_iterations": (1, 1 << 16), "per_device_train_batch_size": (1, 1 << 20),
         "gradient_accumulation_steps": (1, 1 << 20), "seed": (0, (1 << 64) - 1), "num_threads": (0, 1 << 12),
         "logging_steps": (1, 1 << 31), "save_steps": (0, 1 << 31), "eval_steps": (0, 1 << 31),
-        "stp_variance_every": (0, 1 << 31),
+        "stp_variance_every": (0, 1 << 31), "stp_keep_rollouts": (0, 1 << 31),
         "num_completions_to_print": (0, 1000), "eval_size": (1, 1 << 31), "train_size": (1, 1 << 31),
         "lora_r": (1, 1 << 16), "lora_alpha": (1, 1 << 20), "lora_dropout": (0.0, 0.999),
         "hidden_size": (8, 1 << 16), "num_hidden_layers": (1, 1000), "num_attention_heads": (1, 1000),

@@ -243,6 +243,8 @@ class RunConfig:
     """Evaluate on the validation split every N steps; 0 never."""
     stp_variance_every: int = 0
     """Log the mask noise of the update's gradient every N steps (docs/variance.md); 0 never."""
+    stp_keep_rollouts: int = 50
+    """Keep the rollouts of every N-th step, the first and the last one for the viewer of the report; 0 keeps none."""
     num_completions_to_print: int = 6
     eval_size: int = 192
     """Problems per evaluation."""

@@ -28,7 +28,8 @@ def group_advantages(
 
     A completion that nobody judged has advantage 0, and its group's numbers are those of the others. The metrics are
     TRL's: mean and standard deviation of the judged rewards of the batch, and the share of groups without any spread
-    among those that have a judged completion; what has no value is left out.
+    among those that have a judged completion; and the standard deviation of the groups' means. What has no value is
+    left out.
 
     Args:
         rewards_R: one reward per completion.
@@ -58,6 +59,8 @@ def group_advantages(
     metrics = {"reward": float(rewards.mean()), "frac_reward_zero_std": float((std_G < 1e-8).mean())}
     if len(rewards) > 1:
         metrics["reward_std"] = _std(rewards)
+    if len(size_G) > 1:
+        metrics["diffusion/group_reward_std"] = _std(np.bincount(index_R, rewards) / size_G)
     return advantages_R, metrics
 
 

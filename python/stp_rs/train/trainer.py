@@ -326,5 +326,12 @@ def _mean(values: Any) -> float:
 def _identity(config: STPConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run; a resume with others would be another run."""
     free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
-    free |= {"stp_compile", "num_completions_to_print", "stp_slots", "eval_size", "stp_variance_every"}
+    free |= {
+        "stp_compile",
+        "num_completions_to_print",
+        "stp_slots",
+        "eval_size",
+        "stp_variance_every",
+        "stp_keep_rollouts",
+    }
     return {k: v for k, v in config.to_flat().items() if k not in free}
