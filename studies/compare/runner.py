@@ -38,6 +38,7 @@ class Processes:
         Raises:
             StpError: the run failed; the message is its error's last line.
         """
+        check_folder(job)
         if not (job.folder / RESULT).is_file():
             self._work(job)
         return read_record(job)

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from stp_rs._core import Design
 from stp_rs.cli.run import load_run, pick_device
 from stp_rs.cli.terminal import show
-from stp_rs.data.prompts import encode_prompts
+from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
+from stp_rs.eval.alignment import Alignment, align, trajectory_gradients
 from stp_rs.eval.checks import Checks, check_statements
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
 from stp_rs.eval.readings import read_as, with_pruning
 from stp_rs.eval.variance import (
+    PUBLISHED_ITERATIONS,
     Cell,
     Reading,
     Setting,
@@ -34,15 +37,18 @@ from stp_rs.eval.variance import (
 )
 from stp_rs.models import load_policy
 from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.objective.advantages import group_advantages
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.objective.noise import Estimator
 from stp_rs.priors import Vocabulary, compose_priors
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
+from stp_rs.rollout.rewards import Rewards, decode_completions
 from stp_rs.testing import gram
 from stp_rs.testing.variance import independent_variance
 from stp_rs.train.checkpoint import policy_folder, write_json
 from stp_rs.train.priors import static_priors
+from stp_rs.train.trainer import groups_of
 from stp_rs.types import Floats
 
 COMPARED = (
@@ -76,13 +82,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--designs", default="", help=f"only these, joined by commas, of {', '.join(names)}")
     parser.add_argument("--passes", default="1,2,4,8", help="only these K, joined by commas; 2 is always among them")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--batches", type=int, default=8, help="batches of the run's size for the alignment, at least 2; 0: none"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    if args.rows < 1 or args.resamples < 2:
-        raise ConfigError(f"--rows {args.rows}, --resamples {args.resamples}: needs at least 1 row and 2 resamples")
+    if args.rows < 1 or args.resamples < 2 or args.batches in (1, -1):
+        got = f"--rows {args.rows}, --resamples {args.resamples}, --batches {args.batches}"
+        raise ConfigError(f"{got}: needs at least 1 row, 2 resamples, and 2 batches or none")
     if args.plot:
         require_matplotlib()
     source = Source(args)
@@ -90,9 +100,26 @@ def run(args: argparse.Namespace) -> int:
     readings = make_readings(setting, source.rollout)
     pairs, refused = list_cells(setting, readings, chosen_designs(args.designs), chosen_passes(args.passes))
     bar = tqdm(pairs, unit="cell", file=sys.stderr, dynamic_ncols=True)
-    cells = [measure(setting, design, reading) for design, reading in bar]
-    lines = [summarise(cell, args.seed) for cell in cells]
-    show("\n".join([*table_lines(lines), "", *comparison_lines(cells), "", *reduction_lines(readings), ""]))
+    batches = source.batches(args.batches)
+    target = trajectory_gradients(setting.model, batches, setting.temperature) if batches else None
+    cells, lines = [], []
+    for design, reading in bar:
+        cells.append(measure(setting, design, reading))
+        lines.append(summarise(cells[-1], args.seed, aligned(setting, design, reading.pruning, batches, target)))
+    show(
+        "\n".join(
+            [
+                *table_lines(lines),
+                "",
+                *alignment_lines(lines),
+                "",
+                *comparison_lines(cells),
+                "",
+                *reduction_lines(readings),
+                "",
+            ]
+        )
+    )
     show("\n".join([*exact_lines(setting, readings[1], readings[3]), ""]))
     show("\n".join([*check_lines(check_statements(setting, readings[1], readings[3])), ""]))
     show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
@@ -114,20 +141,8 @@ class Source:
         if checkpoint is not None:
             module, tokenizer = load_policy(checkpoint)
             loaded = as_diffusion_model(module.to(pick_device(config)), tokenizer)
+        self.config, self.task, self.tokenizer = config, task, tokenizer
         length = config.max_completion_length
-        prompts = encode_prompts(task.rows("train", args.rows, args.seed), tokenizer, uids=range(args.rows))
-        # the vocabulary is left out: rollouts and estimates are both of the law without it
-        fixed = [p for p in static_priors(config, task, tokenizer) if not isinstance(p, Vocabulary)]
-        self.rollout: Rollout = generate(
-            loaded,
-            prompts,
-            make_unmasking(config),
-            completion_length=length,
-            sampling=sampling_law(config),
-            prior=compose_priors(fixed, prompts, length),
-            seed=args.seed,
-            slots=config.stp_slots,
-        )
         self.setting = Setting(
             model=loaded,
             temperature=config.temperature,
@@ -136,6 +151,42 @@ class Source:
             draws=args.resamples,
             seed=args.seed,
         )
+        rows = task.rows("train", args.rows, args.seed)
+        self.rollout: Rollout = self._generate(encode_prompts(rows, tokenizer, uids=range(args.rows)))
+
+    def _generate(self, prompts: PromptBatch) -> Rollout:
+        """Return completions under the run's static priors.
+
+        The vocabulary is left out: rollouts and estimates are both of the law without it.
+        """
+        config, length = self.config, self.config.max_completion_length
+        fixed = [p for p in static_priors(config, self.task, self.tokenizer) if not isinstance(p, Vocabulary)]
+        return generate(
+            self.setting.model,
+            prompts,
+            make_unmasking(config),
+            completion_length=length,
+            sampling=sampling_law(config),
+            prior=compose_priors(fixed, prompts, length),
+            seed=self.setting.seed,
+            slots=config.stp_slots,
+        )
+
+    def batches(self, count: int) -> list[Rollout]:
+        """Return batches of the run's size with advantages, each of prompts of its own."""
+        config, length = self.config, self.config.max_completion_length
+        groups, rewards = groups_of(config), Rewards(list(self.task.reward_funcs), weights=config.reward_weights)
+        rows = self.task.rows("train", groups * count, self.setting.seed + 1) if count else []
+        made = []
+        for number in range(count):
+            uids = range(number * groups, (number + 1) * groups)
+            own = encode_prompts([rows[i] for i in uids], self.tokenizer, uids=uids)
+            rollout = self._generate(own.repeat(config.num_generations, step=number))
+            texts = decode_completions(rollout.token_ids, np.full(len(rollout), length), self.tokenizer)
+            earned = rewards.score(texts, rollout.prompts.rows).total
+            advantage, _ = group_advantages(earned, rollout.group, config.scale_rewards, config.stp_advantage)
+            made.append(rollout.replaced(advantage=advantage))
+        return made
 
     def estimator(self, design: str) -> Estimator:
         """Return a design with two passes."""
@@ -145,6 +196,19 @@ class Source:
         """Return the variance of a two-pass estimate of every row."""
         rows = read_as(self.rollout, pruning, self.setting.diffusion_steps)
         return sampled_variance(self.setting.model, rows, self.estimator(design), PICTURE_DRAWS)
+
+
+def aligned(
+    setting: Setting, design: Design, pruning: str, batches: Sequence[Rollout], target: Tensor | None
+) -> Alignment | None:
+    """Return a design's alignment on batches read as a pruning, None where there are no batches."""
+    if target is None:
+        return None
+    read = [read_as(batch, pruning, setting.diffusion_steps) for batch in batches]
+    iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
+    states = "doubt" if design.name == "decision" else "reveals"
+    estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature, states=states)
+    return align(setting.model, batches, target, estimator, draws=max(2, setting.draws // 2), read=read)
 
 
 def chosen_designs(names: str) -> list[str]:
@@ -213,6 +277,28 @@ def table_lines(lines: Sequence[VarianceRow]) -> list[str]:
         shown.append(
             f"{line.design:<15}{line.passes:>3} {line.pruning:<9}{line.forwards:>8.1f}{line.tokens:>7.1f}{bias:>27}"
             f"{line.variance:>10.3f}{line.per_token_sd:>9.4f}{coverage:>9}{line.gradient_trace:>11.1f}{snr:>7}"
+        )
+    return shown
+
+
+def alignment_lines(lines: Sequence[VarianceRow]) -> list[str]:
+    """Return where the designs' gradients point, best first; nothing where it was not measured."""
+    measured = [line for line in lines if line.alignment is not None]
+    if not measured:
+        return []
+    shown = [
+        "Alignment of one batch's gradient with the trajectories' mean gradient = bias cosine x root of the signal's "
+        "share; the rest of the gradient's mean square is noise of the masks and of the rollouts:",
+        f"{'design':<15}{'K':>3} {'pruning':<9}{'forwards':>9}{'alignment (95 %)':>26}{'bias cosine':>13}{'masks':>8}"
+        f"{'rollouts':>10}",
+    ]
+    for line in sorted(measured, key=lambda line: -(line.alignment or 0.0)):
+        low, high = line.alignment_ci or (float("nan"), float("nan"))
+        bias = "-" if line.bias_cosine is None else f"{line.bias_cosine:.2f}"
+        shown.append(
+            f"{line.design:<15}{line.passes:>3} {line.pruning:<9}{line.batch_forwards:>9.2f}"
+            f"{line.alignment:>10.3f} [{low:6.3f}, {high:6.3f}]{bias:>13}{line.mask_noise:>8.2f}"
+            f"{line.rollout_noise:>10.2f}"
         )
     return shown
 

@@ -13,6 +13,7 @@ import torch
 from stp_rs._core import Design
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DesignError, InvalidValueError
+from stp_rs.eval.alignment import Alignment
 from stp_rs.eval.readings import READINGS, plans_of, read_as, row_levels
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
@@ -56,6 +57,17 @@ class VarianceRow:
     gradient_trace_ci: tuple[float, float]
     gradient_snr: float | None
     """None where masks add no noise."""
+    alignment: float | None = None
+    """Cosine of one batch's gradient with the trajectories' mean gradient; None where it was not measured."""
+    alignment_ci: tuple[float, float] | None = None
+    bias_cosine: float | None = None
+    """Cosine of the mean gradient with it: what neither passes nor completions mend."""
+    mask_noise: float | None = None
+    """Share of the gradient's mean square that is the masks' doing."""
+    rollout_noise: float | None = None
+    """Share that is the completions'."""
+    batch_forwards: float | None = None
+    """Canvases computed per completion of a batch: equal ones count once."""
 
 
 @dataclass(frozen=True)
@@ -212,8 +224,8 @@ def ratio(top_R: Floats, base_R: Floats, seed: int = 0) -> tuple[float, float, f
     return float(top_R.sum() / base_R.sum()), low, high
 
 
-def summarise(cell: Cell, seed: int = 0) -> VarianceRow:
-    """Return a cell's line of the table, with bootstrap intervals over rows."""
+def summarise(cell: Cell, seed: int = 0, aligned: Alignment | None = None) -> VarianceRow:
+    """Return a cell's line of the table, with bootstrap intervals over rows, and its alignment where it is given."""
     trace = float(cell.trace_R.mean())
     forwards = float(cell.forwards_R.mean())
     signal = max(0.0, float(cell.signal_R.mean()))
@@ -233,7 +245,19 @@ def summarise(cell: Cell, seed: int = 0) -> VarianceRow:
         gradient_trace=trace,
         gradient_trace_ci=mean_interval(cell.trace_R, seed),
         gradient_snr=float(np.sqrt(signal / trace)) if trace > 0 else None,
+        **({} if aligned is None else _aligned_columns(aligned)),
     )
+
+
+def _aligned_columns(aligned: Alignment) -> dict[str, Any]:
+    return {
+        "alignment": aligned.cosine,
+        "alignment_ci": aligned.interval,
+        "bias_cosine": aligned.bias_cosine,
+        "mask_noise": aligned.mask_noise,
+        "rollout_noise": aligned.rollout_noise,
+        "batch_forwards": aligned.forwards,
+    }
 
 
 def to_json(rows: Iterable[VarianceRow]) -> list[dict[str, Any]]:

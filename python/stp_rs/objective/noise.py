@@ -36,6 +36,8 @@ class Estimator:
     temperature: float = 1.0
     allowed: Tensor | None = None
     """The law's possible tokens, as in `token_elbo`."""
+    states: str = "reveals"
+    """As in `draw_masks`."""
 
     def masks(self, completions: Rollout, draw: int) -> Masks:
         """Return the masks of a draw: a function of (seed, draw, uid)."""
@@ -46,6 +48,7 @@ class Estimator:
             iteration=row_uid(self.seed, draw, 1) % self.num_iterations,
             score_prior=self.score_prior,
             diffusion_steps=self.diffusion_steps,
+            states=self.states,
         )
 
 
@@ -197,6 +200,7 @@ def update_noise(
         score_prior=score_prior,
         diffusion_steps=config.diffusion_steps or config.max_completion_length,
         temperature=config.temperature,
+        states=config.stp_states,
         allowed=allowed,
     )
     tokens_R = scored_tokens(batch.unmask_step, score_prior).sum(1).clip(min=1)

@@ -1,0 +1,73 @@
+"""Alignment: the split on numbers worked out by hand, and on a policy whose trajectory is the estimate itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from stp_rs._core import Design
+from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.trajectories import Rollout
+from stp_rs.eval.alignment import align, summarise, trajectory_gradients
+from stp_rs.objective.noise import Estimator
+from tests.fixtures import tiny
+
+
+def test_the_split_recovers_the_moments_it_was_made_of():
+    generator = np.random.default_rng(0)
+    batches, draws, size = 400, 4, 50
+    truth, mean = np.zeros(size), np.zeros(size)
+    truth[0], mean[0], mean[1] = 3.0, 2.0, 1.5  # cosine 0.8
+    target_BD = truth + generator.normal(size=(batches, size))
+    own_BD = mean + generator.normal(size=(batches, size)) * 0.7
+    drawn_BMD = own_BD[:, None] + generator.normal(size=(batches, draws, size)) * 0.5
+    mean_BD = drawn_BMD.mean(1)
+    square_B = (drawn_BMD**2).sum(2).mean(1)
+    noise_B = drawn_BMD.var(1, ddof=1).sum(1)
+    grams = mean_BD @ mean_BD.T, mean_BD @ target_BD.T, target_BD @ target_BD.T
+    found = summarise(*grams, square_B, noise_B, forwards=1.0)
+    total = 6.25 + 50 * 0.49 + 50 * 0.25
+    assert found.signal == pytest.approx(6.25 / total, abs=0.02)
+    assert found.mask_noise == pytest.approx(12.5 / total, abs=0.02)
+    assert found.rollout_noise == pytest.approx(24.5 / total, abs=0.02)
+    assert found.bias_cosine == pytest.approx(0.8, abs=0.03)
+    assert found.cosine == pytest.approx(0.8 * np.sqrt(6.25 / total), abs=0.02)
+    assert found.cosine == pytest.approx(found.bias_cosine * np.sqrt(found.signal))
+    low, high = found.interval
+    assert low < found.cosine < high
+    assert high - low < 0.1
+
+
+def test_what_the_batches_do_not_resolve_is_none():
+    nothing = np.eye(3) - 0.1
+    found = summarise(nothing, nothing, nothing, np.ones(3), np.zeros(3), forwards=1.0)
+    assert (found.cosine, found.bias_cosine, found.interval) == (None, None, None)
+
+
+def batch(seed: int) -> Rollout:
+    """Return two groups of four completions, revealed one at a time, with advantages."""
+    generator = np.random.default_rng(seed)
+    prompts = PromptBatch(
+        rows=[{}] * 8,
+        prompt_ids=np.repeat(generator.integers(3, 7, (2, 4)), 4, axis=0),
+        prompt_length=np.full(8, 4, np.int32),
+        uid=np.arange(8, dtype=np.uint64) + 8 * seed,
+        group=np.repeat(np.arange(2), 4),
+    )
+    steps = np.stack([generator.permutation(6) for _ in range(8)]).astype(np.int32)
+    rollout = Rollout.of(prompts, generator.integers(3, 7, (8, 6)), steps)
+    return rollout.replaced(advantage=generator.normal(size=8).astype(np.float32))
+
+
+def test_the_trajectory_has_no_bias_and_no_mask_noise_and_a_group_shares_its_canvas():
+    model, batches = tiny(seed=3), [batch(seed) for seed in range(4)]
+    target = trajectory_gradients(model, batches)
+    before = [p.grad for p in model.module.parameters()]
+    exact = align(model, batches, target, Estimator(Design("trajectory", 0)))
+    assert exact.mask_noise == pytest.approx(0.0, abs=1e-9)
+    assert exact.cosine is None or exact.bias_cosine == pytest.approx(1.0, abs=1e-5)
+    canvas = align(model, batches, target, Estimator(Design("canvas", 1)))
+    assert canvas.forwards == pytest.approx(1 / 4)
+    assert canvas.mask_noise == pytest.approx(0.0, abs=1e-9)
+    assert align(model, batches, target, Estimator(Design("uniform_count", 2))).mask_noise > 0.05
+    assert all(p.grad is old for p, old in zip(model.module.parameters(), before, strict=True))
+    assert torch.isfinite(target).all()
