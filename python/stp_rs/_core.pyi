@@ -120,9 +120,10 @@ class RolloutScheduler:
         slots: int,
         seed: int,
         share_first: bool = True,
-        eos_token_ids: Sequence[int] = (),
+        eos_token_ids: Sequence[int] | None = None,
         max_tokens: int = 0,
         length_sorted: bool = False,
+        block_size: int = 0,
     ) -> RolloutScheduler: ...
     def submit(
         self,
@@ -142,6 +143,7 @@ class RolloutScheduler:
         uniforms: NDArray[np.float32],
     ) -> tuple[int, int, int, tuple[bool, bool, bool]]: ...
     def places(self, length: int, out: NDArray[np.int32]) -> None: ...
+    def blocks(self, rows: NDArray[np.int32], starts: NDArray[np.int32]) -> None: ...
     def commit(self, packed: NDArray[np.float32]) -> None: ...
     def results(
         self,

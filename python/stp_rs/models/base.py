@@ -5,7 +5,7 @@ Shapes: B canvases, S canvas width, N candidate positions, H hidden size, V voca
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,17 +38,50 @@ class DiffusionModel(Protocol):
         ...
 
 
-def encode(model: DiffusionModel, ids_BS: Tensor, lengths_B: NDArray[np.int32]) -> Tensor:
+class BlockCausalModel(DiffusionModel, Protocol):
+    """A policy whose blocks see themselves and earlier blocks only (SDAR, LLaDA2).
+
+    Its law of a block is conditional on *clean* earlier blocks, while `hidden` sees one canvas: it is the law of a
+    rollout's state, whose earlier blocks are complete, but not of a canvas with masks in several blocks.
+    """
+
+    block_size: int
+    """Tokens per block, counted from the start of the prompt."""
+
+    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """Return hidden states [B, S, H] of noisy canvases, each block with the clean canvas's earlier blocks."""
+        ...
+
+
+def block_size_of(model: DiffusionModel) -> int:
+    """Return the tokens per block of a block-causal policy; 0 for one that sees the whole canvas."""
+    return int(getattr(model, "block_size", 0) or 0)
+
+
+def encode(
+    model: DiffusionModel, ids_BS: Tensor, lengths_B: NDArray[np.int32], clean_BS: Tensor | None = None
+) -> Tensor:
     """Return hidden states [B, S, H] of right-padded canvases; positions past a row's length are undefined.
 
     A model that attends to pads is called once per distinct length, so that a row never depends on its batch: in passes
     with gradient, whose groups share a prompt, and where its attention is not torch's.
+
+    Args:
+        model: the policy.
+        ids_BS: canvases.
+        lengths_B: tokens of each before padding.
+        clean_BS: the canvases without masks, which block-causal policies condition on; None where masks are in the
+            last block that holds text, as in a rollout.
     """
     width = ids_BS.shape[1]
-    if bool((lengths_B == width).all()):
-        return model.hidden(ids_BS, None)
-    if model.respects_padding or (getattr(model, "masks_pads", False) and not torch.is_grad_enabled()):
-        return model.hidden(ids_BS, torch.from_numpy(lengths_B).to(ids_BS.device, non_blocking=True))
+    lengths = None
+    if not bool((lengths_B == width).all()):
+        lengths = torch.from_numpy(lengths_B).to(ids_BS.device, non_blocking=True)
+    if clean_BS is not None and block_size_of(model):
+        return cast(BlockCausalModel, model).hidden_pair(ids_BS, clean_BS, lengths)
+    masked = getattr(model, "masks_pads", False) and not torch.is_grad_enabled()
+    if lengths is None or model.respects_padding or masked:
+        return model.hidden(ids_BS, lengths)
     parts: list[tuple[Tensor, Tensor]] = []
     for length in np.unique(lengths_B):
         rows = torch.from_numpy(np.flatnonzero(lengths_B == length)).to(ids_BS.device)

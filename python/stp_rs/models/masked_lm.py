@@ -6,18 +6,22 @@ The head never sees positions whose logits nobody reads: [B, S, V] is never made
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from stp_rs.errors import ModelError
 from stp_rs.models.base import DiffusionModel
+from stp_rs.models.blocks import pair_mask, state_mask, with_padding
 from stp_rs.models.families import Family, family_named, family_of
 from stp_rs.models.gate import gate, hidden_states, recompute, recomputed
 from stp_rs.models.padding import PadsMasked
 from stp_rs.models.probes import check, pads_are_hidden
 from stp_rs.models.tokens import end_ids, special_ids
+
+if TYPE_CHECKING:
+    from stp_rs.models.prefix import Prefix
 
 
 class MaskedLMAdapter:
@@ -37,6 +41,7 @@ class MaskedLMAdapter:
         mask_token_id: the tokenizer's or the configuration's by default.
         pad_token_id: the tokenizer's by default.
         eos_token_ids: all ids that end a text, the one that fills the rest first.
+        block_size: tokens per block of a block-causal model; the configuration's or the family's by default.
 
     Raises:
         ModelError: a special token that is missing or beyond the embedding, a model that is no masked-diffusion model,
@@ -53,6 +58,7 @@ class MaskedLMAdapter:
         mask_token_id: int | None = None,
         pad_token_id: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
+        block_size: int | None = None,
     ) -> None:
         self._root, self.module = model, unwrapped(model)
         config = getattr(self.module, "config", None)
@@ -65,6 +71,11 @@ class MaskedLMAdapter:
         for name, value in self.family.settings:
             setattr(config, name, value)
         self.logit_shift = self.family.logit_shift if logit_shift is None else logit_shift
+        self.block_size = _block_size(config, self.family) if block_size is None else block_size
+        if self.block_size and self.logit_shift:
+            raise ModelError(
+                "block_size and logit_shift: a shifted block-causal model is not supported; give one of them"
+            )
         given = {"mask_token_id": mask_token_id, "pad_token_id": pad_token_id}
         ends = end_ids(tokenizer, self.family) if eos_token_ids is None else tuple(eos_token_ids)
         self.mask_token_id, self.pad_token_id = special_ids(tokenizer, self.family, self.module, ends, given)
@@ -83,18 +94,57 @@ class MaskedLMAdapter:
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return final hidden states [B, S, H]; see `DiffusionModel.hidden`."""
-        width, room = ids_BS.shape[1], self.context_length
-        if room and width > room:
-            raise ModelError(
-                f"a canvas of {width} tokens does not fit the model's {room} positions; shorten the prompts "
-                "or the completion length"
-            )
+        width = ids_BS.shape[1]
+        self._check_width(width)
         pads: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if lengths_B is not None and self.masks_pads and not self.respects_padding:
             pads, lengths_B = PadsMasked(lengths_B, width), None
         with hidden_states(), recomputed(self._recomputes()), pads:
-            output = self.own_output(ids_BS, lengths_B)
-        return cast(Tensor, output.logits if hasattr(output, "logits") else output[0])
+            return _states(self.own_output(ids_BS, lengths_B))
+
+    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """Return hidden states [B, S, H] of noisy canvases, each block with the clean canvas's earlier blocks.
+
+        One call of a doubled canvas: the noisy half from the first block with a difference on, the clean half up to the
+        last block's start. Positions before that are those of the clean canvas.
+        """
+        width, size = noisy_BS.shape[1], self.block_size
+        self._check_width(width)
+        differs_S = (noisy_BS != clean_BS).any(0)
+        start = int(differs_S.int().argmax()) // size * size if bool(differs_S.any()) else 0
+        end = (width - 1) // size * size
+        position_S = torch.arange(width, device=noisy_BS.device)
+        noisy_Q, clean_Q = position_S[start:], position_S[:end]
+        position_Q = torch.cat([noisy_Q, clean_Q])
+        seen_BQQ = with_padding(pair_mask(noisy_Q, clean_Q, size), position_Q, lengths_B)
+        with hidden_states(), recomputed(self._recomputes()):
+            output = self._root(
+                input_ids=torch.cat([noisy_BS[:, start:], clean_BS[:, :end]], dim=1),
+                position_ids=position_Q.expand(len(noisy_BS), -1),
+                **self.family.mask(seen_BQQ.expand(len(noisy_BS), -1, -1), self._dtype()),
+            )
+        hidden = _states(output)
+        return torch.cat([hidden[:, width - start :][:, :start], hidden[:, : width - start]], dim=1)
+
+    def hidden_cached(self, ids_BQ: Tensor, position_BQ: Tensor, seen_BQK: Tensor, prefix: "Prefix") -> Tensor:
+        """Return hidden states [B, Q, H] of tokens behind committed ones; see `stp_rs.models.blocks`."""
+        with hidden_states():
+            output = self._root(
+                input_ids=ids_BQ,
+                position_ids=position_BQ,
+                past_key_values=prefix,
+                use_cache=True,
+                **dict(self.family.cache_inputs),
+                **self.family.mask(seen_BQK, self._dtype()),
+            )
+        return _states(output)
+
+    def _check_width(self, width: int) -> None:
+        if self.context_length and width > self.context_length:
+            raise ModelError(
+                f"a canvas of {width} tokens does not fit the model's {self.context_length} positions; shorten the "
+                "prompts or the completion length"
+            )
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return logits [N, V]."""
@@ -108,12 +158,14 @@ class MaskedLMAdapter:
 
     def own_output(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Any:
         """Return what the root module returns for canvases, called as its family needs it."""
-        inputs: dict[str, Any] = {}
-        if lengths_B is not None:
-            allowed_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) < lengths_B[:, None]
-            inputs = self.family.mask(allowed_BS, self._dtype())
-        else:
-            inputs = {"attention_mask": None}
+        rows, width = ids_BS.shape
+        position_S = torch.arange(width, device=ids_BS.device)
+        inputs: dict[str, Any] = {"attention_mask": None}
+        if self.block_size:
+            seen_BSS = with_padding(state_mask(width, self.block_size, ids_BS.device), position_S, lengths_B)
+            inputs = self.family.mask(seen_BSS.expand(rows, -1, -1), self._dtype())
+        elif lengths_B is not None:
+            inputs = self.family.mask(position_S < lengths_B[:, None], self._dtype())
         return self._root(input_ids=ids_BS, **inputs)
 
     def _recomputes(self) -> bool:
@@ -142,6 +194,16 @@ def as_diffusion_model(model: Any, tokenizer: Any = None, **traits: Any) -> Diff
     if tokenizer is None:
         raise ModelError("tokenizer: got None, needs the model's tokenizer (processing_class)")
     return MaskedLMAdapter(model, tokenizer, **traits)
+
+
+def _states(output: Any) -> Tensor:
+    """Return what the gated head returned: the hidden states, where the logits would be."""
+    return cast(Tensor, output.logits if hasattr(output, "logits") else output[0])
+
+
+def _block_size(config: Any, family: Family) -> int:
+    """Return the tokens per block: what the configuration says, else the family's; 0 for families without blocks."""
+    return int(getattr(config, "block_size", None) or family.block_size) if family.block_size else 0
 
 
 _REFUSED_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")

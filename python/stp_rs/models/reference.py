@@ -3,13 +3,13 @@
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from stp_rs.models.acceleration import adapter_layers, adapters_off, has_other_parts
-from stp_rs.models.base import DiffusionModel
+from stp_rs.models.base import BlockCausalModel, DiffusionModel
 
 
 class WithoutAdapters:
@@ -31,6 +31,11 @@ class WithoutAdapters:
         """Return the hidden states [B, S, H] before RL."""
         with self._as_before():
             return self.policy.hidden(ids_BS, lengths_B)
+
+    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """Return the hidden states [B, S, H] of a doubled canvas before RL, of a block-causal policy."""
+        with self._as_before():
+            return cast(BlockCausalModel, self.policy).hidden_pair(noisy_BS, clean_BS, lengths_B)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return the logits [N, V] before RL."""

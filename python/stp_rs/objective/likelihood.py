@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stp_rs.data.trajectories import Rollout
-from stp_rs.models.base import DiffusionModel, device_of, encode, upload
+from stp_rs.models.base import DiffusionModel, block_size_of, device_of, encode, upload
 from stp_rs.objective.head import Entropies, head_logprobs
 from stp_rs.objective.masks import Masks, take_passes
 from stp_rs.rollout.params import SamplingParams, placed
@@ -97,7 +97,9 @@ def token_estimates(
             hidden_PW = masks.prompt_PW[part]
             canvas_PS[:, : hidden_PW.shape[1]][hidden_PW == 1] = model.mask_token_id
         width = int(lengths_R[row_P].max())
-        canvas_U, own_P = distinct_canvases(canvas_PS[:, :width], lengths_R[row_P])
+        clean_PS = canvas_RS[row_P, :width] if block_size_of(model) else None
+        seen_PS = canvas_PS[:, :width] if clean_PS is None else np.hstack([canvas_PS[:, :width], clean_PS])
+        canvas_U, own_P = distinct_canvases(seen_PS, lengths_R[row_P])
         at = own_P[scored_p] * width + prompt_R[row_P][scored_p] + scored_l
         head_N, own_N = np.arange(len(at)), None
         if len(canvas_U) < len(row_P) and (law.allowed is None or law.allowed.dim() < 3):
@@ -119,7 +121,8 @@ def token_estimates(
             flat[head_N],
             masks.weight_PL[part][scored_p, scored_l],
         )
-        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]])
+        clean = None if clean_PS is None else torch.from_numpy(clean_PS[canvas_U]).to(device)
+        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]], clean)
         hidden_HH = hidden_USH.reshape(len(canvas_U) * width, -1).index_select(0, index_H)
         found = head_logprobs(model, hidden_HH, targets_N, law, (places_H, length), own_N, entropies)
         logprob_N, *entropy_N = found.unbind(-1)

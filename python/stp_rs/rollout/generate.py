@@ -12,7 +12,7 @@ from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.acceleration import adapters_ready
-from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, block_size_of, device_of, end_token_ids, passes_without_dropout
 from stp_rs.rollout.loop import Batching, Cohort, drive
 from stp_rs.rollout.params import SamplingParams, check_allowed
 from stp_rs.types import Mark, StopReason
@@ -60,6 +60,7 @@ def generate(
         share_first=batching.share_first,
         max_tokens=batching.max_tokens,
         length_sorted=batching.length_sorted,
+        block_size=block_size_of(model),
     )
     lengths_R = np.full(rows, completion_length, dtype=np.int32)
     scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, unmaskings, prior)
@@ -68,7 +69,10 @@ def generate(
         drive(cohort)
     # the scheduler writes into the record's own columns
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
-    return rollout.replaced(stats=scheduler.stats())
+    stats = scheduler.stats()
+    if cohort.cache is not None:  # what went through the model, not the canvases that it stands for
+        stats |= {"calls": cohort.cache.calls, "tokens": cohort.cache.tokens, "padding": cohort.cache.padding}
+    return rollout.replaced(stats=stats)
 
 
 def rollout_metrics(rollout: Rollout, eos_token_ids: Sequence[int]) -> dict[str, float]:

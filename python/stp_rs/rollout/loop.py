@@ -7,13 +7,15 @@ Shapes: R rows, L completion length, B canvases of one call, S their width, N ca
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 
 from stp_rs._core import RolloutScheduler
 from stp_rs.errors import DivergenceError
-from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows
+from stp_rs.models.base import DiffusionModel, block_size_of, device_of, encode, head_rows
+from stp_rs.models.blocks import BlockCache, CachedModel
 from stp_rs.rollout.logits import COLUMNS, Reads, Reducer
 from stp_rs.rollout.params import SamplingParams, allowed_rows
 
@@ -64,6 +66,10 @@ class Cohort:
         self._views = (self._ids.numpy(), self._lengths.numpy(), self._at.numpy(), self._uniforms.numpy())
         self._places_view, self._packed_view = self._places.numpy(), self._packed.numpy()
         self._count, self._reads = 0, Reads()
+        self.cache = (
+            BlockCache(cast(CachedModel, model)) if hasattr(model, "hidden_cached") and block_size_of(model) else None
+        )
+        """Committed blocks of a block-causal policy."""
 
     def launch(self) -> bool:
         """Start the next step; return False when every row is finished. Does not wait for a CUDA device."""
@@ -73,16 +79,30 @@ class Cohort:
             return False
         model, device = self._model, self._device
         ids_BS = self._ids[: rows * width].view(rows, width).to(device, non_blocking=True)
-        hidden_BSH = encode(model, ids_BS, self._views[1][:rows])
         at_N = self._at[: self._count].to(device, non_blocking=True)
         if model.logit_shift:
             at_N = at_N - model.logit_shift
-        hidden_NH = hidden_BSH.reshape(rows * width, -1).index_select(0, at_N)
-        self._reduce(hidden_NH)
+        if self.cache is None:
+            hidden_BSH = encode(model, ids_BS, self._views[1][:rows])
+        else:
+            hidden_BSH, at_N = self._block(ids_BS, at_N)
+        self._reduce(hidden_BSH.flatten(0, 1).index_select(0, at_N))
         if self._done is not None:
             self._packed[: self._count].copy_(self._reduced[: self._count], non_blocking=True)
             self._done.record()
         return True
+
+    def _block(self, ids_BS: torch.Tensor, at_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden states of the rows' current blocks, and where the candidates are in them."""
+        rows, width = ids_BS.shape
+        owner_B, start_B = np.empty(rows, dtype=np.int32), np.empty(rows, dtype=np.int32)
+        self.scheduler.blocks(owner_B, start_B)
+        host_BS = self._views[0][: rows * width].reshape(rows, width)
+        cache = cast(BlockCache, self.cache)
+        hidden_BQH = cache.hidden_block(ids_BS, host_BS, self._views[1][:rows], owner_B, start_B)
+        canvas_N = at_N // width
+        start_N = torch.from_numpy(start_B).to(self._device)[canvas_N]
+        return hidden_BQH, canvas_N * hidden_BQH.shape[1] + at_N % width - start_N
 
     def _reduce(self, hidden_NH: torch.Tensor) -> None:
         model, count = self._model, self._count

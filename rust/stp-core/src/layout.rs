@@ -12,8 +12,12 @@ pub struct Layout {
     pub prompt: usize,
     /// Completion tokens, L.
     pub completion: usize,
-    /// Tokens per block; the last block may be shorter.
+    /// Tokens per block; the first and the last may be shorter.
     pub block: usize,
+    /// Tokens of the first block.
+    pub first: usize,
+    /// Whether no block sees a later one, as in block-causal models: then blocks are decoded as rows of their own.
+    pub causal: bool,
 }
 
 impl Layout {
@@ -21,7 +25,16 @@ impl Layout {
     #[must_use]
     pub fn new(prompt: usize, completion: usize, block: usize) -> Self {
         let block = if block == 0 { completion } else { block.min(completion) };
-        Self { prompt, completion, block: block.max(1) }
+        let block = block.max(1);
+        Self { prompt, completion, block, first: block, causal: false }
+    }
+
+    /// The layout of a block-causal model, whose blocks of `size` tokens are counted from the start of the prompt: the
+    /// completion's first block is what the prompt's last one leaves.
+    #[must_use]
+    pub fn causal(prompt: usize, completion: usize, size: usize) -> Self {
+        let size = size.max(1);
+        Self { prompt, completion, block: size, first: size - prompt % size, causal: true }
     }
 
     /// Tokens before padding.
@@ -33,19 +46,24 @@ impl Layout {
     /// Number of blocks.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.completion.div_ceil(self.block)
+        match self.completion {
+            0 => 0,
+            n => 1 + n.saturating_sub(self.first).div_ceil(self.block),
+        }
     }
 
     /// Completion positions of block `b`.
     #[must_use]
     pub fn block_range(&self, b: usize) -> Range<usize> {
-        (b * self.block).min(self.completion)..((b + 1) * self.block).min(self.completion)
+        let end = self.first + b * self.block;
+        let start = if b == 0 { 0 } else { end - self.block };
+        start.min(self.completion)..end.min(self.completion)
     }
 
     /// The block of a completion position.
     #[must_use]
     pub fn block_of(&self, position: usize) -> usize {
-        position / self.block
+        if position < self.first { 0 } else { 1 + (position - self.first) / self.block }
     }
 }
 
@@ -57,10 +75,28 @@ mod tests {
     fn blocks_tile_the_completion() {
         for (length, block) in [(20, 0), (20, 8), (20, 20), (20, 99), (1, 1), (7, 2), (0, 4)] {
             let layout = Layout::new(3, length, block);
-            let all: Vec<usize> = (0..layout.blocks()).flat_map(|b| layout.block_range(b)).collect();
-            assert_eq!(all, (0..length).collect::<Vec<_>>());
+            tiles(&layout, length);
+        }
+    }
+
+    fn tiles(layout: &Layout, length: usize) {
+        let all: Vec<usize> = (0..layout.blocks()).flat_map(|b| layout.block_range(b)).collect();
+        assert_eq!(all, (0..length).collect::<Vec<_>>());
+        for b in 0..layout.blocks() {
+            assert!(!layout.block_range(b).is_empty());
+            assert!(layout.block_range(b).all(|p| layout.block_of(p) == b));
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_causal_layout_are_counted_from_the_prompt() {
+        for (prompt, length, size) in
+            [(0, 9, 4), (3, 9, 4), (4, 9, 4), (7, 1, 4), (5, 0, 4), (2, 6, 1), (1, 2, 32)]
+        {
+            let layout = Layout::causal(prompt, length, size);
+            tiles(&layout, length);
             for b in 0..layout.blocks() {
-                assert!(layout.block_range(b).all(|p| layout.block_of(p) == b));
+                assert!(layout.block_range(b).all(|p| (prompt + p) / size == prompt / size + b));
             }
         }
     }

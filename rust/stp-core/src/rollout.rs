@@ -78,6 +78,7 @@ pub struct Scheduler {
     max_tokens: usize,
     length_sorted: bool,
     seed: u64,
+    block_size: usize,
     share_first: bool,
     rows: Vec<Row>,
     queue: VecDeque<usize>,
@@ -111,6 +112,7 @@ impl Scheduler {
             max_tokens: 0,
             length_sorted: false,
             seed,
+            block_size: 0,
             share_first,
             rows,
             queue,
@@ -129,6 +131,14 @@ impl Scheduler {
         self
     }
 
+    /// Decodes for a block-causal model: in its blocks, counted from the start of the prompt; temporal rules and what they
+    /// commit stay inside a block. 0 is a model that sees the whole canvas.
+    #[must_use]
+    pub fn with_blocks(mut self, block_size: usize) -> Self {
+        self.block_size = block_size;
+        self
+    }
+
     /// Bounds a call to `max_tokens` tokens, padding included (0: no bound; one row is always admitted). With
     /// `length_sorted`, long rows are admitted first and rows of a width together, which leaves less padding; the rows of
     /// a group have one width and stay neighbours.
@@ -140,7 +150,7 @@ impl Scheduler {
 
     /// Queues rows; their order is that of the results. Either all are queued or none.
     pub fn submit(&mut self, requests: &[Request<'_>]) -> Result<()> {
-        let make = |r| Row::new(r, self.mask_token_id, &self.eos_token_ids, self.seed);
+        let make = |r| Row::new(r, self.mask_token_id, &self.eos_token_ids, self.seed, self.block_size);
         let rows: Vec<Row> = requests.iter().map(make).collect::<Result<_>>()?;
         for row in rows {
             if row.stop == Stop::Running {
@@ -230,8 +240,8 @@ impl Scheduler {
                 step.rows += 1;
             }
             previous = Some(turn.row);
-            turn.start = step.candidates;
-            let base = (step.rows - 1) * width + row.layout.prompt;
+            (turn.start, turn.canvas) = (step.candidates, step.rows - 1);
+            let base = turn.canvas * width + row.layout.prompt;
             for (i, &position) in row.masked[..turn.total].iter().enumerate() {
                 candidates[turn.start + i] = (base + position as usize) as i32;
                 uniforms[turn.start + i] = row.rng.uniform(Lane::Sample, row.nfe as u32, position);
@@ -300,6 +310,27 @@ impl Scheduler {
             for (place, &position) in out[turn.start..].iter_mut().zip(&row.masked[..turn.total]) {
                 *place = (turn.row * length + position as usize) as i32;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes, for every canvas of the pending step, the row that it belongs to (the first, where rows share it) and the
+    /// canvas position at which its current block starts: 0 to there, a block-causal model has seen for good.
+    pub fn blocks(&self, rows: &mut [i32], starts: &mut [i32]) -> Result<()> {
+        let Some(step) = self.pending else {
+            return Err(Error::state("blocks came without a pending step", "call next_step first"));
+        };
+        for (name, got) in [("rows", rows.len()), ("starts", starts.len())] {
+            if got < step.rows {
+                return Err(Error::shape(name, got, format!("at least {}", step.rows)));
+            }
+        }
+        for turn in self.turns.iter().rev() {
+            let row = &self.rows[turn.row];
+            rows[turn.canvas] = turn.row as i32;
+            let first = row.masked.first().map_or(row.layout.completion, |&p| p as usize);
+            let position = row.layout.prompt + first;
+            starts[turn.canvas] = (position - position % row.layout.block) as i32;
         }
         Ok(())
     }

@@ -92,6 +92,12 @@ impl Unmasking {
         pruned_steps(n, block, pruned_steps(block, length, self.diffusion_steps))
     }
 
+    /// Forwards that a block of `n` free positions has before temporal pruning.
+    #[must_use]
+    pub fn planned_in_block(&self, n: usize, steps: usize) -> usize {
+        Plan::even(n, steps, self.quota).reveals().len()
+    }
+
     /// Reveals per step of a row with these free positions (ascending), before temporal pruning.
     fn reveals(&self, free: &[u32], layout: &Layout) -> Vec<usize> {
         let mut reveals = Vec::new();

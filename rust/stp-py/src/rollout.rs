@@ -26,8 +26,8 @@ struct PyScheduler {
 #[pymethods]
 impl PyScheduler {
     #[new]
-    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true, eos_token_ids=vec![],
-                        max_tokens=0, length_sorted=false))]
+    #[pyo3(signature = (*, mask_token_id, pad_token_id, slots, seed, share_first=true, eos_token_ids=None,
+                        max_tokens=0, length_sorted=false, block_size=0))]
     fn new(
         py: Python<'_>,
         mask_token_id: i64,
@@ -35,12 +35,16 @@ impl PyScheduler {
         slots: usize,
         seed: u64,
         share_first: bool,
-        eos_token_ids: Vec<i64>,
+        eos_token_ids: Option<Vec<i64>>,
         max_tokens: usize,
         length_sorted: bool,
+        block_size: usize,
     ) -> PyResult<Self> {
-        let inner = Scheduler::new(mask_token_id, pad_token_id, slots, seed, share_first)
-            .map(|s| s.with_eos(&eos_token_ids).with_admission(max_tokens, length_sorted));
+        let inner = Scheduler::new(mask_token_id, pad_token_id, slots, seed, share_first).map(|s| {
+            s.with_eos(eos_token_ids.as_deref().unwrap_or_default())
+                .with_blocks(block_size)
+                .with_admission(max_tokens, length_sorted)
+        });
         inner.map(|s| Self { inner: Mutex::new(s) }).map_err(|e| to_python(py, &e))
     }
 
@@ -124,6 +128,14 @@ impl PyScheduler {
         let mut view = write::<i32>("places", out, &[-1])?;
         let target = slice_mut(&mut view)?;
         enter(out.py(), || lock(&self.inner).places(length, target))
+    }
+
+    /// Writes the row of every canvas of the pending step, and where its current block starts.
+    fn blocks(&self, rows: &Bound<'_, PyAny>, starts: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut row_view = write::<i32>("rows", rows, &[-1])?;
+        let mut start_view = write::<i32>("starts", starts, &[-1])?;
+        let (row_target, start_target) = (slice_mut(&mut row_view)?, slice_mut(&mut start_view)?);
+        enter(rows.py(), || lock(&self.inner).blocks(row_target, start_target))
     }
 
     /// Commits the numbers f32 `[N, 7]` of the pending step.

@@ -15,6 +15,22 @@ Mask = Callable[[Tensor, torch.dtype], dict[str, Any]]
 [B, Q, S] where the attention is block-causal; `dtype` is that of the weights."""
 
 
+def bool_4d(allowed: Tensor, _dtype: torch.dtype) -> dict[str, Any]:
+    """Return a mask of booleans [B, 1, 1 or Q, S]."""
+    return {"attention_mask": allowed[:, None, None] if allowed.dim() == 2 else allowed[:, None]}
+
+
+def additive_4d(allowed: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Return a mask that is added to attention scores, [B, 1, 1 or Q, S]."""
+    shown = bool_4d(allowed, dtype)["attention_mask"]
+    return {"attention_mask": torch.zeros_like(shown, dtype=dtype).masked_fill_(~shown, torch.finfo(dtype).min)}
+
+
+def padding_2d(allowed: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Return 1 for what is no padding, [B, S]; an added mask where it is not the same for all queries."""
+    return {"attention_mask": allowed.long()} if allowed.dim() == 2 else additive_4d(allowed, dtype)
+
+
 @dataclass(frozen=True)
 class Family:
     """Models whose code is called in one way."""
@@ -28,7 +44,7 @@ class Family:
     """The token that stands for what is not decoded yet, where the tokenizer does not name one itself."""
     end_tokens: tuple[str, ...] = ()
     """What ends a text besides the tokenizer's `eos_token`."""
-    mask: Mask = lambda allowed, _dtype: {"attention_mask": allowed.long()}
+    mask: Mask = padding_2d
     """How the code takes an attention mask."""
     block_size: int = 0
     """Tokens per block of block-causal models, unless their configuration says it; 0: bidirectional."""
@@ -46,16 +62,7 @@ class Family:
         "down_proj",
     )
     """Where adapters go by default: names of modules, or one pattern."""
+    cache_inputs: tuple[tuple[str, Any], ...] = ()
+    """Arguments that a call with a cache needs besides it."""
     settings: tuple[tuple[str, Any], ...] = ()
     """Options of the configuration that must have these values."""
-
-
-def bool_4d(allowed: Tensor, _dtype: torch.dtype) -> dict[str, Any]:
-    """Return a mask of booleans [B, 1, 1 or Q, S]."""
-    return {"attention_mask": allowed[:, None, None] if allowed.dim() == 2 else allowed[:, None]}
-
-
-def additive_4d(allowed: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a mask that is added to attention scores, [B, 1, 1 or Q, S]."""
-    shown = bool_4d(allowed, dtype)["attention_mask"]
-    return {"attention_mask": torch.zeros_like(shown, dtype=dtype).masked_fill_(~shown, torch.finfo(dtype).min)}

@@ -14,5 +14,6 @@ FAMILY = Family(
     end_tokens=("<|endoftext|>", "<|im_end|>"),
     mask=bool_4d,
     block_size=4,
+    cache_inputs=(("store_kv", True),),
     settings=(("fuse_cross_entropy", False),),
 )

@@ -29,6 +29,10 @@ pub(super) struct Row {
     pub(super) block_masks: usize,
     pub(super) block_steps: usize,
     pub(super) block_step: usize,
+    /// Forwards before the current block, of a row whose blocks are decoded as rows of their own.
+    block_start: usize,
+    /// Whether some forward committed more than its step's share.
+    early: bool,
     pub(super) stop: Stop,
     /// The tokens that end a text, shared by all rows; the first fills what is truncated.
     eos: Arc<[i64]>,
@@ -40,6 +44,8 @@ pub(super) struct Row {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
     pub(super) row: usize,
+    /// Its canvas in the call; rows that share a forward share it.
+    pub(super) canvas: usize,
     /// Its first candidate in the call.
     pub(super) start: usize,
     /// Candidates that may be selected.
@@ -58,10 +64,17 @@ impl Row {
         mask_token_id: i64,
         eos_token_ids: &Arc<[i64]>,
         seed: u64,
+        block_size: usize,
     ) -> Result<Self> {
         check(request, mask_token_id, eos_token_ids)?;
         let unmasking = request.unmasking;
-        let layout = Layout::new(request.prompt.len(), request.completion_length, unmasking.block_length);
+        let (prompt, length) = (request.prompt.len(), request.completion_length);
+        let layout = if block_size == 0 {
+            Layout::new(prompt, length, unmasking.block_length)
+        } else {
+            check_causal(&unmasking, block_size)?;
+            Layout::causal(prompt, length, block_size)
+        };
         let length = layout.completion;
         let mut canvas = Vec::with_capacity(layout.width());
         canvas.extend_from_slice(request.prompt);
@@ -98,6 +111,8 @@ impl Row {
             block_masks: 0,
             block_steps: 0,
             block_step: 0,
+            block_start: 0,
+            early: false,
             eos: Arc::clone(eos_token_ids),
             scanned: 0,
         };
@@ -120,14 +135,19 @@ impl Row {
             self.block_masks = in_block;
             self.block_steps = self.unmasking.block_steps(in_block, range.len(), self.layout.completion);
             self.block_step = 0;
+            if self.layout.causal {
+                self.block_start = self.nfe;
+                self.planned = self.unmasking.planned_in_block(in_block, self.block_steps);
+                self.stable = 0;
+            }
         }
         let quota = self.next_quota(in_block);
         let may_fire = if self.unmasking.selection.by_quota() { quota } else { in_block };
         let all = self.unmasking.temporal.reads_scores()
             || self.nfe + 1 == self.unmasking.max_nfe
             || self.unmasking.temporal.fires(&self.state(may_fire), std::iter::empty());
-        let total = if all { self.masked.len() } else { in_block };
-        Turn { row, start: 0, in_block, total, quota, exit: false }
+        let total = if all && !self.layout.causal { self.masked.len() } else { in_block };
+        Turn { row, canvas: 0, start: 0, in_block, total, quota, exit: false }
     }
 
     /// The quota of the next schedule step that reveals something.
@@ -157,7 +177,15 @@ impl Row {
         Some(self.state(turn.quota).is_filled(share))
     }
 
+    /// What temporal rules read: of the whole row, or of its current block where no block sees a later one.
     fn state(&self, revealed: usize) -> RowState {
+        if self.layout.causal {
+            let range = self.layout.block_range(self.block);
+            let left = self.masked.partition_point(|&p| (p as usize) < range.end);
+            let (length, step) = (range.len(), self.nfe - self.block_start);
+            let filled_after = length - left + revealed;
+            return RowState { length, filled_after, step, planned: self.planned, stable: self.stable };
+        }
         let length = self.layout.completion;
         let filled_after = length - self.masked.len() + revealed;
         RowState { length, filled_after, step: self.nfe, planned: self.planned, stable: self.stable }
@@ -173,7 +201,7 @@ impl Row {
         let count = unmasking.selection.take(keys, turn.quota);
         self.track_stability(scores);
         let out_of_budget = self.nfe + 1 == unmasking.max_nfe;
-        let all = turn.total == self.masked.len();
+        let all = turn.total == self.masked.len() || self.layout.causal;
         let fires = || unmasking.temporal.fires(&self.state(count), scores.iter().map(Score::read));
         let fired = turn.exit || (all && fires());
         if fired || out_of_budget {
@@ -181,12 +209,15 @@ impl Row {
                 self.reveal(i, score);
             }
             let early = count < turn.total;
-            self.stop = match (early, fired) {
-                (false, _) => Stop::Plan,
-                (true, true) => Stop::Temporal,
-                (true, false) => Stop::MaxNfe,
-            };
-            self.masked.clear();
+            self.early |= early;
+            self.masked.drain(..turn.total);
+            if self.masked.is_empty() {
+                self.stop = match (self.early, fired) {
+                    (false, _) => Stop::Plan,
+                    (true, true) => Stop::Temporal,
+                    (true, false) => Stop::MaxNfe,
+                };
+            }
         } else {
             for &key in &keys[..count] {
                 let i = (key & 0xFFFF_FFFF) as usize;
@@ -195,7 +226,7 @@ impl Row {
             let unmask_step = &self.unmask_step;
             self.masked.retain(|&p| unmask_step[p as usize] == MASKED);
             if self.masked.is_empty() {
-                self.stop = Stop::Plan;
+                self.stop = if self.early { Stop::Temporal } else { Stop::Plan };
             }
         }
         self.nfe += 1;
@@ -253,6 +284,20 @@ impl Row {
         self.unmask_step[position] = self.nfe as i16;
         self.logprob[position] = score[1];
     }
+}
+
+/// Refuses options that reach over the blocks of a block-causal model.
+fn check_causal(unmasking: &Unmasking, block_size: usize) -> Result<()> {
+    if unmasking.block_length != 0 && unmasking.block_length != block_size {
+        let need = format!("0 or {block_size}, the block of the block-causal model");
+        return Err(Error::value("block_length", unmasking.block_length, need));
+    }
+    if unmasking.max_nfe != 0 || unmasking.temporal.batch_share().is_some() {
+        let got = if unmasking.max_nfe == 0 { "fill_ratio_batch" } else { "max_nfe" };
+        let need = "rules that stay inside a block: a block-causal model's blocks see no later one";
+        return Err(Error::value("unmasking", got, need));
+    }
+    Ok(())
 }
 
 /// Refuses a request that cannot be decoded, whatever its prior.
