@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, settings
 # Before transformers is imported anywhere: its hub client reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Code that comes with stand-ins for models is copied here, not into the user's cache.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="stp_rs_modules_")
 # Before torch is: threads that outnumber the free cores made tests of tiny models minutes long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,6 +1,5 @@
 """Every family's row of docs/models.md on its stand-in: opened, called, decoded, scored, adapted, trained, saved."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,6 @@ SHIFTS = {"dream": 1}
 BLOCKS = {"llada2": 4, "sdar": 4}
 ATTENDS_PADS = {"llada"}
 LAST_END = {"dream": "<|im_end|>", "llada": "<|eot_id|>", "llada_moe": "<|role_end|>"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep copied code out of the user's cache."""
-    from transformers import dynamic_module_utils as dynamic
-
-    kept, dynamic.HF_MODULES_CACHE = dynamic.HF_MODULES_CACHE, str(tmp_path_factory.mktemp("modules"))
-    yield
-    dynamic.HF_MODULES_CACHE = kept
 
 
 @pytest.fixture(params=STAND_INS)

@@ -98,8 +98,7 @@ def token_estimates(
             canvas_PS[:, : hidden_PW.shape[1]][hidden_PW == 1] = model.mask_token_id
         width = int(lengths_R[row_P].max())
         clean_PS = canvas_RS[row_P, :width] if block_size_of(model) else None
-        seen_PS = canvas_PS[:, :width] if clean_PS is None else np.hstack([canvas_PS[:, :width], clean_PS])
-        canvas_U, own_P = distinct_canvases(seen_PS, lengths_R[row_P])
+        canvas_U, own_P = distinct_canvases(canvas_PS[:, :width], lengths_R[row_P], clean_PS)
         at = own_P[scored_p] * width + prompt_R[row_P][scored_p] + scored_l
         head_N, own_N = np.arange(len(at)), None
         if len(canvas_U) < len(row_P) and (law.allowed is None or law.allowed.dim() < 3):
@@ -161,13 +160,14 @@ def _corrupt(
 
 
 def distinct_canvases(
-    canvas_PS: NDArray[np.int64], lengths_P: NDArray[np.int32]
+    canvas_PS: NDArray[np.int64], lengths_P: NDArray[np.int32], clean_PS: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (the first pass [U] of every distinct canvas, the place in that list of each pass's canvas [P]).
 
     Where more than half are distinct every pass keeps its own: the gathering would cost about what it spares.
     """
     seen: dict[tuple[bytes, int], int] = {}
+    canvas_PS = canvas_PS if clean_PS is None else np.hstack([canvas_PS, clean_PS])  # what a canvas is seen with
     own_P = [seen.setdefault((row.tobytes(), int(n)), len(seen)) for row, n in zip(canvas_PS, lengths_P, strict=True)]
     if 2 * len(seen) > len(own_P):
         return np.arange(len(own_P)), np.arange(len(own_P))
