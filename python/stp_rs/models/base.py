@@ -48,8 +48,11 @@ class BlockCausalModel(DiffusionModel, Protocol):
     block_size: int
     """Tokens per block, counted from the start of the prompt."""
 
-    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
-        """Return hidden states [B, S, H] of noisy canvases, each block with the clean canvas's earlier blocks."""
+    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None, start: int = 0) -> Tensor:
+        """Return hidden states [B, S, H] of noisy canvases, each block with the clean canvas's earlier blocks.
+
+        Before the position `start`, a block's first, both are equal.
+        """
         ...
 
 
@@ -59,7 +62,11 @@ def block_size_of(model: DiffusionModel) -> int:
 
 
 def encode(
-    model: DiffusionModel, ids_BS: Tensor, lengths_B: NDArray[np.int32], clean_BS: Tensor | None = None
+    model: DiffusionModel,
+    ids_BS: Tensor,
+    lengths_B: NDArray[np.int32],
+    clean_BS: Tensor | None = None,
+    start: int = 0,
 ) -> Tensor:
     """Return hidden states [B, S, H] of right-padded canvases; positions past a row's length are undefined.
 
@@ -72,13 +79,14 @@ def encode(
         lengths_B: tokens of each before padding.
         clean_BS: the canvases without masks, which block-causal policies condition on; None where masks are in the
             last block that holds text, as in a rollout.
+        start: where the first block starts in which they differ.
     """
     width = ids_BS.shape[1]
     lengths = None
     if not bool((lengths_B == width).all()):
         lengths = torch.from_numpy(lengths_B).to(ids_BS.device, non_blocking=True)
     if clean_BS is not None and block_size_of(model):
-        return cast(BlockCausalModel, model).hidden_pair(ids_BS, clean_BS, lengths)
+        return cast(BlockCausalModel, model).hidden_pair(ids_BS, clean_BS, lengths, start)
     masked = getattr(model, "masks_pads", False) and not torch.is_grad_enabled()
     if lengths is None or model.respects_padding or masked:
         return model.hidden(ids_BS, lengths)

@@ -102,16 +102,14 @@ class MaskedLMAdapter:
         with hidden_states(), recomputed(self._recomputes()), pads:
             return _states(self.own_output(ids_BS, lengths_B))
 
-    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None, start: int = 0) -> Tensor:
         """Return hidden states [B, S, H] of noisy canvases, each block with the clean canvas's earlier blocks.
 
-        One call of a doubled canvas: the noisy half from the first block with a difference on, the clean half up to the
-        last block's start. Positions before that are those of the clean canvas.
+        One call of a doubled canvas: the noisy half from `start` on, the first block in which both differ, the clean
+        half up to the last block's start.
         """
         width, size = noisy_BS.shape[1], self.block_size
         self._check_width(width)
-        differs_S = (noisy_BS != clean_BS).any(0)
-        start = int(differs_S.int().argmax()) // size * size if bool(differs_S.any()) else 0
         end = (width - 1) // size * size
         position_S = torch.arange(width, device=noisy_BS.device)
         noisy_Q, clean_Q = position_S[start:], position_S[:end]

@@ -32,10 +32,10 @@ class WithoutAdapters:
         with self._as_before():
             return self.policy.hidden(ids_BS, lengths_B)
 
-    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+    def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None, start: int = 0) -> Tensor:
         """Return the hidden states [B, S, H] of a doubled canvas before RL, of a block-causal policy."""
         with self._as_before():
-            return cast(BlockCausalModel, self.policy).hidden_pair(noisy_BS, clean_BS, lengths_B)
+            return cast(BlockCausalModel, self.policy).hidden_pair(noisy_BS, clean_BS, lengths_B, start)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return the logits [N, V] before RL."""

@@ -106,9 +106,10 @@ def token_estimates(
             order = np.argsort(at, kind="stable")
             scored_p, scored_l = scored_p[order], scored_l[order]
             at, head_N, own_N = np.unique(at[order], return_index=True, return_inverse=True)
+        start_pair, extra = (0, 0) if clean_PS is None else _pair(canvas_PS[:, :width], clean_PS, block_size_of(model))
         if cost is not None:
             cost.forwards += len(canvas_U)
-            cost.tokens += len(canvas_U) * width
+            cost.tokens += len(canvas_U) * (width + extra)
             cost.head_rows += len(at)
         flat = row_P[scored_p].astype(np.int64) * length + scored_l
         ids, index_H, index_N, targets_N, places_H, weight_N = upload(
@@ -121,7 +122,7 @@ def token_estimates(
             masks.weight_PL[part][scored_p, scored_l],
         )
         clean = None if clean_PS is None else torch.from_numpy(clean_PS[canvas_U]).to(device)
-        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]], clean)
+        hidden_USH = encode(model, ids, lengths_R[row_P[canvas_U]], clean, start_pair)
         hidden_HH = hidden_USH.reshape(len(canvas_U) * width, -1).index_select(0, index_H)
         found = head_logprobs(model, hidden_HH, targets_N, law, (places_H, length), own_N, entropies)
         logprob_N, *entropy_N = found.unbind(-1)
@@ -157,6 +158,13 @@ def _corrupt(
     passes, positions = np.nonzero(mask_PL)
     canvas_PS[passes, prompt_P[passes] + positions] = mask_token_id
     return canvas_PS
+
+
+def _pair(canvas_PS: NDArray[np.int64], clean_PS: NDArray[np.int64], size: int) -> tuple[int, int]:
+    """Return where the first block starts in which canvases differ, and the tokens that the clean half adds to each."""
+    differs_S = (canvas_PS != clean_PS).any(0)
+    start = int(differs_S.argmax()) // size * size if differs_S.any() else 0
+    return start, (len(differs_S) - 1) // size * size - start
 
 
 def distinct_canvases(
