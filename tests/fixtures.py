@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
+from transformers.trainer_callback import PrinterCallback
 
 from stp_rs import STPConfig, STPTrainer
 from stp_rs.config.sections import PolicyConfig
@@ -16,6 +17,8 @@ from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.train.callbacks import RolloutCallback
+from stp_rs.train.trainer import StepResult
 
 ALPHABET = "0123[]"
 LENGTH = 6
@@ -26,10 +29,15 @@ SMALL: dict[str, Any] = {
     "max_completion_length": LENGTH,
     "num_generations": 4,
     "per_device_train_batch_size": 8,
-    "max_steps": 4,
+    "stp_rollouts": 4,
     "learning_rate": 2e-3,
     "lr_scheduler_type": "constant",
-    "save_steps": 0,
+    "adam_beta2": 0.99,
+    "optim": "adamw_torch",
+    "seed": 0,
+    "save_strategy": "no",
+    "logging_steps": 2,
+    "disable_tqdm": True,
 }
 
 
@@ -133,5 +141,26 @@ def trainer(
     **options: Any,
 ) -> STPTrainer:
     """Return a trainer of the tiny policy on six ragged prompts; `options` over `SMALL`."""
-    config = STPConfig.make(**{**SMALL, "output_dir": str(run), **options})
-    return STPTrainer(model or tiny(), reward, config, rows, tokenizer(), priors=priors)
+    chosen = {**SMALL, "output_dir": str(run), **options}
+    if "max_steps" in options:
+        del chosen["stp_rollouts"]
+    made = STPTrainer(model or tiny(), reward, STPConfig(**chosen), rows, processing_class=tokenizer(), priors=priors)
+    made.remove_callback(PrinterCallback)
+    made.prepare()
+    return made
+
+
+class Watch(RolloutCallback):
+    """Calls a function with the result of each rollout batch."""
+
+    def __init__(self, heard: Callable[[StepResult], Any]) -> None:
+        self.heard = heard
+
+    def on_rollout_end(self, args: Any, state: Any, control: Any, result: StepResult) -> None:
+        self.heard(result)
+
+
+def resumed(made: STPTrainer) -> STPTrainer:
+    """Return a trainer, gone on from the newest checkpoint of its folder."""
+    made.prepare(made.find_checkpoint(True))
+    return made

@@ -100,11 +100,11 @@ def config(preset: str, shape: Shape, folder: Path, **options: Any) -> stp_rs.ST
         "stp_confidence": "sampled_prob",
         "bf16": True,
         "learning_rate": 3e-6,
-        "max_steps": 4,
-        "save_steps": 0,
+        "stp_rollouts": 4,
+        "save_strategy": "no",
         "output_dir": str(folder),
     }
-    return stp_rs.STPConfig.make(preset, **{**common, **options})
+    return stp_rs.STPConfig(preset=preset, **{**common, **options})
 
 
 class Update:
@@ -131,7 +131,7 @@ class Update:
 
     def run(self) -> dict[str, float]:
         """Make the updates of one step; return their metrics."""
-        return dict(self._update.run(self.rollout, 0))
+        return dict(self._update.run(self.rollout))
 
     def counts(self, before: dict[str, int]) -> dict[str, int]:
         """Return the canvases of likelihood passes since `before`, from `passes`."""
@@ -177,7 +177,7 @@ def trainer(policy: Any, preset: str, shape: Shape, folder: Path, **options: Any
     """Return a trainer of a preset without priors on the bench's prompts."""
     rows = [dict(row) for row in prompts(shape).rows[:: shape.group]]
     args = config(preset, shape, folder, **{"stp_spatial": "none", **options})
-    return stp_rs.STPTrainer(policy, [reward], args, rows, Tokenizer())
+    return stp_rs.STPTrainer(policy, [reward], args, rows, processing_class=Tokenizer())
 
 
 def autocast(device: torch.device) -> torch.autocast:

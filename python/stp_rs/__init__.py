@@ -3,6 +3,7 @@
 The pipeline, in order: prompts -> priors -> rollout -> rewards -> advantages -> likelihood -> loss.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from stp_rs._core import Design as Design
@@ -10,7 +11,6 @@ from stp_rs._core import PriorSet as PriorSet
 from stp_rs._core import Unmasking as Unmasking
 from stp_rs._core import __version__ as __version__
 from stp_rs._renamed import check_name
-from stp_rs.config.sections import STPConfig as STPConfig
 from stp_rs.data.prompts import PromptBatch as PromptBatch
 from stp_rs.data.prompts import encode_prompts as encode_prompts
 from stp_rs.data.trajectories import Rollout as Rollout
@@ -41,17 +41,19 @@ from stp_rs.rollout.params import SamplingParams as SamplingParams
 from stp_rs.rollout.rewards import decode_completions as decode_completions
 from stp_rs.rollout.rewards import score_rewards as score_rewards
 from stp_rs.train.anchors import OfflineGeneration as OfflineGeneration
-from stp_rs.train.trainer import STPTrainer as STPTrainer
 
 if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig as STPConfig
     from stp_rs.models.loading import load as load
+    from stp_rs.train.trainer import STPTrainer as STPTrainer
+
+_LAZY = {"STPConfig": "config.arguments", "STPTrainer": "train.trainer", "load": "models.loading"}
+"""Names that need transformers' trainer or models, which take seconds to import: loaded when they are asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    """Return `load` on first use: its module imports transformers, which takes seconds."""
+    """Return a name of `_LAZY` from its module."""
     check_name(name)
-    if name != "load":
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stp_rs.models.loading import load
-
-    return load
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

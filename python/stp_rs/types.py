@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stp_rs._core import MARKS, STOP_REASONS
 
 Floats = NDArray[np.float64]
+Metrics = dict[str, float]
 Row = dict[str, Any]
 """One problem: `prompt` (text or chat messages) and whatever columns the rewards read."""
 RewardFunc = Callable[..., Sequence[float | None]]

@@ -14,19 +14,18 @@ from stp_rs import _core
 from stp_rs.cli import terminal
 from stp_rs.cli.flags import add_option_flags, given_options
 from stp_rs.cli.terminal import Parser
-from stp_rs.config.presets import PRUNINGS
 from stp_rs.errors import ConfigError
 from stp_rs.eval.plot import require_matplotlib
 from stp_rs.train.checkpoint import atomic_file, write_json
 from studies.compare.curves import AXES, Record, aggregate, by_variant
-from studies.compare.plan import Comparison, Study, read_study
+from studies.compare.plan import EVALUATIONS, Comparison, Study, read_study
 from studies.compare.plot import draw
 from studies.compare.table import make_rows, markdown
 from studies.compare.variants import OWN, parse_variants
 
 TUNING_SHARE = 0.4
 """Most of a budget of seconds that tuning takes."""
-_SKIPPED = OWN - {"task", "eval_steps", "eval_size"}
+_SKIPPED = OWN - {"task", "eval_size"} | {"preset"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="show stored JSON, of the variants named by --presets; may be repeated",
     )
     parser.add_argument("--config", default="", help="YAML file of options of all variants")
-    parser.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="of variants that name none")
     parser.add_argument("--output_dir", default="", help="runs and warm-ups; default runs/compare-TASK")
+    parser.add_argument("--evaluations", type=int, default=None, help=f"points of a curve; default {EVALUATIONS}")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument(
         "--budget_seconds",
@@ -108,10 +107,10 @@ def run(args: argparse.Namespace) -> int:
 
 def make_study(args: argparse.Namespace) -> Study:
     """Return what the flags, and the plan where there is one, say."""
-    options = {**given_options(args, skip=_SKIPPED), **({"pruning": args.pruning} if args.pruning else {})}
+    options = given_options(args, skip=_SKIPPED)
     if args.plan:
         given = {name: getattr(args, name) for name in ("config", "output_dir", "baseline", "reference")}
-        given |= {"seeds": args.seeds, "variants": args.presets, **_outputs(args)}
+        given |= {"seeds": args.seeds, "evaluations": args.evaluations, "variants": args.presets, **_outputs(args)}
         return read_study(args.plan, {**{k: v for k, v in given.items() if v}, "options": options})
     comparison = Comparison(
         variants=parse_variants(args.presets),
@@ -121,6 +120,7 @@ def make_study(args: argparse.Namespace) -> Study:
         output_dir=args.output_dir,
         baseline=args.baseline,
         reference=args.reference,
+        evaluations=args.evaluations or EVALUATIONS,
         outputs=_outputs(args),
     )
     return Study([comparison])

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs.cli.flags import option_value
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
+from stp_rs.config.yaml import read_yaml
 from stp_rs.errors import ConfigError
 from studies.compare.variants import Variant, distinct, make_variant, parse_variants
 
 WARM_UP = "warm-up"
 EVALUATIONS = 10
-"""Points of a curve where `eval_steps` is not given."""
-_FREE = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "num_completions_to_print"}
+"""Points of a curve where a comparison does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Job:
     """One run of a comparison."""
 
     variant: Variant
-    config: STPConfig
+    config: TaskConfig
     seconds: float = 0.0
     """What it is expected to take of one core, by the plan; 0 where nobody said."""
     warm_up_seconds: float = 0.0
@@ -29,7 +29,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where its results are."""
-        return Path(self.config.output_dir)
+        return Path(str(self.config.output_dir))
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Comparison:
     """Variants of one task's training, each with every seed.
 
     Example:
-        Comparison(parse_variants("stp,elbo/stp"), (0, 1, 2), {"task": "sudoku", "max_steps": 120})
+        Comparison(parse_variants("stp,elbo/stp"), (0, 1, 2), {"task": "sudoku", "stp_rollouts": 120})
     """
 
     variants: list[Variant]
@@ -57,6 +57,8 @@ class Comparison:
     """The variant that differences are taken from; empty means the first."""
     reference: str = ""
     """The variant whose final score the others are timed to; empty means the baseline."""
+    evaluations: int = EVALUATIONS
+    """Points of each curve, at equal distances in rollout batches."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Files by kind: json, markdown, plot."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Comparison:
         Raises:
             ConfigError: no seeds or a seed twice, or an unknown baseline or reference.
         """
+        if self.evaluations < 1:
+            raise ConfigError(f"evaluations: got {self.evaluations}, needs at least 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds: got {list(self.seeds)}, needs distinct numbers from 0, e.g. 0,1,2")
         names = [variant.name for variant in self.variants]
@@ -112,13 +116,12 @@ class Comparison:
             for value in self.tune["values"]
         ]
         seconds = {v.name: self.seconds.get(v.name.rpartition("@")[0], 0.0) for v in variants}
-        options = {**self.options, "eval_steps": 1 << 20}  # its end decides
         warm_up = {WARM_UP: self.seconds[WARM_UP]} if WARM_UP in self.seconds else {}
         return replace(
             self,
             variants=variants,
             seeds=seeds,
-            options=options,
+            evaluations=1,  # its end decides
             seconds={**seconds, **warm_up},
             tune={},
             baseline="",
@@ -145,29 +148,31 @@ class Comparison:
         ]
         return replace(self, variants=variants, tune={}), picked
 
-    def _configure(self, variant: Variant, seed: int) -> STPConfig:
+    def _configure(self, variant: Variant, seed: int) -> TaskConfig:
         options = {**self.options, **variant.options, "seed": seed}
-        config = STPConfig.from_yaml(self.config, **options) if self.config else STPConfig.make(**options)
+        config = TaskConfig.from_yaml(self.config, **options) if self.config else TaskConfig(**options)
         root = Path(self.output_dir or f"runs/compare-{config.task}")
-        every = config.eval_steps or max(1, config.max_steps // EVALUATIONS)
+        each = config.updates_per_rollout
+        every = each * max(1, config.max_steps // each // self.evaluations)
         return replace(
             config,
             output_dir=str(root / "runs" / variant.folder / f"seed-{seed}"),
-            logging_steps=1,
+            logging_steps=each,
+            eval_strategy="steps",
             eval_steps=every,
             save_steps=every,
-            resume=True,
+            resume_from_checkpoint="auto",
         )
 
 
-def run_identity(config: STPConfig) -> dict[str, Any]:
+def run_identity(config: TaskConfig) -> dict[str, Any]:
     """Return the options that decide a run's curve."""
-    return {k: v for k, v in config.to_flat().items() if k not in _FREE}
+    return {**config.identity("numbers"), "eval_size": config.eval_size, "eval_steps": config.eval_steps}
 
 
 _KEYS = {
     *("task", "seeds", "variants", "options", "config", "output_dir", "baseline", "reference", "seconds", "tune"),
-    *("json", "markdown", "plot"),
+    *("evaluations", "json", "markdown", "plot"),
 }
 
 
@@ -264,13 +269,8 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any]) -> Comparison:
 
 
 def _load(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"plan {path}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(plan, dict) or not {"variants", "seeds"} <= plan.keys():
+    plan = read_yaml(path, "plan")
+    if not {"variants", "seeds"} <= plan.keys():
         raise ConfigError(f"plan {path}: needs at least the keys variants and seeds")
     return plan
 
@@ -290,6 +290,7 @@ def _comparison(path: str | Path, plan: dict[str, Any], overrides: Mapping[str, 
         output_dir=str(plan.get("output_dir", f"runs/{Path(path).stem}")),
         baseline=str(plan.get("baseline", "")),
         reference=str(plan.get("reference", "")),
+        evaluations=plan.get("evaluations", EVALUATIONS),
         outputs={kind: str(plan[kind]) for kind in ("json", "markdown", "plot") if plan.get(kind)},
         seconds={str(name): float(value) for name, value in _mapping(path, "seconds", plan).items()},
         tune=_mapping(path, "tune", plan),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs.cli.run import complete, make_task, write_config
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
 from stp_rs.errors import StpError
 from studies.compare.plan import Job, run_identity
 from studies.compare.worker import RESULT, shared_warm_up
@@ -54,7 +54,7 @@ class Processes:
     def _work(self, job: Job, *flags: str) -> None:
         check_folder(job)
         write_config(job.config, job.folder)
-        threads = job.config.num_threads
+        threads = job.config.stp_num_threads
         environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ, **_import_path()}
         log = job.folder / "log.txt"
         with log.open("wb") as file, self._lock:
@@ -253,7 +253,7 @@ def check_folder(job: Job) -> None:
     path = job.folder / "config.yaml"
     if not path.is_file():
         return
-    ours, theirs = run_identity(job.config), run_identity(STPConfig.from_yaml(path))
+    ours, theirs = run_identity(job.config), run_identity(TaskConfig.from_yaml(path))
     changed = [name for name in ours if ours[name] != theirs[name]]
     if changed:
         raise StpError(

@@ -62,7 +62,7 @@ def make_rows(records: Sequence[Record], sums: dict[str, Any]) -> list[Row]:
 def differing(run: Record, base: Record) -> str:
     """Return the options in which two variants differ, with the values of the first."""
     mine, other = run["identity"], base["identity"]
-    named = ("preset", "seed", "max_steps")
+    named = ("preset", "seed", "max_steps", "eval_steps")
     changed = [name for name in mine if name not in named and mine[name] != other.get(name)]
     return ", ".join(f"{name}={mine[name]}" for name in changed)
 

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from stp_rs.cli.flags import option_value
+from stp_rs.config import arguments
 from stp_rs.config.presets import PRESETS, PRUNINGS
-from stp_rs.config.sections import flat_fields
 from stp_rs.errors import ConfigError
 
 ALL = "all"
 """In place of variants: every preset."""
-OWN = frozenset({"task", "seed", "output_dir", "resume", "logging_steps", "save_steps", "eval_steps", "eval_size"})
+OWN = frozenset(
+    {
+        *("task", "seed", "output_dir", "resume_from_checkpoint", "logging_steps", "logging_strategy", "save_steps"),
+        *("save_strategy", "eval_steps", "eval_strategy", "eval_size"),
+    }
+)
 """Options that a variant cannot have for itself: they belong to the comparison."""
 
 
@@ -78,7 +83,7 @@ def make_variant(name: str, options: Mapping[str, Any]) -> Variant:
     for key in options:
         if key in OWN:
             raise ConfigError(f"variant {name!r}: {key} belongs to the whole comparison; give it as --{key}")
-        if key not in flat_fields() and key not in ("preset", "pruning"):
+        if key not in known_names():
             raise ConfigError(f"variant {name!r}: unknown option {key!r}; `stp-rs train --help` lists all")
     return Variant(name, {"preset": "stp", **{k: option_value(k, v) for k, v in options.items()}})
 
@@ -98,3 +103,8 @@ def distinct(variants: Iterable[Variant]) -> list[Variant]:
     if not by_folder:
         raise ConfigError("variants: got none, needs at least one preset")
     return list(by_folder.values())
+
+
+def known_names() -> set[str]:
+    """Return the names of all options."""
+    return set(arguments.options(arguments.TaskConfig))

@@ -18,23 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from stp_rs import _core
 from stp_rs.cli.run import (
     TEST_SEED,
-    Events,
+    TaskTrainer,
+    WarmUp,
     complete,
     decode_both,
-    logged_validation,
     make_task,
-    make_trainer,
-    pick_device,
     prepare_policy,
     set_threads,
     validation,
     warm_up_identity,
 )
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
 from stp_rs.errors import StpError
 from stp_rs.models import load_policy
 from stp_rs.models.base import DiffusionModel
@@ -60,7 +59,9 @@ _AVERAGED = {
 """Columns of a curve that are means over the steps since the point before: what a single step says is noise."""
 
 
-def train_and_test(folder: Path, events: Events | None = None) -> dict[str, Any]:
+def train_and_test(
+    folder: Path, callbacks: Sequence[TrainerCallback] = (), on_sft: WarmUp | None = None
+) -> dict[str, Any]:
     """Do the run of a folder, or continue it, and return its result; a finished run is only read.
 
     The validation split is read every `eval_steps`, the test split once, at the end: by the final policy, and by the
@@ -69,20 +70,20 @@ def train_and_test(folder: Path, events: Events | None = None) -> dict[str, Any]
     with locked(folder):
         if (folder / RESULT).is_file():
             return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
-        events = events or Events()
-        config = STPConfig.from_yaml(folder / "config.yaml")
+        config = TaskConfig.from_yaml(folder / "config.yaml")
         identity = run_identity(config)
         set_threads(config)
         task = make_task(config)
         config = complete(config, task)
-        share_warm_up(config, task, folder, events)
-        model, tokenizer = prepare_policy(config, task, folder, events)
+        share_warm_up(config, task, folder, on_sft)
+        model, tokenizer = prepare_policy(config, task, folder, on_sft)
         scores = validation(model, tokenizer, task, config)
-        trainer = make_trainer(config, task, model, tokenizer)
-        trainer.train(events.on_step)
+        trainer = TaskTrainer(config, task, model, tokenizer, callbacks)
+        trainer.remove_callback(ProgressCallback)
+        trainer.train()
         lines = read_metrics(folder / "metrics.jsonl", measured=True)
-        if lines and "eval/solved" not in lines[-1]:
-            lines[-1].update(logged_validation(trainer, task, tokenizer))
+        if lines and "eval_solved" not in lines[-1]:
+            lines[-1].update(trainer.evaluate())
         curve = make_curve(before_training(scores, trainer.ledger), lines)
         picked = pick(curve)
         result = {
@@ -94,20 +95,20 @@ def train_and_test(folder: Path, events: Events | None = None) -> dict[str, Any]
         }
         write_json(folder / RESULT, result)
         for checkpoint in folder.glob("checkpoint-*"):
-            if checkpoint.name not in (f"checkpoint-{picked}", f"checkpoint-{trainer.step}"):
+            if checkpoint.name not in (f"checkpoint-{picked}", f"checkpoint-{trainer.state.global_step}"):
                 shutil.rmtree(checkpoint, ignore_errors=True)
         return result
 
 
-def only_warm_up(folder: Path, events: Events) -> None:
+def only_warm_up(folder: Path, on_sft: WarmUp | None = None) -> None:
     """Put the warm-up of a run into its folder, made or shared."""
-    config = STPConfig.from_yaml(folder / "config.yaml")
+    config = TaskConfig.from_yaml(folder / "config.yaml")
     set_threads(config)
     task = make_task(config)
-    share_warm_up(complete(config, task), task, folder, events)
+    share_warm_up(complete(config, task), task, folder, on_sft)
 
 
-def share_warm_up(config: STPConfig, task: Task, folder: Path, events: Events) -> None:
+def share_warm_up(config: TaskConfig, task: Task, folder: Path, on_sft: WarmUp | None = None) -> None:
     """Put the warm-up of (task, seed, policy) into the run folder; the first run of a comparison to need it makes it.
 
     A run folder is ROOT/runs/VARIANT/seed-N, and the warm-ups are in ROOT/warmup.
@@ -117,14 +118,14 @@ def share_warm_up(config: STPConfig, task: Task, folder: Path, events: Events) -
         return
     shared = shared_warm_up(config, folder)
     with locked(shared):
-        prepare_policy(config, task, shared, events)
+        prepare_policy(config, task, shared, on_sft)
     part = folder / ".warmup.part"
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(shared / "warmup", part)
     part.replace(own)
 
 
-def shared_warm_up(config: STPConfig, folder: Path) -> Path:
+def shared_warm_up(config: TaskConfig, folder: Path) -> Path:
     """Return the folder of the warm-up that a run and others start from; the configuration has its lengths."""
     digest = hashlib.sha256(json.dumps(warm_up_identity(config), sort_keys=True).encode()).hexdigest()[:12]
     return folder.parents[2] / "warmup" / digest
@@ -143,7 +144,7 @@ def before_training(scores: Mapping[str, Any], ledger: Ledger) -> dict[str, floa
     """Return the metrics line of update 0: validation scores, and what the making of priors cost."""
     made = ledger.forwards["prior"]
     return {
-        **{f"eval/{name}": scores[name] for name in ("solved", "solved_prior", "nfe", "nfe_prior")},
+        **{f"eval_{name}": scores[name] for name in ("solved", "solved_prior", "nfe", "nfe_prior")},
         **{"step": 0, "diffusion/forwards_prior": made, "diffusion/forward_equivalents": made},
         "diffusion/cpu_seconds": ledger.cpu_seconds["prior"],
         "diffusion/gpu_seconds": ledger.gpu_seconds["prior"],
@@ -161,7 +162,7 @@ def make_curve(start: Mapping[str, float], lines: Sequence[Mapping[str, float]])
     window: list[Mapping[str, float]] = []
     for line in lines:
         window.append(line)
-        if "eval/solved" in line:
+        if "eval_solved" in line:
             points.append(_point(line, window))
             window = []
     return points
@@ -181,10 +182,10 @@ def _point(line: Mapping[str, float], window: Sequence[Mapping[str, float]]) -> 
         "cpu_seconds": line.get("diffusion/cpu_seconds", 0.0),
         "cpu_seconds_rollout": line.get("diffusion/cpu_seconds_rollout", 0.0),
         "gpu_seconds": line.get("diffusion/gpu_seconds", 0.0),
-        "solved_free": line["eval/solved"],
-        "solved_prior": line["eval/solved_prior"],
-        "nfe_free": line["eval/nfe"],
-        "nfe_prior": line["eval/nfe_prior"],
+        "solved_free": line["eval_solved"],
+        "solved_prior": line["eval_solved_prior"],
+        "nfe_free": line["eval_nfe"],
+        "nfe_prior": line["eval_nfe_prior"],
         **{name: mean(source) for name, source in _AVERAGED.items()},
     }
 
@@ -196,7 +197,7 @@ def pick(curve: Sequence[Mapping[str, Any]]) -> int:
 
 def test_once(trainer: STPTrainer, task: Task, tokenizer: Any, folder: Path, picked: int) -> dict[str, Any]:
     """Return test scores of the final policy (`test`) and of the picked checkpoint (`selected`)."""
-    config = trainer.args
+    config: Any = trainer.args
     rows = task.rows("test", config.eval_size, TEST_SEED)
 
     def scores(model: DiffusionModel) -> dict[str, float]:
@@ -204,22 +205,22 @@ def test_once(trainer: STPTrainer, task: Task, tokenizer: Any, folder: Path, pic
         renamed = {"solved": "solved_free", "nfe": "nfe_free"}
         return {renamed.get(name, name): value for name, value in both.items() if isinstance(value, float)}
 
-    final = scores(trainer.model)
-    chosen = final if picked == trainer.step else scores(policy_at(picked, config, folder))
+    final = scores(trainer.policy)
+    chosen = final if picked == trainer.state.global_step else scores(policy_at(picked, config, folder))
     return {"test": final, "selected": {"update": picked, **chosen}}
 
 
-def policy_at(update: int, config: STPConfig, folder: Path) -> DiffusionModel:
+def policy_at(update: int, config: TaskConfig, folder: Path) -> DiffusionModel:
     """Return the policy of a run after `update` updates, 0 for the one before RL."""
     before = config.model_name_or_path or folder / "warmup"
     module: Any
     module, tokenizer = load_policy(policy_folder(folder / f"checkpoint-{update}" if update else before))
-    return as_diffusion_model(module.to(pick_device(config)), tokenizer)
+    return as_diffusion_model(module.to(config.device), tokenizer)
 
 
-def versions(config: STPConfig) -> dict[str, str]:
+def versions(config: TaskConfig) -> dict[str, str]:
     """Return what the numbers of a run were made with."""
-    device = pick_device(config)
+    device = config.device
     return {
         "stp_rs": _core.__version__,
         "torch": torch.__version__,
@@ -242,12 +243,18 @@ def main(arguments: Sequence[str]) -> int:
         if os.getppid() != parent:
             raise KeyboardInterrupt
 
+    class Watch(TrainerCallback):
+        """Stops where nobody waits for the result."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            """Look."""
+            watch()
+
     try:
-        events = Events(on_sft=watch, on_step=watch)
         if "--warm-up" in arguments:
-            only_warm_up(folder, events)
+            only_warm_up(folder, watch)
         else:
-            train_and_test(folder, events)
+            train_and_test(folder, [Watch()], watch)
     except StpError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

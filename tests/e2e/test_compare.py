@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from stp_rs.cli.run import TEST_SEED, Events, complete, make_task, prepare_policy, write_config
+from stp_rs.cli.run import TEST_SEED, complete, make_task, prepare_policy, write_config
 from stp_rs.errors import StpError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models import load_policy
@@ -23,10 +23,11 @@ from studies.compare.__main__ import main
 from studies.compare.plan import Comparison, Job
 from studies.compare.runner import Processes
 from studies.compare.variants import parse_variants
+from tests.fixtures import Watch
 
 OPTIONS: dict[str, Any] = {
     **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "train_size": 32, "eval_size": 8},
-    **{"sft_steps": 60, "sft_learning_rate": 1e-2, "sft_batch_size": 8, "max_steps": 2, "eval_steps": 1},
+    **{"sft_steps": 60, "sft_learning_rate": 1e-2, "sft_batch_size": 8, "stp_rollouts": 2},
     **{"num_generations": 4, "per_device_train_batch_size": 8},
 }
 MEASURED = ("cpu_seconds", "cpu_seconds_rollout", "gpu_seconds")
@@ -46,9 +47,10 @@ def numbers(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def one_job(folder: Path, **options: Any) -> Job:
+def one_job(folder: Path, evaluations: int = 10, **options: Any) -> Job:
     """Return the first run of a comparison of `stp`, its folder ready for a worker."""
-    job = Comparison(parse_variants("stp"), (0,), {**OPTIONS, **options}, output_dir=str(folder)).jobs()[0]
+    given = {**OPTIONS, **options}
+    job = Comparison(parse_variants("stp"), (0,), given, output_dir=str(folder), evaluations=evaluations).jobs()[0]
     write_config(job.config, job.folder)
     return job
 
@@ -95,7 +97,7 @@ def test_runs_of_a_seed_start_from_one_warm_up(compared: Path, tmp_path: Path):
         config = one_job(tmp_path).config
         config = replace(config, seed=seed)
         task = make_task(config)
-        own, _ = prepare_policy(complete(config, task), task, tmp_path / f"own-{seed}", Events())
+        own, _ = prepare_policy(complete(config, task), task, tmp_path / f"own-{seed}")
         for name, value in own.module.state_dict().items():
             assert torch.equal(value, shared[0][name]), name
             assert torch.equal(value, shared[1][name]), name
@@ -130,7 +132,7 @@ def test_another_run_in_the_folder_is_named_and_left_alone(compared: Path, capsy
 
 @pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = command(tmp_path, "bad=stp;stp_spatial=copie,elbo", "--seeds=0", max_steps=1, sft_steps=0)
+    arguments = command(tmp_path, "bad=stp;stp_spatial=copie,elbo", "--seeds=0", stp_rollouts=1, sft_steps=0)
     assert main(arguments) == 1
     printed = capsys.readouterr()
     assert "FAILED: bad seed 0: stp_spatial: got 'copie', needs template, copy" in printed.err
@@ -170,19 +172,19 @@ class Crash(Exception):
 
 
 def test_an_interrupted_run_gives_the_numbers_of_a_whole_one(tmp_path: Path):
-    options = {"max_steps": 5, "eval_steps": 2}
+    options = {"stp_rollouts": 5, "evaluations": 2}
     whole, cut = one_job(tmp_path / "whole", **options), one_job(tmp_path / "cut", **options)
     expected = worker.train_and_test(whole.folder)
 
     def crash(result: Any) -> None:
-        if result.step == 3:  # a step after the last checkpoint
+        if result.step == 6:  # a step after the last checkpoint
             raise Crash
 
     with pytest.raises(Crash):
-        worker.train_and_test(cut.folder, Events(on_step=crash))
+        worker.train_and_test(cut.folder, [Watch(crash)])
     assert not (cut.folder / worker.RESULT).exists()
     found = worker.train_and_test(cut.folder)
-    assert [point["update"] for point in found["curve"]] == [0, 2, 4, 5], "the end is evaluated too"
+    assert [point["update"] for point in found["curve"]] == [0, 4, 8, 10], "the end is evaluated too"
     assert numbers([found]) == numbers([expected])
     assert found["compute"]["tokens"] == expected["compute"]["tokens"]
 
@@ -195,7 +197,7 @@ original, saves = torch.save, 0
 def save(*args):
     global saves
     saves += 1
-    if saves == 3:  # in the middle of the second checkpoint; the first save is the warm-up's
+    if saves == 5:  # in the middle of the second checkpoint
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args)
 torch.save = save
@@ -212,7 +214,7 @@ def test_a_killed_comparison_goes_on_as_if_it_had_not_been(compared: Path, tmp_p
     assert done.returncode == -signal.SIGKILL, done.stderr
     newest = newest_checkpoint(job.folder)
     assert newest is not None
-    assert newest.step == 1
+    assert newest.step == 2
     arguments = command(tmp_path, "stp", "--seeds=0")
     assert main(arguments) == 0
     found = json.loads((tmp_path / "out.json").read_text())["runs"]
@@ -237,17 +239,17 @@ def test_the_test_split_is_read_once_and_the_picked_checkpoint_is_tested(
         return task
 
     monkeypatch.setattr(worker, "make_task", spied)
-    monkeypatch.setattr(worker, "pick", lambda curve: 1)
-    job = one_job(tmp_path, max_steps=3, learning_rate=0.01)
+    monkeypatch.setattr(worker, "pick", lambda curve: 2)
+    job = one_job(tmp_path, stp_rollouts=3, learning_rate=0.01)
     result = worker.train_and_test(job.folder)
     assert reads["test"] == 1
-    assert reads["validation"] == 4, "before training and after each update"
-    assert result["selected"]["update"] == 1
-    assert {path.name for path in job.folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-3"}
+    assert reads["validation"] == 2, "before training, and once for all evaluations"
+    assert result["selected"]["update"] == 2
+    assert {path.name for path in job.folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
     assert result["selected"]["cells"] != result["test"]["cells"]
-    for name, update in (("test", 3), ("selected", 1)):
+    for name, update in (("test", 6), ("selected", 2)):
         config, task = complete(job.config, make_task(job.config)), make_task(job.config)
-        model, tokenizer = worker.policy_at(update, config, job.folder), load_policy(job.folder / "checkpoint-1")[1]
+        model, tokenizer = worker.policy_at(update, config, job.folder), load_policy(job.folder / "checkpoint-2")[1]
         scores = evaluate(model, tokenizer, task, task.rows("test", 8, TEST_SEED), config)
         assert scores["cells"] == result[name]["cells"]
     assert worker.train_and_test(job.folder) == result

@@ -154,9 +154,17 @@ def test_adapters_go_where_the_family_says_and_nowhere_near_the_head(folder: Pat
 
 def test_a_policy_trains_is_saved_and_opens_again(family: str, folder: Path, tmp_path: Path):
     policy, tokenizer = opened(folder)
-    options = {**SMALL, "output_dir": str(tmp_path / "run"), "max_steps": 2, "learning_rate": 1e-2, "beta": 0.1}
+    options = {
+        **SMALL,
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "learning_rate": 1e-2,
+        "beta": 0.1,
+    }
     options["num_iterations"] = 1
-    made = STPTrainer(policy, ones, STPConfig.make(**options), ROWS, tokenizer)
+    del options["stp_rollouts"]
+    made = STPTrainer(policy, ones, STPConfig(**options), ROWS, processing_class=tokenizer)
     first = made.train_step().metrics
     assert abs(first["diffusion/ratio_max"] - 1) < 1e-5
     assert abs(first["kl"]) < 1e-6
@@ -165,7 +173,7 @@ def test_a_policy_trains_is_saved_and_opens_again(family: str, folder: Path, tmp
     again, _ = opened(tmp_path / "run" / "checkpoint-2")
     ids = canvases(policy)
     with torch.no_grad():
-        assert torch.equal(again.head(again.hidden(ids, None)), made.model.head(made.model.hidden(ids, None)))
+        assert torch.equal(again.head(again.hidden(ids, None)), made.policy.head(made.policy.hidden(ids, None)))
     assert again.logit_shift == SHIFTS.get(family, 0)
     code = next((tmp_path / "run" / "checkpoint-2").glob("modeling_*.py"))
     code.write_text(code.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")

@@ -265,8 +265,8 @@ def watched(made: Any) -> Iterator[dict[str, list[Any]]]:
         return seen["loss"][-1]
 
     def keep_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        parameters = list(made.model.module.parameters())
-        seen["weights"].append(copy.deepcopy(made.model.module.state_dict()))
+        parameters = list(made.model.parameters())
+        seen["weights"].append(copy.deepcopy(made.model.state_dict()))
         seen["gradients"].append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
 
     handle = made.optimizer.register_step_pre_hook(keep_step)
@@ -295,7 +295,7 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
         pruning, options = "stp", {**options, "stp_score_prior": True}
     hints = [Reference(lambda _row: "1" * LENGTH, tokenizer(), when="all_wrong")] if preset == "igpo" else []
     made = trainer(tmp_path, tiny(seed=3), graded, preset=preset, pruning=pruning, priors=hints, **options)
-    model, start = made.model, copy.deepcopy(made.model.module.state_dict())
+    model, start = made.policy, copy.deepcopy(made.model.state_dict())
     with watched(made) as seen:
         step = made.train_step()
     rewards, uids = step.rewards, step.rollout.uid.tolist()

@@ -39,7 +39,7 @@ def losses(run: Path) -> list[float]:
         stp_score_prior=True,
         stp_blame_prior=True,
         beta=0.1,
-        max_steps=20,
+        stp_rollouts=20,
         gradient_accumulation_steps=2,
         per_device_train_batch_size=4,
     )

@@ -88,16 +88,16 @@ def test_entropies_are_those_of_the_law(tmp_path: Path):
     allowed[5] = False
     masks = draw_masks(Design("uniform_count", 2), rollout, seed=3)
     options = {"temperature": 0.7, "allowed": allowed}
-    with torch.no_grad(), passes_without_dropout(made.model.module):
-        elbo, entropy = token_estimates(made.model, rollout, masks, entropies="numbers", **options)
-        logprob_PL, entropy_PL = pass_estimates(made.model, rollout, masks, entropies="numbers", **options)
-        assert torch.equal(elbo, token_elbo(made.model, rollout, masks, **options))
+    with torch.no_grad(), passes_without_dropout(made.model):
+        elbo, entropy = token_estimates(made.policy, rollout, masks, entropies="numbers", **options)
+        logprob_PL, entropy_PL = pass_estimates(made.policy, rollout, masks, entropies="numbers", **options)
+        assert torch.equal(elbo, token_elbo(made.policy, rollout, masks, **options))
         for p, row in enumerate(masks.row_P.tolist()):
             prompt = rollout.prompt_ids[row, : rollout.prompt_length[row]]
-            shown = np.where(masks.mask_PL[p] == 1, made.model.mask_token_id, rollout.token_ids[row])
+            shown = np.where(masks.mask_PL[p] == 1, made.policy.mask_token_id, rollout.token_ids[row])
             canvas = torch.from_numpy(np.concatenate([prompt, shown]))[None]
-            logits = made.model.head(made.model.hidden(canvas, None)[0])[len(prompt) :] / 0.7
-            logits[:, [5, made.model.mask_token_id]] = -torch.inf
+            logits = made.policy.head(made.policy.hidden(canvas, None)[0])[len(prompt) :] / 0.7
+            logits[:, [5, made.policy.mask_token_id]] = -torch.inf
             expected = torch.distributions.Categorical(logits=logits).entropy()
             scored = torch.from_numpy(masks.weight_PL[p] != 0)
             assert torch.allclose(entropy_PL[p][scored], expected[scored], atol=1e-5)
@@ -113,12 +113,12 @@ def test_gradients_flow_through_entropies_where_they_are_asked_for(tmp_path: Pat
     made = trainer(tmp_path, **SMALL)
     rollout = made.train_step().rollout
     masks = draw_masks(Design("uniform_count", 1), rollout, seed=0)
-    with passes_without_dropout(made.model.module):
-        _, plain = token_estimates(made.model, rollout, masks, entropies="numbers")
-        _, entropy = token_estimates(made.model, rollout, masks, entropies="gradient")
+    with passes_without_dropout(made.model):
+        _, plain = token_estimates(made.policy, rollout, masks, entropies="numbers")
+        _, entropy = token_estimates(made.policy, rollout, masks, entropies="gradient")
         assert not plain.requires_grad
         total = entropy.nansum()
-        parameter = made.model.module.cls.predictions.bias
+        parameter = made.model.cls.predictions.bias
         (gradient,) = torch.autograd.grad(total, parameter)
         assert torch.isfinite(gradient).all()
         step = 1e-2
@@ -126,7 +126,7 @@ def test_gradients_flow_through_entropies_where_they_are_asked_for(tmp_path: Pat
             values = []
             for sign in (1, -1):
                 parameter[4] += sign * step
-                values.append(float(token_estimates(made.model, rollout, masks, entropies="numbers")[1].nansum()))
+                values.append(float(token_estimates(made.policy, rollout, masks, entropies="numbers")[1].nansum()))
                 parameter[4] -= sign * step
     assert float(gradient[4]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=2e-2)
 
@@ -135,7 +135,9 @@ def test_an_entropy_bonus_keeps_a_policy_from_settling(tmp_path: Path):
     """Over some steps: the entropy of the same run is higher with a bonus, and lower with a penalty."""
     last = {}
     for coefficient in (-1.0, 0.0, 1.0):
-        made = trainer(tmp_path / str(coefficient), preset="grpo", entropy_coef=coefficient, max_steps=12)
+        made = trainer(
+            tmp_path / str(coefficient), preset="grpo", entropy_coef=coefficient, stp_rollouts=12, num_iterations=2
+        )
         last[coefficient] = [made.train_step().metrics["entropy"] for _ in range(12)][-1]
     assert last[-1.0] < last[0.0] < last[1.0]
 

@@ -16,7 +16,6 @@ from stp_rs.errors import ConfigError
 from stp_rs.models.reference import WithoutAdapters, reference_policy
 from stp_rs.objective.masks import make_design
 from stp_rs.train import update as module
-from stp_rs.train.trainer import rows_read
 from stp_rs.types import Mark
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 from tests.invariant.test_updates import close, gradients_of_step, minibatches_seen, ones, spied
@@ -50,7 +49,7 @@ def test_constant_memory_gives_the_gradient_of_the_whole_graph(preset: str, canv
     options = {"preset": preset, "num_iterations": 2, "max_grad_norm": 0.0, "beta": 0.0, "temperature": 0.8}
     options["num_mc"] = 1 if preset == "unigrpo" else 4
     whole = trainer(tmp_path / "a", **options)
-    parts = trainer(tmp_path / "b", stp_constant_memory=True, stp_forward_batch_size=canvases, **options)
+    parts = trainer(tmp_path / "b", stp_constant_memory=True, stp_forward_batch_size=canvases or None, **options)
     for one, other in zip(gradients_of_step(whole), gradients_of_step(parts), strict=True):
         assert max(float(g.abs().max()) for g in one) > 1e-4
         assert close(one, other, tolerance=1e-6)
@@ -142,9 +141,9 @@ def test_groups_of_equal_rewards_are_replaced_by_groups_that_teach(tmp_path: Pat
 def test_anchors_are_made_for_every_prompt_that_extra_batches_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = [{"prompt": f"{i // 4}{i % 4}"} for i in range(16)]
     made = trainer(
-        tmp_path, reward=lambda completions, **_: [0.0] * len(completions), stp_dynamic_sampling=2, max_steps=2
+        tmp_path, reward=lambda completions, **_: [0.0] * len(completions), stp_dynamic_sampling=2, stp_rollouts=2
     )
-    made.train_dataset = rows
+    made.rows.dataset, made.rows.size = rows, len(rows)
     seen: set[int] = set()
 
     def spy(*arguments: Any) -> list[int]:
@@ -152,11 +151,11 @@ def test_anchors_are_made_for_every_prompt_that_extra_batches_can_read(tmp_path:
         seen.update(picked)
         return picked
 
-    monkeypatch.setattr("stp_rs.train.trainer.batch_indices", spy)
+    monkeypatch.setattr("stp_rs.data.rows.batch_indices", spy)
     for _ in range(2):
         made.train_step()
     assert len(seen) == 12, "two steps and two extra batches of each, two prompts in a batch"
-    assert rows_read(made.args, len(rows)) == sorted(seen)
+    assert [rows.index(row) for row in made.rows_read()] == sorted(seen)
 
 
 def test_a_batch_that_needs_no_replacement_is_left_alone(tmp_path: Path):
@@ -223,23 +222,23 @@ def test_adapters_switched_off_are_the_reference():
 def test_prompt_masks_hide_prompt_tokens_in_training_only(tmp_path: Path):
     made = trainer(tmp_path, preset="diffu_grpo", num_iterations=1, stp_prompt_mask=0.5)
     ids_seen: list[torch.Tensor] = []
-    hidden = made.model.hidden
+    hidden = made.policy.hidden
 
     def counting(ids: torch.Tensor, lengths: Any) -> torch.Tensor:
         if torch.is_grad_enabled():
             ids_seen.append(ids.clone())
         return hidden(ids, lengths)
 
-    made.model.hidden = counting  # type: ignore[method-assign]
+    made.policy.hidden = counting  # type: ignore[method-assign]
     with spied("mask_prompts") as masked:
         made.train_step()
     masks = masked[0][2]
     (ids,) = ids_seen
     batch = masked[0][0][1]
     for row, (length, canvas) in enumerate(zip(batch.prompt_length[masks.row_P], ids, strict=True)):
-        expected = np.where(masks.prompt_PW[row] == 1, made.model.mask_token_id, batch.prompt_ids[masks.row_P[row]])
+        expected = np.where(masks.prompt_PW[row] == 1, made.policy.mask_token_id, batch.prompt_ids[masks.row_P[row]])
         assert canvas[:length].tolist() == expected[:length].tolist()
-        assert (canvas[length : length + LENGTH] == made.model.mask_token_id).all()
+        assert (canvas[length : length + LENGTH] == made.policy.mask_token_id).all()
     assert 0.2 < masks.prompt_PW.sum() / batch.prompt_length[masks.row_P].sum() < 0.8
 
 
@@ -335,7 +334,7 @@ def test_bfloat16_sees_the_weights_of_every_update(tmp_path: Path):
 def test_constant_memory_bounds_passes_without_gradient_too(tmp_path: Path):
     made = trainer(tmp_path, preset="bgpo", num_iterations=2, stp_constant_memory=True, beta=0.1)
     sizes: list[int] = []
-    for model in (made.model, made.reference):
+    for model in (made.policy, made.reference):
         hidden = model.hidden
 
         def counting(ids: torch.Tensor, lengths: Any, hidden: Any = hidden) -> torch.Tensor:

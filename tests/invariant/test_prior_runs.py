@@ -13,11 +13,11 @@ from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.checkpoint import PRIORS, newest_checkpoint
 from stp_rs.train.metrics import read_metrics
 from stp_rs.train.trainer import STPTrainer
-from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
+from tests.fixtures import LENGTH, ROWS, resumed, tiny, tokenizer, trainer
 from tests.invariant.test_runs import equal
 
 OPTIONS: dict[str, Any] = {
-    "max_steps": 8,
+    "stp_rollouts": 8,
     "learning_rate": 2e-2,
     "stp_temporal": "steps:0.7",
     "stp_score_prior": True,
@@ -39,18 +39,18 @@ def learning(run: Path, **options: Any) -> STPTrainer:
         offline,
     ]
     made = trainer(run, model, priors=priors, **{**OPTIONS, **options})
-    if made.step == 0:
+    if newest_checkpoint(run) is None:
         prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
         unmasking = make_unmasking(made.args, prune=False)
-        cost = offline.build(made.model, prompts, tokenizer(), unmasking, completion_length=LENGTH, given=priors[:2])
+        cost = offline.build(made.policy, prompts, tokenizer(), unmasking, completion_length=LENGTH, given=priors[:2])
         made.ledger.add(cost, "prior")
     else:
-        offline.follow(made.model, tokenizer(), make_unmasking(made.args, prune=False), priors[:2])
+        offline.follow(made.policy, tokenizer(), make_unmasking(made.args, prune=False), priors[:2])
     return made
 
 
 def test_a_resumed_run_with_priors_that_learn_is_the_uninterrupted_one(tmp_path: Path):
-    whole = learning(tmp_path / "whole")
+    whole = learning(tmp_path / "whole", save_strategy="steps")
     whole.train()
     frequency, offline = whole.priors[4], whole.priors[5]
     assert isinstance(frequency, Frequency)
@@ -58,13 +58,12 @@ def test_a_resumed_run_with_priors_that_learn_is_the_uninterrupted_one(tmp_path:
     assert frequency.state_dict().arrays["counts"].sum() > 0
     assert offline.state_dict().arrays["version"].max() >= 4, "the policy's completions were made anew"
     for stop in (3, 5):
-        first = learning(tmp_path / f"cut{stop}", save_steps=1)
+        first = learning(tmp_path / f"cut{stop}")
         for _ in range(stop):
             first.train_step()
         first.save()
         second = learning(tmp_path / f"cut{stop}")
-        assert second.step == stop
-        second.train()
+        second.train(resume_from_checkpoint=True)
         assert equal(second, whole)
         assert second.ledger.forwards == whole.ledger.forwards
         rest = read_metrics(tmp_path / "whole" / "metrics.jsonl")[stop:]
@@ -81,19 +80,19 @@ def test_anchors_come_from_every_source_that_is_on(tmp_path: Path):
 
 
 def test_other_priors_cannot_resume_a_run(tmp_path: Path):
-    options = {**OPTIONS, "max_steps": 1}
-    learning(tmp_path, max_steps=1).train()
+    options = {**OPTIONS, "stp_rollouts": 1}
+    learning(tmp_path, stp_rollouts=1, save_strategy="steps").train()
     with pytest.raises(CheckpointError, match="resume with the same priors in the same order"):
-        trainer(tmp_path, priors=[Reference(lambda _: None, tokenizer(), when="all_wrong")], **options)
+        resumed(trainer(tmp_path, priors=[Reference(lambda _: None, tokenizer(), when="all_wrong")], **options))
     state = newest_checkpoint(tmp_path)
     assert state is not None
     (state.path / PRIORS).write_bytes(b"cut short")
     with pytest.raises(CheckpointError, match="cannot be read as stored anchors or counts"):
-        learning(tmp_path, max_steps=1)
+        resumed(learning(tmp_path, stp_rollouts=1))
 
 
 def test_a_run_without_priors_that_learn_stores_none(tmp_path: Path):
-    made = trainer(tmp_path, priors=[Template({0: "["}, tokenizer())], max_steps=1)
+    made = trainer(tmp_path, priors=[Template({0: "["}, tokenizer())], stp_rollouts=1, save_strategy="steps")
     made.train()
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
@@ -102,7 +101,7 @@ def test_a_run_without_priors_that_learn_stores_none(tmp_path: Path):
 
 
 def test_refreshes_are_counted_as_forwards(tmp_path: Path):
-    made = learning(tmp_path, max_steps=8)
+    made = learning(tmp_path, stp_rollouts=8)
     ledger = made.ledger
     built = ledger.forwards["prior"]
     assert built == len(ROWS) * (LENGTH - 1 + 1), "a forward per token that the template leaves, and one for confidence"

@@ -10,11 +10,11 @@ from stp_rs.errors import ConfigError
 from tests.fixtures import trainer
 from tests.invariant.test_updates import spied
 
-OPTIONS = {"num_iterations": 2, "max_steps": 3, "learning_rate": 5e-3}
+OPTIONS = {"num_iterations": 2, "stp_rollouts": 3, "learning_rate": 5e-3}
 
 
 def weights(made: object) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in made.model.module.parameters()]  # type: ignore[attr-defined]
+    return [p.detach().clone() for p in made.model.parameters()]  # type: ignore[attr-defined]
 
 
 def test_the_old_estimates_are_those_of_the_policy_that_drew_the_rows(tmp_path: Path):
@@ -31,7 +31,7 @@ def test_the_old_estimates_are_those_of_the_policy_that_drew_the_rows(tmp_path: 
     used = np.concatenate([args[0].old_RL.numpy() for args, _, _ in losses])
     assert len(losses) == 2 * 2, "twice the micro-batches of a step, in two iterations"
     now = weights(made)
-    for parameter, value in zip(made.model.module.parameters(), before, strict=True):
+    for parameter, value in zip(made.model.parameters(), before, strict=True):
         parameter.data.copy_(value)
     made.update.replayed = None
     again = made.update._joined(kept.replaced(old_estimate=None), 0, None)
@@ -53,11 +53,11 @@ def test_without_movement_every_ratio_is_one(tmp_path: Path):
 def test_a_resumed_run_replays_what_the_uninterrupted_one_does(tmp_path: Path):
     whole = trainer(tmp_path / "whole", stp_replay_batches=1, **OPTIONS)
     whole.train()
-    cut = trainer(tmp_path / "cut", stp_replay_batches=1, save_steps=1, **OPTIONS)
+    cut = trainer(tmp_path / "cut", stp_replay_batches=1, **OPTIONS)
     cut.train_step()
     cut.save()
-    resumed = trainer(tmp_path / "cut", stp_replay_batches=1, save_steps=1, **OPTIONS)
-    resumed.train()
+    resumed = trainer(tmp_path / "cut", stp_replay_batches=1, **OPTIONS)
+    resumed.train(resume_from_checkpoint=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 

@@ -19,8 +19,7 @@ from stp_rs.models.reference import reference_policy
 from stp_rs.train.checkpoint import newest_checkpoint
 from stp_rs.train.metrics import read_metrics
 from stp_rs.train.trainer import STPTrainer
-from stp_rs.train.update import learning_rate_factor
-from tests.fixtures import LENGTH, Tabular, tiny, tokenizer, trainer
+from tests.fixtures import LENGTH, ROWS, Tabular, Watch, ones, tiny, tokenizer, trainer
 
 RICH: dict[str, Any] = {
     "stp_temporal": "steps:0.7",
@@ -65,13 +64,13 @@ def test_a_run_is_its_seed(tmp_path: Path):
         made = rich(tmp_path / name, seed=seed)
         made.train()
         runs[name] = read_metrics(tmp_path / name / "metrics.jsonl")
-        assert len(runs[name]) == made.step == 4
+        assert len(runs[name]) == made.rollouts == 4
     assert runs["a"] == runs["b"], "bit by bit"
     assert [line["reward"] for line in runs["a"]] != [line["reward"] for line in runs["c"]]
 
 
 def parameters(made: STPTrainer) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in made.model.module.parameters()]
+    return [p.detach().clone() for p in made.model.parameters()]
 
 
 def equal(left: STPTrainer, right: STPTrainer) -> bool:
@@ -81,28 +80,28 @@ def equal(left: STPTrainer, right: STPTrainer) -> bool:
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     whole = rich(tmp_path / "whole")
     whole.train()
-    first = rich(tmp_path / "cut", save_steps=2)
+    first = rich(tmp_path / "cut", save_strategy="steps", save_steps=4)
 
     class Crash(Exception):
         pass
 
     def crash(result: Any) -> None:
-        if result.step == 3:  # a step after the last checkpoint
+        if result.step == 6:  # a step after the last checkpoint
             raise Crash
 
+    first.add_callback(Watch(crash))
     with pytest.raises(Crash):
-        first.train(crash)
-    assert [line["step"] for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")] == [1, 2, 3]
-    second = rich(tmp_path / "cut", save_steps=2)
-    assert second.step == 2
-    second.train()
+        first.train()
+    assert [line["step"] for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")] == [2, 4, 6]
+    second = rich(tmp_path / "cut", save_strategy="steps", save_steps=4)
+    second.train(resume_from_checkpoint=True)
     assert read_metrics(tmp_path / "cut" / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert equal(second, whole)
     assert second.ledger.forwards == whole.ledger.forwards
     with pytest.raises(CheckpointError, match=r"made with other settings \(beta, seed\)"):
-        rich(tmp_path / "cut", seed=3, beta=0.1)
-    fresh = rich(tmp_path / "cut", seed=3, resume=False)
-    assert fresh.step == 0
+        rich(tmp_path / "cut", seed=3, beta=0.1).train(resume_from_checkpoint=True)
+    fresh = rich(tmp_path / "cut", seed=3, max_steps=1)
+    assert fresh.train().global_step == 1, "a run starts anew unless it is asked to go on"
 
 
 KILLED = """
@@ -115,11 +114,11 @@ original, saves = torch.save, 0
 def save(*args):
     global saves
     saves += 1
-    if saves == 3:  # in the middle of the third checkpoint
+    if saves == 8:  # in the middle of the third checkpoint
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args)
 torch.save = save
-rich(Path(sys.argv[1]), save_steps=1).train()
+rich(Path(sys.argv[1]), save_strategy="steps", save_steps=2).train()
 """
 
 
@@ -132,36 +131,36 @@ def test_a_run_killed_inside_a_save_goes_on_as_if_it_had_not_been(tmp_path: Path
     assert done.returncode == -signal.SIGKILL, done.stderr
     newest = newest_checkpoint(tmp_path / "cut")
     assert newest is not None
-    assert newest.step == 2
-    assert list((tmp_path / "cut").glob(".checkpoint-3*")), "the kill left half a checkpoint behind"
+    assert newest.step == 4
+    assert list((tmp_path / "cut").glob(".checkpoint-6*")), "the kill left half a checkpoint behind"
     resumed, whole = rich(tmp_path / "cut"), rich(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".*"))
-    resumed.train()
+    resumed.train(resume_from_checkpoint=True)
     whole.train()
     assert read_metrics(tmp_path / "cut" / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert equal(resumed, whole)
 
 
 def test_a_trained_policy_earns_more(tmp_path: Path):
-    made = trainer(tmp_path, max_steps=30, learning_rate=5e-3, num_iterations=1)
+    made = trainer(tmp_path, stp_rollouts=30, learning_rate=5e-3, num_iterations=1)
     rewards = [made.train_step().metrics["reward"] for _ in range(30)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
 
 
-def slower(result: STPTrainer) -> dict[str, float]:
-    return {"eval/step": float(result.step)}
-
-
 def test_logging_evaluation_and_saving_come_when_asked(tmp_path: Path):
-    made = trainer(tmp_path, max_steps=5, logging_steps=2, eval_steps=4, save_steps=2)
-    made.evaluate = slower
-    steps: list[int] = []
-    made.train(lambda result: steps.append(result.step))
-    lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert steps == [1, 2, 3, 4, 5]
-    assert [line["step"] for line in lines] == [2, 4]
-    assert [line.get("eval/step") for line in lines] == [None, 4.0]
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4, 5)]
+    options = {"logging_steps": 4, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    made = trainer(tmp_path, max_steps=6, num_iterations=1, **options)
+    made.eval_dataset = ROWS[:2]
+    values: list[float] = []
+    made.add_callback(Watch(lambda result: values.append(result.metrics["reward"])))
+    made.train()
+    lines = {line["step"]: line for line in read_metrics(tmp_path / "metrics.jsonl")}
+    assert sorted(lines) == [3, 4, 6], "whenever either is due, and at the end"
+    assert [step for step in lines if "eval_reward" in lines[step]] == [3, 6]
+    assert lines[4]["reward"] == pytest.approx(np.mean(values[:4])), "the mean since the line before"
+    assert lines[6]["reward"] == pytest.approx(np.mean(values[4:]))
+    assert lines[6]["diffusion/completions"] == 48, "counters are totals"
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4, 6)]
 
 
 def test_completions_are_measured_up_to_their_end_of_text(tmp_path: Path):
@@ -187,18 +186,15 @@ def test_lengths_of_completions_with_and_without_an_end(tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.25]),
-        ("cosine", [0.5, 1.0, 1.0, 0.85355, 0.14645]),
+        ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0]),
+        ("linear", [0.0, 0.5, 1.0, 0.875, 0.75]),
+        ("cosine", [0.0, 0.5, 1.0, 0.96194, 0.85355]),
     ],
 )
-def test_learning_rates(kind: str, expected: list[float], tmp_path: Path):
-    config = trainer(tmp_path, lr_scheduler_type=kind, warmup_steps=2).args
-    got = [learning_rate_factor(config, done, 10) for done in (0, 1, 2, 4, 8)]
-    assert got == pytest.approx(expected, abs=1e-4)
-    made = trainer(tmp_path, lr_scheduler_type=kind, warmup_steps=2, num_iterations=2, max_steps=5)
+def test_learning_rates_are_those_of_transformers(kind: str, expected: list[float], tmp_path: Path):
+    made = trainer(tmp_path, lr_scheduler_type=kind, warmup_steps=2, num_iterations=1, stp_rollouts=10)
     rates = [made.train_step().metrics["learning_rate"] / 2e-3 for _ in range(5)]
-    assert rates == pytest.approx([learning_rate_factor(config, done, 10) for done in (1, 3, 5, 7, 9)])
+    assert rates == pytest.approx(expected, abs=1e-4)
 
 
 def shifted(run: Path) -> Any:
@@ -235,4 +231,4 @@ def test_what_cannot_be_trained_says_why(tmp_path: Path):
     with pytest.raises(ConfigError, match="max_completion_length: got 0"):
         trainer(tmp_path, max_completion_length=0)
     with pytest.raises(ConfigError, match="train_dataset: got no rows"):
-        STPTrainer(tiny(), slower, trainer(tmp_path).args, [], tokenizer())
+        STPTrainer(tiny(), ones, trainer(tmp_path).args, [], processing_class=tokenizer())

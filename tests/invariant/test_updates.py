@@ -173,11 +173,11 @@ def flat(completions: list[str], **_: Any) -> list[float]:
 
 def test_a_batch_without_signal_makes_no_pass_and_moves_nothing(tmp_path: Path):
     made = trainer(tmp_path, reward=flat)
-    before = [p.clone() for p in made.model.module.parameters()]
+    before = [p.clone() for p in made.model.parameters()]
     metrics = made.train_step().metrics
     assert metrics["frac_reward_zero_std"] == 1.0
     assert made.ledger.forwards["likelihood"] == made.ledger.forwards["backward"] == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, made.model.module.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
 
 
 def test_negative_advantages_of_weight_zero_are_not_computed(tmp_path: Path):
@@ -211,7 +211,7 @@ def test_no_pass_is_made_that_nobody_reads(options: dict[str, Any], per_set: flo
 
         model.hidden = counting
 
-    count(made.model)
+    count(made.policy)
     if made.reference is not None:
         count(made.reference)
     with spied("draw_masks") as draws:
@@ -245,11 +245,11 @@ def fixed(completions: list[str], **_: Any) -> list[float]:
 def test_completions_without_free_tokens_can_be_trained_on(beta: float, tmp_path: Path):
     everything = Template(dict.fromkeys(range(LENGTH), "1"), tokenizer())
     made = trainer(tmp_path, reward=fixed, priors=[everything], stp_score_prior=False, beta=beta)
-    before = [p.clone() for p in made.model.module.parameters()]
+    before = [p.clone() for p in made.model.parameters()]
     metrics = made.train_step().metrics
     assert metrics["loss"] == 0
     assert made.ledger.forwards == {"prior": 0, "rollout": 0, "likelihood": 0, "backward": 0}
-    assert all(torch.equal(a, b) for a, b in zip(before, made.model.module.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -264,16 +264,16 @@ def test_a_nan_is_an_error_and_the_parameters_stay(where: str, tmp_path: Path, m
 
     monkeypatch.setattr(module, "policy_loss", poisoned)
     made = trainer(tmp_path)
-    before = [p.clone() for p in made.model.module.parameters()]
-    with pytest.raises(DivergenceError, match=r"step 1, inner iteration 0: loss .* the update was not applied"):
+    before = [p.clone() for p in made.model.parameters()]
+    with pytest.raises(DivergenceError, match=r"rollout batch 0, update 1: loss .* the update was not applied"):
         made.train_step()
-    assert all(torch.equal(a, b) for a, b in zip(before, made.model.module.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
     assert made.optimizer.state_dict()["state"] == {}
 
 
 def test_a_policy_that_has_diverged_stops_in_its_rollout(tmp_path: Path):
     made = trainer(tmp_path)
     with torch.no_grad():
-        next(made.model.module.parameters())[4] = float("nan")
+        next(made.model.parameters())[4] = float("nan")
     with pytest.raises(DivergenceError, match="NaN logits"):
         made.train_step()

@@ -327,19 +327,19 @@ def test_the_trainer_without_pruning_is_the_baseline_trainer_bit_for_bit(tmp_pat
     states = []
     for preset in ("elbo", "stp"):
         scored = {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": True} if preset == "stp" else {}
-        config = STPConfig.make(
-            preset,
+        config = STPConfig(
+            preset=preset,
             **scored,
             stp_design="uniform_count",
             output_dir=str(tmp_path / preset),
             max_completion_length=6,
-            max_steps=2,
+            stp_rollouts=2,
             num_generations=4,
             per_device_train_batch_size=8,
         )
         assert config.stp_score_prior == (preset == "stp"), PruningConfig.__doc__
         policy = tiny()
-        STPTrainer(policy, reward, config, [{"prompt": d} for d in "0123"], tokenizer()).train()
+        STPTrainer(policy, reward, config, [{"prompt": d} for d in "0123"], processing_class=tokenizer()).train()
         states.append(policy.module.state_dict())
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

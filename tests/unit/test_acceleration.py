@@ -241,10 +241,10 @@ def test_the_ratio_is_one_at_the_first_inner_step_in_bf16(weights: str, tmp_path
     made = trainer(
         tmp_path, adapted(torch.bfloat16).module, bf16=True, num_iterations=1, beta=0.1, stp_rollout_weights=weights
     )
-    before = bits(made.model.module)
+    before = bits(made.model)
     metrics = made.train_step().metrics
     assert abs(metrics["diffusion/ratio_max"] - 1) < 1e-6
-    moved = {name for name, p in made.model.module.named_parameters() if not torch.equal(p, before[name])}
+    moved = {name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all("lora_" in name for name in moved)
 
@@ -252,7 +252,7 @@ def test_the_ratio_is_one_at_the_first_inner_step_in_bf16(weights: str, tmp_path
 def test_adapters_are_stored_in_the_type_that_is_asked_for(tmp_path: Path):
     made = trainer(tmp_path, adapted().module, stp_adapter_dtype="bfloat16", bf16=True)
     made.train_step()
-    assert {p.dtype for n, p in made.model.module.named_parameters() if "lora_" in n} == {torch.bfloat16}
+    assert {p.dtype for n, p in made.model.named_parameters() if "lora_" in n} == {torch.bfloat16}
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -261,4 +261,4 @@ def test_a_trainer_compiles_where_it_is_asked_to(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("stp_rs.train.trainer.compile_blocks", lambda module, probe: seen.append(module))
     made = trainer(tmp_path, stp_compile="blocks", beta=0.1)
     assert made.reference is not None
-    assert seen == [made.model.module, made.reference.module]
+    assert seen == [made.model, made.reference.module]

@@ -12,7 +12,7 @@ import torch
 
 from stp_rs import Design, errors
 from stp_rs.cli.main import main
-from stp_rs.config.sections import PRUNINGS, STPConfig
+from stp_rs.config import PRUNINGS, TaskConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors, with_random_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
@@ -123,8 +123,8 @@ def test_a_ratio_is_paired_by_row():
 
 
 def test_a_run_without_pruning_is_studied_with_the_presets():
-    assert with_pruning(STPConfig.make("elbo")).stp_temporal == PRUNINGS["stp"]["stp_temporal"]
-    pruned = STPConfig.make("stp", stp_temporal="steps:0.4")
+    assert with_pruning(TaskConfig(preset="elbo")).stp_temporal == PRUNINGS["stp"]["stp_temporal"]
+    pruned = TaskConfig(preset="stp", stp_temporal="steps:0.4")
     assert with_pruning(pruned) is pruned
 
 
@@ -151,7 +151,7 @@ def test_anchors_are_nested_and_shorten_the_estimate():
 
 TRAIN = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "sft_steps": 5, "sft_batch_size": 8,
-    "max_steps": 1, "num_generations": 4, "per_device_train_batch_size": 8, "train_size": 16, "eval_size": 4,
+    "stp_rollouts": 1, "num_generations": 4, "per_device_train_batch_size": 8, "train_size": 16, "eval_size": 4,
     "stp_variance_every": 1,
 }  # fmt: skip
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from stp_rs.errors import CheckpointError
 from stp_rs.train import checkpoint
+from stp_rs.train.callbacks import MetricsFile
 from stp_rs.train.checkpoint import (
     atomic_file,
     clear_partial,
@@ -18,7 +20,7 @@ from stp_rs.train.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from stp_rs.train.metrics import Ledger, MetricsFile, read_metrics
+from stp_rs.train.metrics import Ledger, read_metrics
 from stp_rs.types import Cost
 
 
@@ -37,14 +39,14 @@ def save(run: Path, step: int, text: str = "old") -> Path:
         run,
         model=Saved("config.json", text),
         tokenizer=Saved("tokenizer.json", text),
-        optimizer={"state": torch.tensor([float(step)])},
+        parts={"optimizer": {"state": torch.tensor([float(step)])}},
         state={"step": step, "text": text},
     )
 
 
 def contents(folder: Path) -> tuple[str, str, str, float]:
     found = checkpoint.Checkpoint(folder, json.loads((folder / checkpoint.STATE).read_text()))
-    number = float(found.optimizer_state()["state"])
+    number = float(found.part("optimizer")["state"])
     return (folder / "config.json").read_text(), (folder / "tokenizer.json").read_text(), found.state["text"], number
 
 
@@ -163,19 +165,28 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
 # --- metrics ---
 
 
+def opened(path: Path, step: int) -> MetricsFile:
+    """Return the metrics file of a run that goes on from a step."""
+    file = MetricsFile(path)
+    file.on_train_begin(None, TrainerState(global_step=step), TrainerControl())
+    return file
+
+
 def test_a_line_cut_short_is_left_out_and_the_rest_survives(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path, resume_step=0)
+    file = opened(path, 0)
     for step in (1, 2, 3):
-        file.write({"step": step, "reward": step / 8})
+        file.on_log(None, TrainerState(global_step=step), TrainerControl(), {"reward": step / 8})
     with path.open("a") as broken:
         broken.write('{"step": 4, "rew')
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
-    resumed = MetricsFile(path, resume_step=2)
-    resumed.write({"step": 3, "reward": 9.0})
+    resumed = opened(path, 2)
+    resumed.on_log(None, TrainerState(global_step=3), TrainerControl(), {"reward": 9.0})
+    resumed.on_log(None, TrainerState(global_step=3), TrainerControl(), {"eval_reward": 1.0})
     assert [(line["step"], line["reward"]) for line in read_metrics(path)] == [(1, 0.125), (2, 0.25), (3, 9.0)]
-    assert path.read_text().count("\n") == 3
-    MetricsFile(path, resume_step=0)
+    assert read_metrics(path)[-1]["eval_reward"] == 1.0, "the logs of one step are one line to a reader"
+    assert path.read_text().count("\n") == 4
+    opened(path, 0)
     assert read_metrics(path) == [], "a run from the start is a new file"
     assert read_metrics(tmp_path / "none.jsonl") == []
 
@@ -188,7 +199,7 @@ def test_a_resume_stopped_anywhere_keeps_the_lines_of_its_steps(tmp_path: Path):
         with pytest.MonkeyPatch.context() as patch:
             interrupt(patch, at)
             try:
-                MetricsFile(path, resume_step=2)
+                opened(path, 2)
             except Stop:
                 stops += 1
         assert [line["step"] for line in read_metrics(path)] == [1, 2], at

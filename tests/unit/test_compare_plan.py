@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stp_rs.config.sections import PRESETS
+from stp_rs.config import PRESETS
 from stp_rs.errors import ConfigError
 from studies.compare.plan import Comparison, read_plan, read_study, run_identity
 from studies.compare.variants import Variant, parse_variants
@@ -19,7 +19,7 @@ def test_a_preset_a_pruning_and_options_make_a_variant():
         Variant("stp", {"preset": "stp"}),
         Variant("elbo/stp", {"preset": "elbo", "pruning": "stp"}),
         Variant("none", {"preset": "stp", "pruning": "none"}),
-        Variant("k4", {"preset": "stp", "num_mc": "4", "stp_temporal": "margin:0.9:0.1"}),
+        Variant("k4", {"preset": "stp", "num_mc": 4, "stp_temporal": "margin:0.9:0.1"}),
         Variant("elbo;stp_score_prior=true", {"preset": "elbo", "stp_score_prior": True}),
     ]
 
@@ -43,7 +43,7 @@ def test_all_is_every_preset_there_is():
         ("stp;preset=elbo", "preset is given twice"),
         ("stp;num_cm=4", "unknown option 'num_cm'"),
         ("stp;seed=4", "seed belongs to the whole comparison; give it as --seed"),
-        ("stp;stp_score_prior=maybe", "stp_score_prior: got 'maybe', needs true or false"),
+        ("stp;stp_score_prior=maybe", "stp_score_prior: got 'maybe' (str), needs true or false"),
         ("stp,stp", "variant 'stp': 'stp' has the same folder"),
         ("a b=stp,a_b=elbo", "variant 'a_b': 'a b' has the same folder"),
     ],
@@ -59,27 +59,28 @@ def make(text: str = "stp,k4=stp;num_mc=4", **fields: Any) -> Comparison:
 
 
 def test_every_variant_meets_every_seed_and_seeds_come_whole():
-    jobs = make(options={"max_steps": 40, "num_mc": 1}, output_dir="out").jobs()
+    jobs = make(options={"stp_rollouts": 40, "num_mc": 1}, output_dir="out").jobs()
     assert [job.name for job in jobs] == [f"sudoku, {name} seed {seed}" for seed in (0, 1) for name in ("stp", "k4")]
     assert [job.config.num_mc for job in jobs] == [1, 4, 1, 4], "a variant's own option wins"
     assert [job.config.seed for job in jobs] == [0, 0, 1, 1]
     assert jobs[1].folder == Path("out/runs/k4/seed-0")
     run = jobs[0].config
-    assert (run.eval_steps, run.save_steps, run.logging_steps, run.resume) == (4, 4, 1, True)
-    assert make(options={"eval_steps": 3}).jobs()[0].config.save_steps == 3
+    assert (run.eval_steps, run.save_steps, run.logging_steps, run.resume_from_checkpoint) == (8, 8, 2, "auto")
+    other = make(options={"stp_rollouts": 40, "num_iterations": 3}, evaluations=4).jobs()[0].config
+    assert (other.eval_steps, other.save_steps, other.logging_steps, other.max_steps) == (30, 30, 3, 120)
 
 
 def test_a_config_file_holds_for_all_variants_below_flags_and_presets(tmp_path: Path):
     file = tmp_path / "base.yaml"
-    file.write_text("preset: stp\nlearning_rate: 0.1\nmax_steps: 30\nstp_design: systematic\n")
-    jobs = make("stp,elbo", seeds=(0,), config=str(file), options={"max_steps": 7}).jobs()
+    file.write_text("preset: stp\nlearning_rate: 0.1\nstp_rollouts: 30\nstp_design: systematic\n")
+    jobs = make("stp,elbo", seeds=(0,), config=str(file), options={"stp_rollouts": 7}).jobs()
     assert [job.config.learning_rate for job in jobs] == [0.1, 0.1]
-    assert [job.config.max_steps for job in jobs] == [7, 7]
+    assert [job.config.stp_rollouts for job in jobs] == [7, 7]
     assert [job.config.stp_design for job in jobs] == [PRESETS[name]["stp_design"] for name in ("stp", "elbo")]
 
 
 def test_an_impossible_run_is_refused_before_any_run():
-    with pytest.raises(ConfigError, match="num_mc: got 'four', needs an integer"):
+    with pytest.raises(ConfigError, match=r"num_mc: got 'four' \(str\), needs an integer"):
         make("stp,k4=stp;num_mc=four").jobs()
     for seeds in ((), (0, 0), (-1,)):
         with pytest.raises(ConfigError, match=r"seeds: got .*, needs distinct numbers from 0"):
@@ -92,8 +93,8 @@ def test_what_decides_a_curve_is_its_identity():
     def of(**options: Any) -> dict[str, Any]:
         return run_identity(make("stp", seeds=(0,), options=options).jobs()[0].config)
 
-    assert of() == of(num_threads=3, device="cpu")
-    for name, value in (("eval_size", 9), ("eval_steps", 9), ("num_mc", 9), ("hidden_size", 32), ("max_steps", 9)):
+    assert of() == of(stp_num_threads=3, stp_device="cpu")
+    for name, value in (("eval_size", 9), ("num_mc", 9), ("hidden_size", 32), ("stp_rollouts", 9)):
         assert of() != of(**{name: value}), name
 
 
@@ -101,7 +102,7 @@ PLAN = """
 task: countdown
 seeds: [3, 4]
 baseline: elbo
-options: {max_steps: 30, stp_score_prior: "false"}
+options: {stp_rollouts: 30, stp_score_prior: "false"}
 json: out.json
 variants:
   k4: {preset: stp, num_mc: 4, stp_temporal: confidence:0.9}
@@ -118,16 +119,16 @@ def test_a_plan_says_all_of_it_and_flags_win(tmp_path: Path):
     assert (plan.seeds, plan.baseline, plan.outputs) == ((3, 4), "elbo", {"json": "out.json"})
     assert plan.output_dir == "runs/plan"
     config = plan.jobs()[0].config
-    assert (config.task, config.max_steps, config.stp_score_prior) == ("countdown", 30, False)
-    flags = {"options": {"max_steps": 5, "task": "sudoku"}, "seeds": (0,), "variants": "elbo"}
+    assert (config.task, config.stp_rollouts, config.stp_score_prior) == ("countdown", 30, False)
+    flags = {"options": {"stp_rollouts": 5, "task": "sudoku"}, "seeds": (0,), "variants": "elbo"}
     job = read_plan(path, flags).jobs()[0]
-    assert (job.name, job.config.max_steps, job.config.task) == ("sudoku, elbo seed 0", 5, "sudoku")
+    assert (job.name, job.config.stp_rollouts, job.config.task) == ("sudoku, elbo seed 0", 5, "sudoku")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "needs at least the keys variants and seeds"),
+        ("[1]", "got list, needs lines of `name: value`"),
         ("a: [1,", "cannot be read"),
         ("seeds: [0]\nvariants: stp\nsteps: 3", "unknown key 'steps'"),
         ("seeds: 3\nvariants: stp", "seeds: got 3, needs a list of numbers"),

@@ -1,6 +1,5 @@
 """Options: the same names in YAML, flags and code, and errors that name field, got and need."""
 
-import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stp_rs.cli import main as cli
+from stp_rs.cli.flags import given_options
 from stp_rs.cli.run import write_config
-from stp_rs.config.sections import PRESETS, PRUNINGS, STPConfig, flat_fields
+from stp_rs.config import PRESETS, PRUNINGS, STPConfig, TaskConfig
+from stp_rs.config.arguments import options as options_of
 from stp_rs.errors import ConfigError
 
 CHANGES: dict[str, Any] = {
@@ -28,28 +29,28 @@ CHANGES: dict[str, Any] = {
     "stp_score_prior": True,
     "seed": 2**64 - 1,
     "output_dir": 'runs/it\'s "quoted" \\ and: # spaced',
-    "device": "cpu",
+    "stp_device": "cpu",
 }
 
 
-def from_flags(*flags: str) -> STPConfig:
-    args = cli.build_parser().parse_args(["train", *flags])
-    given = {k: v for k, v in vars(args).items() if k not in ("run", "config", "quiet", "report_to") and v is not None}
-    return STPConfig.from_yaml(args.config, **given) if args.config else STPConfig.make(**given)
+def from_flags(*flags: str) -> TaskConfig:
+    args = cli.build_parser(["train", *flags]).parse_args(["train", *flags])
+    given = given_options(args)
+    return TaskConfig.from_yaml(args.config, **given) if args.config else TaskConfig(**given)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("pruning", PRUNINGS)
 def test_code_flags_and_yaml_say_the_same(preset: str, pruning: str, tmp_path: Path):
-    made = STPConfig.make(preset, pruning=pruning, **CHANGES)
+    made = TaskConfig(preset=preset, pruning=pruning, **CHANGES)
     flags = [f"--{name}={value}" for name, value in CHANGES.items()]
     assert from_flags(f"--preset={preset}", f"--pruning={pruning}", *flags) == made
     written = tmp_path / "written.yaml"
     written.write_text(yaml.safe_dump({"preset": preset, "pruning": pruning, **CHANGES}))
-    assert STPConfig.from_yaml(written) == made
+    assert TaskConfig.from_yaml(written) == made
     write_config(made, tmp_path)
-    assert STPConfig.from_yaml(tmp_path / "config.yaml") == made, "the file of a run makes the run again"
-    assert STPConfig.make(**made.to_flat()) == made
+    assert TaskConfig.from_yaml(tmp_path / "config.yaml") == made, "the file of a run makes the run again"
+    assert TaskConfig(**made.to_flat()) == made
     assert made.learning_rate == 1e-5
     assert made.output_dir == CHANGES["output_dir"]
 
@@ -59,9 +60,9 @@ def test_code_flags_and_yaml_say_the_same(preset: str, pruning: str, tmp_path: P
 @given(st.text(max_size=20), st.floats(0, 1))
 def test_any_text_survives_the_run_folders_file(text: str, share: float):
     folder = Path(tempfile.mkdtemp())
-    made = STPConfig.make(data=text, stp_keep=share)
+    made = TaskConfig(data=text, stp_keep=share)
     write_config(made, folder)
-    assert STPConfig.from_yaml(folder / "config.yaml") == made
+    assert TaskConfig.from_yaml(folder / "config.yaml") == made
     shutil.rmtree(folder)
 
 
@@ -75,20 +76,42 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
 
 
 def test_a_pruning_or_preset_flag_wins_over_the_files_details(tmp_path: Path):
-    write_config(STPConfig.make("stp", learning_rate=0.125), tmp_path)
+    write_config(TaskConfig(preset="stp", learning_rate=0.125), tmp_path)
     path = f"--config={tmp_path / 'config.yaml'}"
     unpruned = from_flags(path, "--pruning=none")
-    assert unpruned == STPConfig.make("stp", pruning="none", learning_rate=0.125)
+    assert unpruned == TaskConfig(preset="stp", pruning="none", learning_rate=0.125)
     elbo = from_flags(path, "--preset=elbo", "--stp_temporal=steps:0.9")
-    assert elbo == STPConfig.make("elbo", learning_rate=0.125, stp_temporal="steps:0.9")
+    assert elbo == TaskConfig(preset="elbo", learning_rate=0.125, stp_temporal="steps:0.9")
 
 
-def test_every_option_has_one_name_and_a_flag():
-    names = [f.name for f in dataclasses.fields(STPConfig) if f.name != "preset"]
-    sections = [f.name for part in STPConfig.__bases__ for f in dataclasses.fields(part)]
-    assert sorted(sections) == sorted(names), "no two sections share a name"
-    assert list(flat_fields()) == names
-    assert set(STPConfig.make().to_flat()) == {"preset", *names}
+def test_every_option_has_one_name_a_flag_and_all_that_is_known_of_it():
+    known = options_of(TaskConfig)
+    assert set(TaskConfig().to_flat()) <= set(known)
+    assert not set(options_of(STPConfig)) - set(known)
+    for option in known.values():
+        assert option.text, f"{option.name} has no help"
+        assert option.section, option.name
+        assert option.identity in ("numbers", "speed", "output"), option.name
+    flags = {action.dest for action in subparser()._actions}
+    assert set(known) <= flags
+
+
+def subparser() -> Any:
+    parser = cli.build_parser(["train"])
+    commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
+    return dict(commands.choices)["train"]  # type: ignore[arg-type]
+
+
+def test_help_says_the_default_of_the_preset_that_is_asked_for(capsys: pytest.CaptureFixture[str]):
+    shown = {}
+    for preset in ("stp", "espo"):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--preset", preset, "--help"])
+        shown[preset] = " ".join(capsys.readouterr().out.split())
+    assert "Policy objective" in shown["stp"], "options stand in their sections"
+    beta = "KL coefficient; 0 loads no reference and makes no reference pass. (default: {})"
+    assert beta.format("0.0") in shown["stp"]
+    assert beta.format("0.01") in shown["espo"]
 
 
 @pytest.mark.parametrize(
@@ -101,11 +124,11 @@ def test_every_option_has_one_name_and_a_flag():
         ({"pruning": "some"}, "pruning: got 'some', needs one of none, stp"),
         ({"num_mc": 0}, "num_mc: got 0 (all states), needs at least 1 for the design spread"),
         ({"num_mc": 2.0}, "num_mc: got 2.0 (float), needs an integer"),
-        ({"num_mc": "two"}, "num_mc: got 'two', needs an integer"),
+        ({"num_mc": "two"}, "num_mc: got 'two' (str), needs an integer"),
         ({"num_mc": True}, "num_mc: got True (bool), needs an integer"),
         ({"bf16": 1}, "bf16: got 1 (int), needs true or false"),
         ({"bf16": "yes"}, "bf16: got 'yes' (str), needs true or false"),
-        ({"task": None}, "task: got None (NoneType), needs text"),
+        ({"task": None}, "task: got None, needs text"),
         ({"top_p": 0.0}, "top_p: got 0.0, needs a value from"),
         ({"temperature": float("nan")}, "temperature: got nan, needs a value from 0 to 100"),
         ({"loss_type": "dpo"}, "loss_type: got 'dpo', needs one of grpo"),
@@ -117,8 +140,26 @@ def test_every_option_has_one_name_and_a_flag():
 )
 def test_a_wrong_option_names_field_got_and_need(options: dict[str, Any], message: str):
     with pytest.raises(ConfigError) as caught:
-        STPConfig.make(**options)
+        TaskConfig(**options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-6", 1e-6), ("1E-6", 1e-6), ("1.5e+3", 1500.0), ("3", 3), (".5", 0.5), ("1.", 1.0), ("-0.0", 0.0)],
+)
+def test_numbers_of_a_file_are_those_of_yaml_1_2(text: str, value: float, tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"epsilon: {text}\n")
+    assert STPConfig.from_yaml(path).epsilon == value
+
+
+@pytest.mark.parametrize("text", ["017", "0x1F", "0o17", "1_000", "1:30", "'3'", "yes", "true", "3.0"])
+def test_what_is_no_whole_number_there_is_refused_by_name(text: str, tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"num_mc: {text}\n")
+    with pytest.raises(ConfigError, match=r"num_mc: got .*, needs an integer"):
+        STPConfig.from_yaml(path)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +168,7 @@ def test_a_wrong_option_names_field_got_and_need(options: dict[str, Any], messag
         ("- a\n- b\n", "got list, needs lines of `name: value`"),
         ("", "got NoneType, needs lines"),
         ("a: [\n", "cannot be read"),
-        ("on: 3\n", "unknown option 'True'"),
+        ("on: 3\n", "unknown option 'on'"),
         ("max_stepz: 3\n", "did you mean max_steps?"),
     ],
 )
@@ -135,7 +176,7 @@ def test_a_broken_file_is_an_error_of_ours(text: str, message: str, tmp_path: Pa
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        STPConfig.from_yaml(path)
+        TaskConfig.from_yaml(path)
     assert message in str(caught.value)
     with pytest.raises(ConfigError, match="cannot be read"):
-        STPConfig.from_yaml(tmp_path / "none.yaml")
+        TaskConfig.from_yaml(tmp_path / "none.yaml")

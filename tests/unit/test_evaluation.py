@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stp_rs.config.sections import PolicyConfig, STPConfig
+from stp_rs.config import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError, ModelError
 from stp_rs.eval import evaluate as evaluation
 from stp_rs.eval.evaluate import Decode, bootstrap_interval, evaluate, evaluate_cells, pass_at_k
@@ -23,7 +23,7 @@ def setup():
     tokenizer = character_tokenizer(task.alphabet + "\n>")
     policy = PolicyConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     model = as_diffusion_model(tiny_policy(policy, vocab_size=len(tokenizer), max_length=90, seed=0), tokenizer)
-    config = STPConfig.make(max_completion_length=20)
+    config = STPConfig(max_completion_length=20)
     return model, tokenizer, task, task.rows("test", 3, 0), config
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import CheckpointError
@@ -21,14 +21,14 @@ from stp_rs.train.priors import static_priors
 from stp_rs.train.trainer import StepResult
 from stp_rs.types import Mark
 
-CONFIG = STPConfig.make("stp", max_completion_length=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+CONFIG = TaskConfig(max_completion_length=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 
 
 class World:
     """A tiny Sudoku policy and a pruned rollout of it."""
 
     def __init__(self, **options: Any) -> None:
-        self.config = STPConfig.make(**{**CONFIG.to_flat(), **options})
+        self.config = TaskConfig(**{**CONFIG.to_flat(), **options})
         self.task = get_task("sudoku")
         self.tokenizer = character_tokenizer(self.task.alphabet)
         module = tiny_policy(self.config, vocab_size=len(self.tokenizer), max_length=40, seed=0)
@@ -90,10 +90,10 @@ def test_rows_are_the_best_median_and_worst_of_groups():
 
 
 @pytest.mark.parametrize(
-    ("every", "steps", "kept"), [(0, range(1, 8), []), (3, range(1, 8), [1, 3, 6, 7]), (5, (2, 4, 6, 7), [2, 6, 7])]
+    ("every", "steps", "kept"), [(None, range(1, 8), []), (3, range(1, 8), [1, 3, 6, 7]), (5, (2, 4, 6, 7), [2, 6, 7])]
 )
-def test_every_nth_the_first_and_the_last_are_kept(every: int, steps: range, kept: list[int], tmp_path: Path):
-    world = World(stp_keep_rollouts=every, max_steps=7)
+def test_every_nth_the_first_and_the_last_are_kept(every: int | None, steps: range, kept: list[int], tmp_path: Path):
+    world = World(stp_keep_rollouts=every, stp_rollouts=7, num_iterations=1)
     keeper = world.keeper(tmp_path)
     for step in steps:
         keeper(world.result(step))

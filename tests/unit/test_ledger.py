@@ -46,7 +46,7 @@ def watched(*models: Any) -> "Counter[tuple[str, str]]":
 @pytest.mark.parametrize("options", [{}, {"beta": 0.1, "gradient_accumulation_steps": 2, "stp_temporal": "steps:0.6"}])
 def test_tokens_and_head_rows_are_those_the_model_saw(options: dict[str, Any], tmp_path: Path):
     made = trainer(tmp_path, num_mc=3, num_iterations=2, **options)
-    seen = watched(made.model, made.reference)
+    seen = watched(made.policy, made.reference)
     metrics = made.train_step().metrics
     ledger = made.ledger
     for name in ("forwards", "tokens", "head_rows"):
@@ -64,9 +64,9 @@ def test_everything_that_the_model_saw_is_on_the_ledger(tmp_path: Path):
     model = tiny()
     offline = OfflineGeneration(0.4, "random", refresh=1)
     hints = Reference(lambda _: "12", tokenizer(), when="all_wrong")
-    options = {"stp_rescue": "reference", "stp_dynamic_sampling": 2, "stp_variance_every": 1, "max_steps": 3}
+    options = {"stp_rescue": "reference", "stp_dynamic_sampling": 2, "stp_variance_every": 1, "stp_rollouts": 3}
     made = trainer(tmp_path, model, priors=[offline, hints], **options)
-    seen = watched(made.model)
+    seen = watched(made.policy)
     prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
     made.ledger.add(offline.build(model, prompts, tokenizer(), made.unmasking, completion_length=LENGTH), "prior")
     for _ in range(3):
@@ -80,7 +80,7 @@ def test_everything_that_the_model_saw_is_on_the_ledger(tmp_path: Path):
 
 def test_seconds_are_logged_apart_from_what_a_seed_decides(tmp_path: Path):
     for name in ("a", "b"):
-        trainer(tmp_path / name, tiny(), max_steps=2).train()
+        trainer(tmp_path / name, tiny(), stp_rollouts=2).train()
     path = tmp_path / "a" / "metrics.jsonl"
     whole, plain = read_metrics(path, measured=True), read_metrics(path)
     assert plain == read_metrics(tmp_path / "b" / "metrics.jsonl")

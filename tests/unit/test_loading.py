@@ -71,17 +71,16 @@ class Own:
 
 @pytest.mark.parametrize("make", [Own, lambda seed=0: Tabular(vocab=10, width=12, seed=seed)], ids=["own", "table"])
 def test_a_policy_of_ones_own_trains_is_saved_and_resumes(make: Any, tmp_path: Path):
-    whole = trainer(tmp_path / "a", make(), max_steps=4, save_steps=2)
+    whole = trainer(tmp_path / "a", make(), stp_rollouts=4, save_strategy="steps", save_steps=4)
     whole.train()
-    assert (tmp_path / "a" / "checkpoint-4" / "model.safetensors").is_file()
-    cut = trainer(tmp_path / "b", make(), max_steps=4, save_steps=2)
+    assert (tmp_path / "a" / "checkpoint-8" / "model.safetensors").is_file()
+    cut = trainer(tmp_path / "b", make(), stp_rollouts=4, save_strategy="steps", save_steps=4)
     for _ in range(2):
         cut.train_step()
     cut.save()
-    resumed = trainer(tmp_path / "b", make(1), max_steps=4, save_steps=2)
-    assert resumed.step == 2
-    resumed.train()
-    ends = zip(whole.model.module.state_dict().items(), resumed.model.module.state_dict().items(), strict=True)
+    resumed = trainer(tmp_path / "b", make(1), stp_rollouts=4, save_strategy="steps", save_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    ends = zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True)
     assert all(torch.equal(a, b) for (_, a), (_, b) in ends)
 
 
@@ -94,18 +93,18 @@ def test_what_a_checkpoint_could_not_hold_is_refused_before_the_first_step(tmp_p
     class Words:
         mask_token_id, pad_token_id, eos_token_id = 1, 0, 2
 
-    config = STPConfig.make(**SMALL, output_dir=str(tmp_path))
+    config = STPConfig(**SMALL, output_dir=str(tmp_path))
     with pytest.raises(ModelError, match=r"processing_class: Words has no save_pretrained"):
-        STPTrainer(Own(), ones, config, ROWS, Words())
+        STPTrainer(Own(), ones, config, ROWS, processing_class=Words())
 
 
 def test_weights_of_another_module_are_one_sentence(tmp_path: Path):
-    made = trainer(tmp_path, Own(), max_steps=1)
+    made = trainer(tmp_path, Own(), stp_rollouts=1, save_strategy="steps")
     made.train()
     other = Own()
     other.module.mix = nn.Linear(8, 8, bias=False)
     with pytest.raises(CheckpointError, match="its weights cannot be loaded"):
-        trainer(tmp_path, other, max_steps=1)
+        trainer(tmp_path, other, stp_rollouts=1).train(resume_from_checkpoint=True)
 
 
 def test_a_folder_opens_by_one_line(tmp_path: Path):
@@ -127,19 +126,25 @@ def test_a_folder_opens_by_one_line(tmp_path: Path):
 def test_adapters_open_on_their_base_and_as_a_trainer_saved_them(tmp_path: Path):
     pytest.importorskip("peft", reason="the peft extra is not installed")
     base = saved(tmp_path / "base")
-    options = {"use_peft": True, "lora_r": 2, "lora_target_modules": "query,value", "learning_rate": 3e-2}
-    config = STPConfig.make(**{**SMALL, **options, "output_dir": str(tmp_path / "run")})
+    options = {
+        "use_peft": True,
+        "lora_r": 2,
+        "lora_target_modules": "query,value",
+        "learning_rate": 3e-2,
+        "save_strategy": "steps",
+    }
+    config = STPConfig(**{**SMALL, **options, "output_dir": str(tmp_path / "run")})
     made = STPTrainer(str(base), ones, config, ROWS)
-    trained = {name for name, p in made.model.module.named_parameters() if p.requires_grad}
+    trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
     made.train()
-    again, words = stp_rs.load(tmp_path / "run" / "checkpoint-4")
-    assert torch.equal(logits(again), logits(made.model))
+    again, words = stp_rs.load(tmp_path / "run" / "checkpoint-8")
+    assert torch.equal(logits(again), logits(made.policy))
     assert not torch.equal(logits(again), logits(tiny()))
     assert words.mask_token_id == 1
     assert {name for name, p in again.module.named_parameters() if p.requires_grad} == trained
-    module, _ = load_policy(tmp_path / "run" / "checkpoint-4")
+    module, _ = load_policy(tmp_path / "run" / "checkpoint-8")
     assert type(module).__name__ == "PeftModel"
     with pytest.raises(
         ModelError, match=r"lora_target_modules: got \['nothing'\], which BertForMaskedLM does not have"

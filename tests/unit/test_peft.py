@@ -31,40 +31,37 @@ def run(folder: Path, **options: Any) -> STPTrainer:
 def test_adapters_learn_and_the_base_stays(tmp_path: Path):
     made = run(tmp_path, beta=0.1, num_iterations=2)
     assert isinstance(made.reference, WithoutAdapters)
-    before = {name: p.detach().clone() for name, p in made.model.module.named_parameters()}
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
     kls = [made.train_step().metrics["kl"] for _ in range(3)]
-    moved = {name for name, p in made.model.module.named_parameters() if not torch.equal(p, before[name])}
+    moved = {name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all("lora_" in name for name in moved)
     assert kls[-1] > kls[0] >= 0, "the reference is the base, whatever the adapters have become"
     ids = torch.tensor([[5, 1, 6, 4]])
-    with torch.no_grad(), made.model.module.disable_adapter():
-        base = made.model.module(input_ids=ids).logits[0]
+    with torch.no_grad(), made.model.disable_adapter():
+        base = made.model(input_ids=ids).logits[0]
     with torch.no_grad():
         assert torch.allclose(made.reference.head(made.reference.hidden(ids, None)[0]), base, atol=1e-5)
 
 
 def test_a_run_with_adapters_resumes_with_the_same_numbers(tmp_path: Path):
-    whole = run(tmp_path / "a", max_steps=4, save_steps=2)
+    whole = run(tmp_path / "a", stp_rollouts=4, save_strategy="steps", save_steps=4)
     whole.train()
-    cut = run(tmp_path / "b", max_steps=4, save_steps=2)
+    cut = run(tmp_path / "b", stp_rollouts=4)
     for _ in range(2):
         cut.train_step()
     cut.save()
-    resumed = run(tmp_path / "b", max_steps=4, save_steps=2)
-    assert resumed.step == 2
-    resumed.train()
-    for (name, one), (_, other) in zip(
-        whole.model.module.named_parameters(), resumed.model.module.named_parameters(), strict=True
-    ):
+    resumed = run(tmp_path / "b", stp_rollouts=4, save_strategy="steps", save_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(one, other), name
-    saved = tmp_path / "b" / "checkpoint-4"
+    saved = tmp_path / "b" / "checkpoint-8"
     again = peft.PeftModel.from_pretrained(tiny().module, saved)
     ids = torch.tensor([[5, 1, 6, 4]])
     with torch.no_grad():
-        resumed.model.module.eval()
+        resumed.model.eval()
         again.eval()
-        assert torch.allclose(again(input_ids=ids).logits, resumed.model.module(input_ids=ids).logits, atol=1e-6)
+        assert torch.allclose(again(input_ids=ids).logits, resumed.model(input_ids=ids).logits, atol=1e-6)
 
 
 def test_dropout_of_adapters_is_off_where_ratios_are_made(tmp_path: Path):
@@ -93,19 +90,19 @@ def test_the_reference_of_a_trained_adapter_is_the_policy_before_rl(tmp_path: Pa
         with torch.no_grad():
             return policy.head(policy.hidden(ids, None)[0])
 
-    made.model.module.eval()
-    before = logits(made.model)
-    with torch.no_grad(), made.model.module.disable_adapter():
-        assert not torch.allclose(made.model.module(input_ids=ids).logits[0], before, atol=1e-3)
-    weights = sum(p.numel() for p in made.model.module.parameters())
+    made.model.eval()
+    before = logits(made.policy)
+    with torch.no_grad(), made.model.disable_adapter():
+        assert not torch.allclose(made.model(input_ids=ids).logits[0], before, atol=1e-3)
+    weights = sum(p.numel() for p in made.model.parameters())
     kept = sum(t.numel() for _, t in made.reference.kept)
     assert kept < weights / 10, "no copy of the weights"
     kls = [made.train_step().metrics["kl"] for _ in range(3)]
     assert kls[0] == 0.0
     assert kls[-1] > 0.0
-    made.model.module.eval()
+    made.model.eval()
     assert torch.equal(logits(made.reference), before), "the reference is the policy before RL"
-    assert not torch.equal(logits(made.model), before)
+    assert not torch.equal(logits(made.policy), before)
     with pytest.raises(RuntimeError, match="called with gradients on"):
         made.reference.hidden(ids, None)
 

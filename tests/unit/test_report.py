@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stp_rs.cli.console import Console, result_lines
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
 from stp_rs.errors import CheckpointError
 from stp_rs.eval.report import page, write_report
 from stp_rs.eval.report.facts import POINTS, collect, curves, healthy, learned, ledger, saved, wilson
@@ -78,7 +78,7 @@ def test_a_folder_without_a_run_has_none(tmp_path: Path):
     ("before", "after", "word"), [(0.1, 0.9, "Yes"), (0.9, 0.1, "Worse"), (0.5, 0.52, "Unclear"), (0.0, 1.0, "Yes")]
 )
 def test_it_learned_where_the_intervals_do_not_meet(before: float, after: float, word: str):
-    lines = [{"step": i, "reward": i / 100, "eval/solved": 1 - i / 100} for i in range(1, 101)]
+    lines = [{"step": i, "reward": i / 100, "eval_solved": 1 - i / 100} for i in range(1, 101)]
     found = learned(lines, {"solved_before": before, "solved_after": after, "eval_size": 100})
     assert found["word"] == word
     assert found["figure"] == f"{100 * before:.1f} % → {100 * after:.1f} %"
@@ -92,7 +92,7 @@ def test_the_interval_of_a_share_is_wilsons():
 
 
 def test_saved_forwards_are_those_of_the_unpruned_plan():
-    config = STPConfig.make("stp", max_completion_length=20)
+    config = TaskConfig(preset="stp", max_completion_length=20)
     last = {"diffusion/forwards_rollout": 132.0, "diffusion/completions": 32.0}
     seconds = {"diffusion/seconds_rollout": 10.0, "diffusion/seconds": 30.0}
     found = saved([{"step": 1, "diffusion/nfe": 5.0, **last, **seconds}], config)
@@ -125,7 +125,7 @@ def test_a_bad_reading_is_pointed_at(name: str, fine: float, bad: float):
 
 
 def test_a_collapse_after_the_best_score_is_pointed_at():
-    lines = [{"step": i, "eval/solved": score} for i, score in enumerate((0.2, 0.9, 0.03))]
+    lines = [{"step": i, "eval_solved": score} for i, score in enumerate((0.2, 0.9, 0.03))]
     found = healthy(lines, {})
     assert found["readings"][-1] == {"name": "Last validation score, of the best", "value": "3%", "fine": False}
 
@@ -150,7 +150,7 @@ def test_the_ledger_counts_nothing_twice():
 
 
 def test_options_that_differ_from_the_preset_come_first(tmp_path: Path):
-    config = STPConfig.make("espo", learning_rate=1e-3)
+    config = TaskConfig(preset="espo", learning_rate=1e-3)
     write_run(tmp_path, [{"step": 1}])
     (tmp_path / "config.yaml").write_text(json.dumps(config.to_flat()))
     assert collect(tmp_path)["options"]["changed"] == [["learning_rate", "0.001", "0.0003"]]
@@ -176,8 +176,8 @@ def test_the_closing_lines_state_the_result(capsys: pytest.CaptureFixture[str]):
     text = result_lines(SUMMARY, "runs/x")
     assert "solved 0.250 -> 0.875 (with priors 1.000) on 8 held-out problems" in text
     assert "rollout 12,345" in text
-    console = Console(STPConfig.make(), quiet=True)
-    console.events().on_phase("sft", 3)
+    console = Console(TaskConfig(), quiet=True)
+    console.on_sft(0, 0.5)
     console.finish(SUMMARY)
     printed = capsys.readouterr()
     assert "report: runs/quickstart/report.html" in printed.out

@@ -111,7 +111,7 @@ def test_nothing_is_decoded_where_nothing_can_be_rescued():
 def test_a_trainer_rescues_and_learns_from_it(tmp_path: Path):
     options = {"stp_rescue": "reference", "stp_rescue_share": 0.5, "learning_rate": 5e-3}
     made = trainer(tmp_path / "a", reward=twos, priors=[reference()], **options)
-    made.train_dataset = [{**row, "solution": "2222"} for row in ROWS]
+    made.rows.dataset = [{**row, "solution": "2222"} for row in ROWS]
     plain = trainer(tmp_path / "b", reward=lambda completions, **_: [0.0] * len(completions), learning_rate=5e-3)
     result, nothing = made.train_step(), plain.train_step()
     assert result.metrics["diffusion/rescued_share"] == 0.5

@@ -525,11 +525,11 @@ def test_a_step_whose_completions_nobody_can_compare_moves_nothing(
     reward: Any, options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     made = trainer(tmp_path, reward=reward, **options)
-    before = [p.clone() for p in made.model.module.parameters()]
+    before = [p.clone() for p in made.model.parameters()]
     with caplog.at_level(logging.WARNING):
         metrics = made.train_step().metrics
     assert "All reward functions returned None for the following kwargs: {" in caplog.text
-    assert all(torch.equal(a, b) for a, b in zip(before, made.model.module.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
     assert ("reward" in metrics) == ("rewards/abstains/mean" in metrics) == (reward is abstains)
     assert "rewards/never/mean" not in metrics
     assert all(math.isfinite(value) for value in metrics.values())

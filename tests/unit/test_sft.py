@@ -47,7 +47,7 @@ def test_completions_are_filled_up_with_end_of_text():
 
 def test_a_warmed_up_policy_gives_its_demonstrations_back():
     model = tiny(layers=2)
-    config = STPConfig.make(max_completion_length=LENGTH, stp_temporal="steps:0.5")
+    config = STPConfig(max_completion_length=LENGTH, stp_temporal="steps:0.5")
 
     def score(**options: Any) -> dict[str, Any]:
         return evaluate(model, tokenizer(), Echo(), DEMONSTRATIONS, config, **options)

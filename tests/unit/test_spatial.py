@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stp_rs import STPConfig
+from stp_rs.config import TaskConfig
 from stp_rs.config.sections import PolicyConfig
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import ConfigError
@@ -27,17 +27,19 @@ def names(priors: list[Prior]) -> list[str]:
     return [type(p).__name__ for p in priors]
 
 
-def made(task: Task, tmp_path: Path, **options: Any) -> list[Prior]:
+def made(task: Task, tmp_path: Path, *, resumed: bool = False, **options: Any) -> list[Prior]:
     """Return the training priors of a task's tiny random policy on three rows."""
     length = task.completion_length
-    config = STPConfig.make("elbo", output_dir=str(tmp_path), max_completion_length=length, **options)
+    config = TaskConfig(preset="elbo", output_dir=str(tmp_path), max_completion_length=length, **options)
     tokenizer = character_tokenizer(task.alphabet)
     size = PolicyConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     module = tiny_policy(size, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=0)
     model = MaskedLMAdapter(module, tokenizer)
     static = static_priors(config, task, tokenizer, model)
     rows = task.rows("train", 3, 0)
-    return training_priors(config, task, model, tokenizer, rows=rows, static=static, ledger=Ledger())
+    return training_priors(
+        config, task, model, tokenizer, read=lambda: rows, static=static, resumed=resumed, ledger=Ledger()
+    )
 
 
 def dense(priors: list[Prior], task: Task, row: int = 0) -> list[int]:
@@ -64,7 +66,9 @@ def test_all_seven_sources_have_names(tmp_path: Path):
     assert frequency.minimum == 8, "one group"
     assert (tmp_path / "offline_generation.safetensors").is_file()
     assert min(dense(found, task)[17:]) >= 0, "template and length agree on the end"
-    again = made(task, tmp_path, stp_spatial=every, stp_rescue="reference", stp_length="18", stp_prior_refresh=3)
+    again = made(
+        task, tmp_path, resumed=True, stp_spatial=every, stp_rescue="reference", stp_length="18", stp_prior_refresh=3
+    )
     assert dense(again, task) == dense(found, task), "read, not made again"
 
 
@@ -72,7 +76,7 @@ def test_what_needs_an_answer_or_a_run_is_not_static():
     task, tokenizer = get_task("sudoku"), character_tokenizer(get_task("sudoku").alphabet)
 
     def static(**options: Any) -> list[str]:
-        return names(static_priors(STPConfig.make("elbo", **options), task, tokenizer))
+        return names(static_priors(TaskConfig(preset="elbo", **options), task, tokenizer))
 
     every = "frequency+vocabulary+reference+offline_generation+length+copy+template"
     assert static(stp_spatial=every) == ["Vocabulary", "Copy", "Template"]
@@ -93,7 +97,7 @@ def test_what_needs_an_answer_or_a_run_is_not_static():
 )
 def test_a_configuration_that_cannot_be_says_so(options: dict[str, Any], message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
-        check_spatial(STPConfig.make("elbo", **options))
+        check_spatial(TaskConfig(preset="elbo", **options), get_task("sudoku"))
     with pytest.raises(ConfigError, match=message):
         made(get_task("sudoku"), tmp_path, **options)
 
@@ -144,7 +148,7 @@ def test_every_reference_is_in_its_tasks_vocabulary(name: str):
             allowed = task.allowed(position)
             assert allowed is None or text in allowed
     with pytest.raises(ConfigError, match="gsm8k, which has no allowed"):
-        static_priors(STPConfig.make("elbo", stp_spatial="vocabulary"), get_task("gsm8k", data=GSM8K), None)
+        static_priors(TaskConfig(preset="elbo", stp_spatial="vocabulary"), get_task("gsm8k", data=GSM8K), None)
 
 
 def test_hints_never_give_the_final_answer_of_a_worked_solution(tmp_path: Path):
@@ -174,5 +178,5 @@ def test_a_layout_by_character_needs_a_tokenizer_with_one_token_per_character():
     merging = bpe(400, [row["completion"] for row in task.demonstrations(50, 0)])
     for name in ("template", "copy", "vocabulary"):
         with pytest.raises(ConfigError, match=r"task sudoku: got .* needs a tokenizer with one token"):
-            static_priors(STPConfig.make("elbo", stp_spatial=name), task, merging)
-    assert static_priors(STPConfig.make("elbo", stp_spatial="length", stp_length="9"), task, merging)
+            static_priors(TaskConfig(preset="elbo", stp_spatial=name), task, merging)
+    assert static_priors(TaskConfig(preset="elbo", stp_spatial="length", stp_length="9"), task, merging)

@@ -7,7 +7,7 @@ import pytest
 
 from stp_rs import tasks
 from stp_rs.cli.run import load_run, make_task, run_training
-from stp_rs.config.sections import PolicyConfig, STPConfig
+from stp_rs.config import PolicyConfig, TaskConfig
 from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.tasks import competition, gsm8k, paper
@@ -171,11 +171,11 @@ def test_a_given_model_is_asked_through_its_own_chat_template(tmp_path: Path):
         module.save_pretrained(tmp_path / folder)
         tokenizer.save_pretrained(tmp_path / folder)
     options = {"task": "gsm8k", "data": str(data)}
-    plain = make_task(STPConfig.make(model_name_or_path=str(tmp_path / "plain"), **options)).rows("train", 1, seed=0)[0]
+    plain = make_task(TaskConfig(model_name_or_path=str(tmp_path / "plain"), **options)).rows("train", 1, seed=0)[0]
     assert plain["prompt"] == plain["question"]
     options |= {"model_name_or_path": str(tmp_path / "chat"), "output_dir": str(tmp_path / "run")}
-    options |= {"max_completion_length": 16, "diffusion_steps": 4, "eval_size": 2, "train_size": 8, "max_steps": 1}
-    run_training(STPConfig.make(num_generations=2, per_device_train_batch_size=4, **options))
+    options |= {"max_completion_length": 16, "diffusion_steps": 4, "eval_size": 2, "train_size": 8, "stp_rollouts": 1}
+    run_training(TaskConfig(num_generations=2, per_device_train_batch_size=4, **options))
     task = load_run(tmp_path / "run")[3]
     row = task.rows("train", 1, seed=0)[0]
     assert row["prompt"].startswith("|user|Reason first")

@@ -1,40 +1,76 @@
-"""Every option of a configuration as a flag of a command."""
+"""Every option of a configuration as a flag of a command, in the groups of its sections."""
 
 import argparse
 from collections.abc import Collection
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-from stp_rs.config.sections import flat_fields
+from stp_rs.config.arguments import STPConfig, TaskConfig, options, unknown_option
+from stp_rs.config.options import Option
+from stp_rs.config.presets import PRESETS, PRUNINGS
+from stp_rs.config.yaml import read_text
 from stp_rs.errors import ConfigError
 
 
-def add_option_flags(parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
-    """Add one flag for each option; a flag that was not given is None."""
-    for name, (hint, default) in flat_fields().items():
-        if name in skip:
+def add_option_flags(
+    parser: argparse.ArgumentParser, *, cls: type[STPConfig] = TaskConfig, skip: Collection[str] = (), preset: str = ""
+) -> None:
+    """Add one flag for each option, with the default that it has under a preset; a flag that was not given is None."""
+    defaults = cls(preset=preset if preset in PRESETS else "stp").to_flat()
+    groups: dict[str, Any] = {}
+    for option in options(cls).values():
+        if option.name in skip:
             continue
-        choices = list(get_args(hint)) if get_origin(hint) is Literal else None
-        kind = _boolean if hint is bool else hint if hint in (int, float) else str
-        parser.add_argument(f"--{name}", type=kind, choices=choices, default=None, help=f"default {default!r}")
+        group = groups.setdefault(option.section, parser.add_argument_group(option.section))
+        group.add_argument(
+            f"--{option.name}",
+            dest=option.name,
+            metavar=_shown(option),
+            default=None,
+            help=f"{option.text} (default: {_said(defaults.get(option.name))})".replace("%", "%%"),
+        )
 
 
-def given_options(args: argparse.Namespace, *, skip: Collection[str] = ()) -> dict[str, Any]:
-    """Return the options that flags gave."""
-    return {k: v for k, v in vars(args).items() if k in flat_fields() and k not in skip and v is not None}
+def given_options(
+    args: argparse.Namespace, *, cls: type[STPConfig] = TaskConfig, skip: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the options that flags gave, as values of their types."""
+    names = [name for name in options(cls) if name not in skip and getattr(args, name, None) is not None]
+    return {name: option_value(name, getattr(args, name), cls) for name in names}
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("0", "false", "no", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"got {text!r}, needs true or false")
+def option_value(name: str, value: Any, cls: type[STPConfig] = TaskConfig) -> Any:
+    """Return text that was given for an option as YAML would read it there; other values as they are.
+
+    Raises:
+        ConfigError: no such option, or the text is none of its values.
+    """
+    known = options(cls)
+    if name not in known:
+        raise unknown_option(name, set(known))
+    if not isinstance(value, str):
+        return value
+    option = known[name]
+    if option.kind is str:
+        return value
+    if option.kind is bool and value.lower() in ("1", "yes", "on", "0", "no", "off"):
+        return value.lower() in ("1", "yes", "on")
+    return option.check(read_text(value)) if not option.choices else option.check(value)
 
 
-def option_value(name: str, value: Any) -> Any:
-    """Return text given for an option as the option's type where text says it otherwise (true, false)."""
-    hint = flat_fields()[name][0] if name in flat_fields() else None
-    try:
-        return _boolean(value) if hint is bool and isinstance(value, str) else value
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"{name}: {error}") from None
+def refuse_unknown(arguments: Collection[str], cls: type[STPConfig] = TaskConfig) -> None:
+    """Raise a ConfigError for arguments that are no flag: why, or what is near."""
+    for argument in arguments:
+        if argument.startswith("--"):
+            raise unknown_option(argument[2:].split("=")[0].replace("-", "_"), set(options(cls)))
+    if arguments:
+        raise ConfigError(f"got the argument {next(iter(arguments))!r}, needs flags")
+
+
+def _shown(option: Option) -> str:
+    if option.name in ("preset", "pruning"):
+        return "{" + ",".join({"preset": PRESETS, "pruning": PRUNINGS}[option.name]) + "}"
+    return "{" + ",".join(map(str, option.choices)) + "}" if option.choices else option.name.upper()
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None or value == [] else str(value)

@@ -15,7 +15,8 @@ from stp_rs.text import table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code. Errors of ours are one line on stderr, without a traceback."""
-    return run_command(build_parser(), argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(build_parser(arguments), arguments)
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -23,9 +24,13 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def run() -> int:
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
         args.argv = list(sys.argv[1:] if argv is None else argv)
         _quiet_transformers()
+        if unknown:
+            from stp_rs.cli.flags import refuse_unknown
+
+            refuse_unknown(unknown)
         return int(args.run(args))
 
     return guarded(run)
@@ -39,14 +44,14 @@ def _quiet_transformers() -> None:
     quiet()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser of all commands; the options of `train` are added where `argv` is about it."""
     from stp_rs.cli import grade as grading
     from stp_rs.cli import inspect, report, watch
 
     parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_train(commands)
+    _add_train(commands, argv)
     sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
     sample.add_argument("model", help="run folder or checkpoint")
     sample.add_argument("-n", type=int, default=8, help="problems")
@@ -78,10 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(commands: Any) -> None:
-    from stp_rs.cli.flags import add_option_flags
-    from stp_rs.config.presets import PRESETS, PRUNINGS
-
+def _add_train(commands: Any, argv: Sequence[str]) -> None:
     train = commands.add_parser(
         "train",
         help="train a policy on a task",
@@ -89,31 +91,33 @@ def _add_train(commands: Any) -> None:
         description="Every option is also a line of the YAML file given with --config; flags win.",
     )
     train.add_argument("--config", default="", help="YAML file of options")
-    train.add_argument("--preset", choices=list(PRESETS), default=None)
-    train.add_argument("--pruning", choices=list(PRUNINGS), default=None, help="none, or how to prune any preset")
-    train.add_argument("--report_to", choices=["none", "tensorboard"], default="none", help="also write metrics there")
     train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
-    add_option_flags(train)
     train.set_defaults(run=_train)
+    if "train" in argv[:1]:  # the options come with transformers' own, which take seconds to import
+        from stp_rs.cli.flags import add_option_flags
+
+        add_option_flags(train, preset=asked_preset(argv))
+
+
+def asked_preset(argv: Sequence[str]) -> str:
+    """Return the preset that a command line asks for, empty where it does not: its defaults are those of --help."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name == "--preset":
+            return value if equals else "".join(argv[i + 1 : i + 2])
+    return ""
 
 
 def _train(args: argparse.Namespace) -> int:
     from stp_rs.cli.console import Console
     from stp_rs.cli.flags import given_options
     from stp_rs.cli.run import run_training
-    from stp_rs.config.sections import STPConfig
+    from stp_rs.config import TaskConfig
 
-    chosen = {"preset": args.preset, "pruning": args.pruning}
-    flags = {**{k: v for k, v in chosen.items() if v is not None}, **given_options(args)}
-    config = STPConfig.from_yaml(args.config, **flags) if args.config else STPConfig.make(**flags)
+    flags = given_options(args)
+    config = TaskConfig.from_yaml(args.config, **flags) if args.config else TaskConfig(**flags)
     console = Console(config, quiet=args.quiet)
-    events = console.events()
-    if args.report_to == "tensorboard":
-        from stp_rs.integrations.tensorboard import TensorBoard
-
-        events = events.also(TensorBoard(Path(config.output_dir) / "tensorboard"))
-    summary = run_training(config, events)
-    console.finish(summary)
+    console.finish(run_training(config, [console], console.on_sft))
     return 0
 
 

@@ -3,26 +3,37 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers.trainer_callback import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import EvalLoopOutput
 
 from stp_rs.cli.environment import environment
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
+from stp_rs.config.sections import PolicyConfig, TaskSection
 from stp_rs.errors import CheckpointError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.eval.kept import Keeper
 from stp_rs.eval.report import write_report
 from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
-from stp_rs.models.base import DiffusionModel, device_of
+from stp_rs.models.base import DiffusionModel
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.objective.masks import make_design
 from stp_rs.priors import Copy, Prior, Template
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
+from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import (
     Checkpoint,
     atomic_file,
@@ -31,71 +42,62 @@ from stp_rs.train.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from stp_rs.train.metrics import PHASES, Ledger, read_metrics
-from stp_rs.train.priors import check_spatial, static_priors, training_priors
-from stp_rs.train.trainer import StepResult, STPTrainer, resumable, rows_read
+from stp_rs.train.loop import resumable
+from stp_rs.train.metrics import PHASES
+from stp_rs.train.priors import check_spatial, static_priors
+from stp_rs.train.trainer import StepResult, STPTrainer
 from stp_rs.train.warmup import warm_up
 from stp_rs.types import Cost
 
+WarmUp = Callable[[int, float], None]
 TEST_SEED = 20_260
 """Test rows do not depend on the run's seed: every run of a task is scored on the same problems."""
 
 
-@dataclass(frozen=True)
-class Events:
-    """What a run tells whoever watches it; every callback may be left out."""
-
-    on_phase: Callable[[str, int], None] = lambda _name, _steps: None
-    on_sft: Callable[[int, float], None] = lambda _step, _loss: None
-    on_step: Callable[[StepResult], None] = lambda _result: None
-
-    def also(self, on_step: Callable[[StepResult], None]) -> "Events":
-        """Return the same callbacks with another one for steps."""
-        first = self.on_step
-
-        def both(result: StepResult) -> None:
-            first(result)
-            on_step(result)
-
-        return replace(self, on_step=both)
-
-
-def run_training(config: STPConfig, events: Events | None = None) -> dict[str, Any]:
+def run_training(
+    config: TaskConfig, callbacks: Sequence[TrainerCallback] = (), on_sft: WarmUp | None = None
+) -> dict[str, Any]:
     """Train a task's policy as configured; write the run folder and return its summary.
 
     The folder holds config.yaml, metrics.jsonl, warmup/ (the policy before RL), checkpoint-N/, summary.json and
     report.html.
+
+    Args:
+        config: the configuration.
+        callbacks: of the trainer.
+        on_sft: hears each update of the warm-up: (number, loss).
     """
-    events = events or Events()
     started = time.perf_counter()
     set_threads(config)
     task = make_task(config)
     config = complete(config, task)
-    run = Path(config.output_dir)
-    check_spatial(config)
+    run = Path(str(config.output_dir))
+    check_spatial(config, task)
     make_unmasking(config)
     make_design(config)
-    checkpoint = resumable(config)  # before anything in the folder is touched
+    checkpoint = resumable(config, config.resume_from_checkpoint)  # before anything in the folder is touched
     write_config(config, run)
     if checkpoint is not None and (done := finished(config, checkpoint)) is not None:
         write_report(run)
         return done
     sft_started = time.perf_counter()
-    model, tokenizer = prepare_policy(config, task, run, events)
+    model, tokenizer = prepare_policy(config, task, run, on_sft)
     sft_seconds = time.perf_counter() - sft_started
     test_rows = task.rows("test", config.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer, model)
     before = evaluate(model, tokenizer, task, test_rows, config)
-    trainer = make_trainer(config, task, model, tokenizer)
-    events.on_phase("rl", config.max_steps - trainer.step)
+    kept = KeptRollouts(Keeper(run, model, tokenizer, task, config))
+    trainer = TaskTrainer(config, task, model, tokenizer, [*callbacks, kept])
+    for shown in (ProgressCallback, PrinterCallback):  # the console is its own
+        trainer.remove_callback(shown)
     try:
-        trainer.train(events.also(Keeper(run, model, tokenizer, task, config)).on_step)
+        trainer.train()
     finally:
-        if trainer.step:
+        if trainer.state.global_step:
             write_report(run)  # of what there is, if the run is stopped
     with trainer.ledger.time("eval"):
-        after = evaluate(trainer.model, tokenizer, task, test_rows, config)
-        pruned = evaluate(trainer.model, tokenizer, task, test_rows, config, priors=static)
+        after = evaluate(trainer.policy, tokenizer, task, test_rows, config)
+        pruned = evaluate(trainer.policy, tokenizer, task, test_rows, config, priors=static)
     summary = summarise(trainer, before, after, pruned)
     summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
     summary["samples"] = samples(task, test_rows[:8], before=before["completions"], after=after["completions"])
@@ -113,7 +115,7 @@ def samples(task: Task, rows: Sequence[Row], **completions: Sequence[str]) -> li
     return found
 
 
-def finished(config: STPConfig, checkpoint: Checkpoint) -> dict[str, Any] | None:
+def finished(config: TaskConfig, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return the summary of a run that an earlier call finished, or None: its figures stay as they were."""
     path = checkpoint.path.parent / "summary.json"
     if checkpoint.step < config.max_steps or not path.is_file():
@@ -123,25 +125,53 @@ def finished(config: STPConfig, checkpoint: Checkpoint) -> dict[str, Any] | None
     return summary if same else None
 
 
-def make_trainer(config: STPConfig, task: Task, model: DiffusionModel, tokenizer: Any) -> STPTrainer:
-    """Return the trainer of a task's policy, at the newest checkpoint of its run folder."""
-    rows = task.rows("train", config.train_size, config.seed)
-    static = static_priors(config, task, tokenizer, model)
-    read = [rows[i] for i in rows_read(config, len(rows))]
-    before = Ledger(device_of(model))
-    with before.time("prior"):
-        priors = training_priors(config, task, model, tokenizer, rows=read, static=static, ledger=before)
-    trainer = STPTrainer(
-        model,
-        list(task.reward_funcs),
-        config,
-        rows,
-        tokenizer,
-        priors=priors,
-        evaluate=lambda trainer: logged_validation(trainer, task, tokenizer),
-    )
-    trainer.ledger.include(before)
-    return trainer
+class KeptRollouts(RolloutCallback):
+    """Keeps rollout batches for the viewer."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    def on_rollout_end(self, args: Any, state: TrainerState, control: TrainerControl, result: StepResult) -> None:
+        """Keep the batch where it is due."""
+        del args, state, control
+        self.keeper(result)
+
+
+class TaskTrainer(STPTrainer):
+    """The trainer of a task's policy: its rewards, its training rows, its priors, and its own scores as evaluation."""
+
+    def __init__(
+        self,
+        config: TaskConfig,
+        task: Task,
+        model: DiffusionModel,
+        tokenizer: Any,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.task, self._config = task, config
+        rows = task.rows("train", config.train_size, config.seed)
+        held_out = task.rows("validation", config.eval_size, TEST_SEED)
+        super().__init__(model, list(task.reward_funcs), config, rows, held_out, tokenizer, callbacks=list(callbacks))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the rows to evaluate, all at once."""
+        return list(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,  # noqa: ARG002 - the signature is transformers'
+        prediction_loss_only: bool | None = None,  # noqa: ARG002
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Return the task's scores, greedy, free and with priors; their canvases go to the ledger."""
+        with self.ledger.time("eval"):
+            scores = decode_both(self.policy, self.tokenizer, self.task, dataloader, self._config)
+        for kind in ("", "_prior"):
+            self.ledger.add(Cost(*(scores[f"{name}{kind}"] for name in ("forwards", "tokens", "head_rows"))), "eval")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items() if isinstance(value, float)}
+        return EvalLoopOutput(np.array(scores["completions"]), None, metrics, len(dataloader))
 
 
 def summarise(
@@ -150,8 +180,8 @@ def summarise(
     """Return the numbers of summary.json: scores before and after RL, and with priors after it."""
     args, ledger, seconds = trainer.args, trainer.ledger, trainer.ledger.seconds
     return {
-        "task": args.task,
-        "preset": trainer.args.preset,
+        "task": trainer.task.name,
+        "preset": args.preset,
         "seed": args.seed,
         "solved_before": before["solved"],
         "solved_before_ci": before["solved_ci"],
@@ -159,7 +189,7 @@ def summarise(
         "solved_after_ci": after["solved_ci"],
         "solved_after_prior": pruned["solved"],
         "cells_after": after.get("cells"),
-        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer.run)},
+        "nfe_per_completion": {"free": after["nfe"], "prior": pruned["nfe"], "training": last_nfe(trainer)},
         "forwards": {phase: ledger.forwards[phase] for phase in PHASES},
         "forward_equivalents": ledger.forward_equivalents,
         "tokens": dict(ledger.tokens),
@@ -174,19 +204,20 @@ def summarise(
             **{f"cpu_{phase}": value for phase, value in ledger.cpu_seconds.items()},
             **{f"gpu_{phase}": value for phase, value in ledger.gpu_seconds.items()},
         },
-        "steps": trainer.step,
+        "steps": trainer.state.global_step,
+        "rollouts": trainer.rollouts,
         "eval_size": len(after["completions"]),
         "environment": environment(),
     }
 
 
-def make_task(config: STPConfig, model: str | Path = "") -> Task:
+def make_task(config: TaskConfig, model: str | Path = "") -> Task:
     """Return the configured task, on the rows of `data` where a file is given.
 
     Questions are asked through the chat template of `model`, else of the model given, where its tokenizer has one.
     """
     options: dict[str, Any] = {"data": config.data} if config.data else {}
-    model = model or config.model_name_or_path
+    model = model or config.model_name_or_path or ""
     if model:
         options["tokenizer"] = load_tokenizer(found_model(model), trust_remote_code=config.trust_remote_code)
     return get_task(config.task, **options)
@@ -197,9 +228,10 @@ def found_model(name: str | Path) -> str | Path:
     return policy_folder(name) if Path(name).exists() or str(name).count("/") != 1 else name
 
 
-def complete(config: STPConfig, task: Task) -> STPConfig:
+def complete(config: TaskConfig, task: Task) -> TaskConfig:
     """Return the configuration with the task's completion length, in tokens of the policy, where none was given."""
-    if config.max_completion_length:
+    given: Any = config.max_completion_length
+    if given is not None:
         return config
     length = task.completion_length
     if config.model_name_or_path:
@@ -208,44 +240,35 @@ def complete(config: STPConfig, task: Task) -> STPConfig:
     return replace(config, max_completion_length=length)
 
 
-def set_threads(config: STPConfig) -> None:
+def set_threads(config: TaskConfig) -> None:
     """Set torch's threads; two BLAS threads under contention were 5 times slower than one for the tiny policy."""
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    if config.stp_num_threads:
+        torch.set_num_threads(config.stp_num_threads)
 
 
-def pick_device(config: STPConfig) -> torch.device:
-    """Return the configured device, or cuda where there is one."""
-    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-_WARMUP_OPTIONS = {
-    *("task", "data", "seed", "train_size", "max_completion_length", "hidden_size", "num_hidden_layers"),
-    *("num_attention_heads", "sft_steps", "sft_batch_size", "sft_learning_rate"),
-}
-"""A finished warm-up is used again where these are the same."""
-
-
-def warm_up_identity(config: STPConfig) -> dict[str, Any]:
+def warm_up_identity(config: TaskConfig) -> dict[str, Any]:
     """Return the options that decide the policy before RL; runs that share them start from the same weights."""
-    return {k: v for k, v in config.to_flat().items() if k in _WARMUP_OPTIONS}
+    names = [field.name for section in (TaskSection, PolicyConfig) for field in fields(section)]
+    decided = {"seed", "max_completion_length", *names} & config.identity("numbers").keys()
+    return {name: getattr(config, name) for name in sorted(decided)}
 
 
-def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> tuple[DiffusionModel, Any]:
+def prepare_policy(
+    config: TaskConfig, task: Task, run: Path, on_sft: WarmUp | None = None
+) -> tuple[DiffusionModel, Any]:
     """Return the policy before RL and its tokenizer: the given model, a finished warm-up of this run, or a new one."""
-    device = pick_device(config)
+    device = config.device
     module: Any
     if config.model_name_or_path:
         return load_configured(config, found_model(config.model_name_or_path), device)
     identity = warm_up_identity(config)
-    warmed = newest_checkpoint(run / "warmup") if config.resume else None
+    warmed = newest_checkpoint(run / "warmup") if config.resume_from_checkpoint == "auto" else None
     if warmed is not None and warmed.state.get("config") == identity:
         return load(warmed.path, device=device)
     tokenizer = character_tokenizer(task.alphabet)
     length = config.max_completion_length
     module = tiny_policy(config, vocab_size=len(tokenizer), max_length=task.prompt_length + length, seed=config.seed)
     model = as_diffusion_model(module.to(device), tokenizer)
-    events.on_phase("sft", config.sft_steps)
     if config.sft_steps:
         warm_up(
             model,
@@ -256,16 +279,14 @@ def prepare_policy(config: STPConfig, task: Task, run: Path, events: Events) -> 
             batch_size=config.sft_batch_size,
             learning_rate=config.sft_learning_rate,
             seed=config.seed,
-            on_step=events.on_sft,
+            on_step=on_sft,
         )
-    save_checkpoint(
-        run / "warmup", model=module, tokenizer=tokenizer, optimizer={}, state={"step": 0, "config": identity}
-    )
+    save_checkpoint(run / "warmup", model=module, tokenizer=tokenizer, state={"step": 0, "config": identity})
     return model, tokenizer
 
 
 def decode_both(
-    model: DiffusionModel, tokenizer: Any, task: Task, rows: Sequence[Row], config: STPConfig
+    model: DiffusionModel, tokenizer: Any, task: Task, rows: Sequence[Row], config: TaskConfig
 ) -> dict[str, Any]:
     """Return the scores of the free decode, and as `{name}_prior` those with every token that the prompt determines.
 
@@ -277,26 +298,17 @@ def decode_both(
     return {**free, **{f"{name}_prior": value for name, value in prior.items()}}
 
 
-def validation(model: DiffusionModel, tokenizer: Any, task: Task, config: STPConfig) -> dict[str, Any]:
+def validation(model: DiffusionModel, tokenizer: Any, task: Task, config: TaskConfig) -> dict[str, Any]:
     """Return scores on the validation split, free and with priors."""
     return decode_both(model, tokenizer, task, task.rows("validation", config.eval_size, TEST_SEED), config)
 
 
-def logged_validation(trainer: STPTrainer, task: Task, tokenizer: Any) -> dict[str, float]:
-    """Return validation scores for the metrics file; their canvases go to the ledger."""
-    scores = validation(trainer.model, tokenizer, task, trainer.args)
-    for kind in ("", "_prior"):
-        trainer.ledger.add(Cost(*(scores[f"{name}{kind}"] for name in ("forwards", "tokens", "head_rows"))), "eval")
-    return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
+def last_nfe(trainer: STPTrainer) -> float | None:
+    """Return the forwards per completion of the last logged rollout batches."""
+    return next((line["diffusion/nfe"] for line in trainer.state.log_history[::-1] if "diffusion/nfe" in line), None)
 
 
-def last_nfe(run: Path) -> float | None:
-    """Return the forwards per completion of the last logged training step."""
-    lines = read_metrics(run / "metrics.jsonl")
-    return lines[-1]["diffusion/nfe"] if lines else None
-
-
-def write_config(config: STPConfig, run: Path) -> None:
+def write_config(config: TaskConfig, run: Path) -> None:
     """Write config.yaml: the options of this run by their flat names."""
     import yaml
 
@@ -306,7 +318,7 @@ def write_config(config: STPConfig, run: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
+def load_run(path: str | Path) -> tuple[DiffusionModel, Any, TaskConfig, Task]:
     """Return (model, tokenizer, config, task) of a run folder, or of a checkpoint inside one.
 
     Raises:
@@ -316,8 +328,8 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, STPConfig, Task]:
     configs = [f / "config.yaml" for f in (Path(path), folder.parent) if (f / "config.yaml").is_file()]
     if not configs:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
-    config = STPConfig.from_yaml(configs[0])
+    config = TaskConfig.from_yaml(configs[0])
     set_threads(config)
     task = make_task(config, folder)
-    model, tokenizer = load_configured(config, folder, pick_device(config))
+    model, tokenizer = load_configured(config, folder, config.device)
     return model, tokenizer, complete(config, task), task

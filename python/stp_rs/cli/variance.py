@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stp_rs._core import Design
-from stp_rs.cli.run import load_run, pick_device
 from stp_rs.cli.terminal import show
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
@@ -48,7 +47,6 @@ from stp_rs.testing import gram
 from stp_rs.testing.variance import independent_variance
 from stp_rs.train.checkpoint import policy_folder, write_json
 from stp_rs.train.priors import static_priors
-from stp_rs.train.trainer import groups_of
 from stp_rs.types import Floats
 
 COMPARED = (
@@ -136,11 +134,13 @@ class Source:
     """A policy (the run's, or one of its checkpoints) and its own rollouts, one for each of `--rows` prompts."""
 
     def __init__(self, args: argparse.Namespace, checkpoint: Path | None = None) -> None:
+        from stp_rs.cli.run import load_run
+
         loaded, tokenizer, config, task = load_run(args.model)
         config = with_pruning(config)
         if checkpoint is not None:
             module, tokenizer = load_policy(checkpoint)
-            loaded = as_diffusion_model(module.to(pick_device(config)), tokenizer)
+            loaded = as_diffusion_model(module.to(config.device), tokenizer)
         self.config, self.task, self.tokenizer = config, task, tokenizer
         length = config.max_completion_length
         self.setting = Setting(
@@ -175,7 +175,7 @@ class Source:
     def batches(self, count: int) -> list[Rollout]:
         """Return batches of the run's size with advantages, each of prompts of its own."""
         config, length = self.config, self.config.max_completion_length
-        groups, rewards = groups_of(config), Rewards(list(self.task.reward_funcs), weights=config.reward_weights)
+        groups, rewards = config.groups, Rewards(list(self.task.reward_funcs), weights=config.reward_weights)
         rows = self.task.rows("train", groups * count, self.setting.seed + 1) if count else []
         made = []
         for number in range(count):

@@ -26,7 +26,10 @@ _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_we
 PRESETS: dict[str, dict[str, Any]] = {
     "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
-    "grpo": {**_TOKEN, "stp_design": "trajectory", "num_mc": 0, "stp_kl": "k3"},
+    "grpo": {  # GRPOConfig's own, on the states that the rollout passed through
+        **_TOKEN,
+        **{"stp_design": "trajectory", "num_mc": 0, "num_iterations": 1, "loss_type": "dapo", "stp_kl": "k3"},
+    },
     "diffu_grpo": {
         **_TOKEN,
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 12},
@@ -81,3 +84,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},
 }
 """Named configurations; an option given by the user wins over the preset's."""
+
+TASK: dict[str, Any] = {
+    **{"learning_rate": 3e-4, "adam_beta2": 0.99, "optim": "adamw_torch", "per_device_train_batch_size": 32},
+    **{"stp_rollouts": 200, "max_completion_length": None, "seed": 0, "bf16": False, "stp_num_threads": 1},
+    **{"output_dir": "runs/quickstart", "resume_from_checkpoint": "auto", "num_completions_to_print": 6},
+}
+"""What the command line sets for its own tasks: they are small, and so is the policy that it makes for them."""

@@ -74,18 +74,25 @@ def _widened(ids_RP: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     return np.pad(ids_RP, ((0, 0), (0, width - ids_RP.shape[1])))
 
 
-def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: Sequence[int]) -> PromptBatch:
+def encode_prompts(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    uids: Sequence[int],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> PromptBatch:
     """Return the prompts of `rows` as ids, without special tokens.
 
     Args:
         rows: mappings with a `prompt` (str, or chat messages for a tokenizer with a chat template).
         tokenizer: a transformers tokenizer.
         uids: one integer per row that names the prompt, for example its index in the dataset.
+        chat_template_kwargs: more arguments of the chat template.
 
     Raises:
         InvalidValueError: a row without a prompt, an empty prompt, or a prompt that holds the mask token.
     """
-    encoded = [_encode(row, i, tokenizer) for i, row in enumerate(rows)]
+    encoded = [_encode(row, i, tokenizer, chat_template_kwargs or {}) for i, row in enumerate(rows)]
     width = max((len(ids) for ids in encoded), default=0)
     ids_RP = np.full((len(rows), width), tokenizer.pad_token_id, dtype=np.int64)
     for i, ids in enumerate(encoded):
@@ -99,10 +106,10 @@ def encode_prompts(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, uids: S
     )
 
 
-def _encode(row: Mapping[str, Any], index: int, tokenizer: Any) -> list[int]:
+def _encode(row: Mapping[str, Any], index: int, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
     prompt = row.get("prompt")
     if isinstance(prompt, list):
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **template)
     elif isinstance(prompt, str) and prompt:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     else:

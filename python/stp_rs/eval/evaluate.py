@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stp_rs.config.sections import STPConfig
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import ConfigError
 from stp_rs.models.base import DiffusionModel
@@ -23,6 +22,10 @@ from stp_rs.rollout.params import SamplingParams, make_unmasking
 from stp_rs.rollout.rewards import decode_completions
 from stp_rs.tasks.base import Row, Task
 from stp_rs.train.checkpoint import write_json
+
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
+
 
 BOOTSTRAP = 1000
 """Resamples of an interval."""
@@ -49,10 +52,10 @@ class Decode:
     seed: int = 0
 
 
-def default_decode(config: STPConfig) -> Decode:
+def default_decode(config: "STPConfig") -> Decode:
     """Return the greedy decode of a run's own length and steps."""
     steps = make_unmasking(config, prune=False).diffusion_steps
-    return Decode(config.max_completion_length, steps, config.block_length)
+    return Decode(config.max_completion_length, steps, config.block_length or 0)
 
 
 def evaluate(
@@ -60,7 +63,7 @@ def evaluate(
     tokenizer: Any,
     task: Task,
     rows: Sequence[Row],
-    config: STPConfig,
+    config: "STPConfig",
     *,
     priors: Sequence[Prior] = (),
     decode: Decode | None = None,
@@ -106,13 +109,13 @@ def evaluate(
     }
 
 
-def with_decode(config: STPConfig, decode: Decode) -> STPConfig:
+def with_decode(config: "STPConfig", decode: Decode) -> "STPConfig":
     """Return the configuration with a decode's length, steps and blocks."""
     return replace(
         config,
         max_completion_length=decode.length,
         diffusion_steps=decode.steps,
-        block_length=decode.block_length,
+        block_length=decode.block_length or None,
     )
 
 
@@ -134,7 +137,7 @@ def evaluate_cells(
     tokenizer: Any,
     task: Task,
     rows: Sequence[Row],
-    config: STPConfig,
+    config: "STPConfig",
     cells: Sequence[tuple[str, Sequence[Prior], Decode]],
     path: Path | None = None,
 ) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import STPConfig, TaskConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import CheckpointError
 from stp_rs.models.base import DiffusionModel
@@ -42,13 +42,13 @@ _STOPS = {
 class Keeper:
     """Keeps rollout batches of a task's run: the first, the last, and one every `stp_keep_rollouts` steps."""
 
-    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Task, config: STPConfig) -> None:
+    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Task, config: TaskConfig) -> None:
         self.folder, self.model, self.tokenizer, self.task = run / FOLDER, model, tokenizer, task
         self.config, self.seen = config, 0
 
     def __call__(self, result: StepResult) -> None:
         """Write the files of a step if it is due."""
-        every, first = self.config.stp_keep_rollouts, self.seen == 0
+        every, first = (self.config.stp_keep_rollouts or 0) * self.config.updates_per_rollout, self.seen == 0
         due = first or result.step // max(1, every) > self.seen // max(1, every) or result.step == self.config.max_steps
         self.seen = result.step
         if not (every and due):

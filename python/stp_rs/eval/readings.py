@@ -9,13 +9,13 @@ Shapes: R rows, L completion length, N scored positions.
 import itertools
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from stp_rs._core import permutation, plan_counts, row_uid, scored_counts
 from stp_rs.config.presets import PRUNINGS
-from stp_rs.config.sections import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.bounds import pass_logprobs
@@ -29,6 +29,10 @@ from stp_rs.objective.masks import (
 from stp_rs.testing.exact import Levels, exact_levels, score_table
 from stp_rs.types import Mark
 
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import Config
+
+
 READINGS = {"none": (False, False), "spatial": (True, False), "temporal": (False, True), "both": (True, True)}
 """Pruning -> (anchors are context only, the row's temporal merge is kept)."""
 
@@ -38,7 +42,7 @@ EVERY = 256
 """Counts with at most so many masks have them all: the smallest counts, whose weights n/l are the largest."""
 
 
-def with_pruning(config: STPConfig) -> STPConfig:
+def with_pruning(config: "Config") -> "Config":
     """Return the configuration itself if it prunes, else with the pruning of the `stp` preset."""
     if config.stp_spatial != "none" or config.stp_temporal != "none":
         return config

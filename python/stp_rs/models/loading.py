@@ -97,23 +97,23 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
 
 
 def load_configured(
-    config: ModelConfig, path: str | Path = "", device: str | torch.device | None = None
+    config: ModelConfig, path: str | Path, device: str | torch.device | None = None
 ) -> tuple[DiffusionModel, Any]:
-    """Return (policy, tokenizer) as a configuration says; `path` is where `model_name_or_path` was found."""
-    targets: list[str] | str = config.lora_target_modules
+    """Return (policy, tokenizer) of a model, opened as a configuration says."""
+    targets: list[str] | str | None = config.lora_target_modules
     if isinstance(targets, str) and "," in targets:
         targets = [name.strip() for name in targets.split(",")]
     return load(
-        path or config.model_name_or_path,
+        path,
         trust_remote_code=config.trust_remote_code,
         dtype=config.dtype,
-        revision=config.model_revision or None,
-        attn_implementation=config.attn_implementation or None,
+        revision=config.model_revision,
+        attn_implementation=config.attn_implementation,
         use_peft=config.use_peft,
         lora_r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        lora_target_modules=targets or None,
+        lora_target_modules=targets,
         load_in_4bit=config.load_in_4bit,
         gradient_checkpointing=config.gradient_checkpointing,
         device=device,

@@ -6,15 +6,18 @@ Shapes: R rows, P passes (canvases), L completion length, W prompt columns.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import Design, prompt_mask, scored_counts
-from stp_rs.config.sections import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.types import Mark
+
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Masks:
     """1 where a prompt token is masked too, [P, W] over the batch's prompt columns; None where none is."""
 
 
-def make_design(args: STPConfig) -> Design:
+def make_design(args: "STPConfig") -> Design:
     """Return the configured design.
 
     Raises:

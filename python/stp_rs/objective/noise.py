@@ -6,18 +6,22 @@ Shapes: R rows, M draws of the masks, L completion length, D parameters.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stp_rs._core import Design, row_uid
-from stp_rs.config.sections import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior
 from stp_rs.types import Cost, Floats
+
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
+
 
 ROUNDING = 1e-12
 """A trace below this share of the gradients' squares is rounding."""
@@ -181,7 +185,7 @@ UPDATE_DRAWS = 4
 def update_noise(
     model: DiffusionModel,
     design: Design,
-    config: STPConfig,
+    config: "STPConfig",
     batch: Rollout,
     allowed: Tensor | None = None,
 ) -> tuple[dict[str, float], Cost]:

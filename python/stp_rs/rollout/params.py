@@ -4,6 +4,7 @@ Shapes: N candidates, V vocabulary, R rows, L completion length.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stp_rs._core import Unmasking
-from stp_rs.config.sections import STPConfig
 from stp_rs.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,20 @@ def allowed_rows(law: SamplingParams, places_N: Tensor, length: int) -> Tensor |
     return allowed[places_N % length] if allowed.dim() == 2 else allowed.flatten(0, 1)[places_N]
 
 
-def make_unmasking(config: STPConfig, *, prune: bool = True) -> Unmasking:
+def make_unmasking(config: "STPConfig", *, prune: bool = True) -> Unmasking:
     """Return the unmasking of a configuration; `prune=False` leaves temporal pruning and truncation out."""
     return Unmasking(
         config.diffusion_steps or max(1, config.max_completion_length),
-        block_length=config.block_length,
+        block_length=config.block_length or 0,
         quota=config.stp_quota,
         selection=config.stp_selection,
         confidence=config.stp_confidence,
         temporal=config.stp_temporal if prune else "none",
-        max_nfe=config.stp_max_nfe if prune else 0,
+        max_nfe=(config.stp_max_nfe or 0) if prune else 0,
         eos=config.stp_eos if prune or config.stp_eos != "truncate" else "none",
     )
 
 
-def sampling_law(config: STPConfig) -> SamplingParams:
+def sampling_law(config: "STPConfig") -> SamplingParams:
     """Return the training-time sampling law of a configuration."""
     return SamplingParams(config.temperature, config.top_k, config.top_p, config.min_p or 0.0)

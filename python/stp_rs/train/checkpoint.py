@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from stp_rs.errors import CheckpointError
 from stp_rs.models.saving import load_module, save_module
 from stp_rs.types import Stored
 
-STATE = "trainer_state.json"
+STATE = "stp_state.json"
+"""What a checkpoint keeps of ours: the ledger, and the options that decide the run's numbers."""
+TRAINER = "trainer_state.json"
+"""What it keeps of transformers'."""
 PRIORS = "priors.safetensors"
 
 
@@ -76,13 +79,13 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Rollout batches done."""
+        """Optimiser updates done."""
         return int(self.state["step"])
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """Return the optimiser's and scheduler's state dicts."""
-        loaded: dict[str, Any] = torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
-        return loaded
+    def part(self, name: str) -> dict[str, Any] | None:
+        """Return the state dict of the `optimizer` or the `scheduler`, None where only the model was saved."""
+        file = self.path / f"{name}.pt"
+        return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
 
     def prior_states(self) -> dict[str, Stored]:
         """Return the states of the run's priors."""
@@ -94,11 +97,21 @@ def save_checkpoint(
     *,
     model: Any,
     tokenizer: Any,
-    optimizer: dict[str, Any],
     state: dict[str, Any],
+    parts: Mapping[str, dict[str, Any]] | None = None,
+    write: Mapping[str, Callable[[str], Any]] | None = None,
     priors: Mapping[str, Stored] | None = None,
 ) -> Path:
     """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half.
+
+    Args:
+        run: the run's folder.
+        model: what `save_pretrained` writes, or a module of which the weights are written.
+        tokenizer: written beside it.
+        state: ours; `step` names the folder.
+        parts: state dicts, written as NAME.pt.
+        write: file name -> what writes it.
+        priors: states of the run's priors.
 
     A checkpoint of the same step stands aside as `checkpoint-{step}.old`, still readable, until the new one is there.
     """
@@ -106,9 +119,11 @@ def save_checkpoint(
     temporary = run / f".checkpoint-{state['step']}.{os.getpid()}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_module(model, temporary)
-    tokenizer.save_pretrained(temporary)
-    torch.save(optimizer, temporary / "optimizer.pt")
+    save_policy(temporary, model, tokenizer)
+    for name, part in (parts or {}).items():
+        torch.save(part, temporary / f"{name}.pt")
+    for name, written in (write or {}).items():
+        written(str(temporary / name))
     if priors:
         write_stored(temporary / PRIORS, priors)
     (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -124,6 +139,13 @@ def save_checkpoint(
     return final
 
 
+def save_policy(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write a model and its tokenizer as `from_pretrained` opens them; of a bare module, its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_module(model, folder)
+    tokenizer.save_pretrained(folder)
+
+
 def load_weights(model: Any, folder: Path) -> None:
     """Put the weights of a checkpoint into a model; of a peft model, its adapters'."""
     load_module(model, folder)
@@ -131,13 +153,17 @@ def load_weights(model: Any, folder: Path) -> None:
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
     """Return the complete checkpoint of the highest step in a run folder, or None."""
-    found = []
-    for folder in run.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            int(state["step"])
-            found.append(Checkpoint(folder, state))
+    found = [c for c in map(read_checkpoint, run.glob("checkpoint-*")) if c is not None]
     return max(found, key=lambda c: (c.step, c.path.suffix != ".old"), default=None)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint of a folder, None where it is none or incomplete."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        int(state["step"])
+        return Checkpoint(folder, state)
+    return None
 
 
 def policy_folder(path: str | Path) -> Path:

@@ -1,17 +1,20 @@
-"""Metrics: a line of JSON per step, and the ledger of what a run computed."""
+"""Metrics: what a metrics file holds, and the ledger of what a run computed."""
 
+import contextlib
 import json
+import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from stp_rs.train.checkpoint import atomic_file
+from stp_rs.objective.loss import EXTREMES
 from stp_rs.types import Cost
 
 PHASES = ("prior", "rollout", "likelihood", "backward")
@@ -131,35 +134,40 @@ def _resident_bytes() -> int:
     return int(peak) if sys.platform == "darwin" else 1024 * int(peak)
 
 
-class MetricsFile:
-    """`metrics.jsonl` of a run: one flushed line per logged step; a resume drops the lines after its checkpoint."""
-
-    def __init__(self, path: Path, *, resume_step: int) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = (
-            [line for line in read_metrics(path, measured=True) if line["step"] <= resume_step] if resume_step else []
-        )
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-    def write(self, values: Mapping[str, float]) -> None:
-        """Append one step."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(values), allow_nan=False) + "\n")
-
-
 def read_metrics(path: Path, *, measured: bool = False) -> list[dict[str, float]]:
-    """Return the lines of a metrics file; a line cut short by a crash is left out.
+    """Return a metrics file by step: logs of one step are one line here; one cut short by a crash is left out.
 
     Without `measured` the seconds and bytes are left out too: what remains is the same for every run of a seed.
     """
-    lines: list[dict[str, float]] = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            lines.append({k: v for k, v in line.items() if measured or not k.startswith(_MEASURED)})
-    return lines
+    lines: dict[int, dict[str, float]] = {}
+    for text in lines_until(path, math.inf):
+        line = json.loads(text)
+        kept = {k: v for k, v in line.items() if measured or not _is_measured(k)}
+        lines.setdefault(int(line["step"]), {}).update(kept)
+    return [lines[step] for step in sorted(lines)]
+
+
+def lines_until(path: Path, step: float) -> list[str]:
+    """Return the lines of a metrics file up to a step, those that are whole."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, TypeError):
+            if json.loads(text)["step"] <= step:
+                found.append(text)
+    return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of the finite values, 0 where there is none."""
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return float(array.mean()) if array.size else 0.0
+
+
+def averaged(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the mean of each metric's values; of those that are extremes, the extreme."""
+    return {name: EXTREMES[name](list(v)) if name in EXTREMES else mean(v) for name, v in values.items()}
+
+
+def _is_measured(name: str) -> bool:
+    return name.startswith(_MEASURED) or name.endswith(("_runtime", "_per_second", "step_time"))

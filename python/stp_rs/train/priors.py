@@ -1,15 +1,17 @@
 """The spatial priors that a configuration names, for a task (docs/priors.md)."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stp_rs.config.sections import STPConfig
+from stp_rs.config.presets import PRUNINGS
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.priors import (
     Anneal,
+    AnswerSpan,
     Copy,
     Frequency,
     Length,
@@ -18,50 +20,88 @@ from stp_rs.priors import (
     Template,
     Vocabulary,
     reference_length,
+    tag_span,
 )
 from stp_rs.priors.base import Constrained, Referenced, is_soft
 from stp_rs.priors.reference import SELECTORS
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.train.anchors import OfflineGeneration
-from stp_rs.train.checkpoint import newest_checkpoint
 from stp_rs.train.metrics import Ledger
-from stp_rs.types import Row
 
 if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
     from stp_rs.tasks.base import Task
 
+_LOGGER = logging.getLogger(__name__)
 NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "reference", "frequency")
 """Sources that `stp_spatial` may name."""
-_PLACED = {"template", "copy", "vocabulary"}
-"""Sources that fix or restrict places of the canvas."""
+_OF_A_TASK = ("template", "copy", "vocabulary")
+"""Sources that fix or restrict places of the canvas, which only a task knows."""
 
 
-def spatial_names(config: STPConfig) -> list[str]:
+def spatial_names(config: "STPConfig", task: "Task | None") -> list[str]:
     """Return the sources of `stp_spatial`, in order.
 
+    Without a task, those that a preset names and only a task could make are left out.
+
     Raises:
-        ConfigError: an unknown one, or one that is named twice.
+        ConfigError: an unknown one, one that is named twice, or one that needs a task and was asked for without.
     """
     names = [name.strip() for name in config.stp_spatial.split("+")]
     names = [] if names == ["none"] else names
     for name in names:
         if name not in NAMES or names.count(name) > 1:
             raise ConfigError(f"stp_spatial: got {name!r}, needs {', '.join(NAMES)} (once each, joined by +) or none")
-    return names
+    lacking = [name for name in names if name in _OF_A_TASK and task is None]
+    if not lacking:
+        return names
+    wish = f"needs priors=[...], for example Template and Copy, to make {' and '.join(lacking)}"
+    if config.stp_spatial != PRUNINGS[str(config.pruning)]["stp_spatial"]:
+        raise ConfigError(f"stp_spatial: got {config.stp_spatial!r} without a task of stp_rs, {wish}")
+    _LOGGER.warning("pruning %s: %s; trained without", config.pruning, wish)
+    return [name for name in names if name not in lacking]
 
 
-def check_spatial(config: STPConfig) -> None:
+def check_spatial(config: "STPConfig", task: "Task | None") -> None:
     """Check the prior options that are text, before anything is trained.
 
     Raises:
         ConfigError: one cannot be read.
     """
-    if "length" in spatial_names(config):
+    if "length" in spatial_names(config, task):
         _quantile(config.stp_length)
     _anneal(config)
 
 
-def static_priors(config: STPConfig, task: "Task", tokenizer: Any, model: DiffusionModel | None = None) -> list[Prior]:
+def configured_priors(
+    config: "STPConfig",
+    task: "Task | None",
+    model: DiffusionModel,
+    tokenizer: Any,
+    *,
+    read: Callable[[], Sequence[Mapping[str, Any]]],
+    resumed: bool,
+    ledger: Ledger,
+) -> list[Prior]:
+    """Return the priors of a run's training, in the order in which they apply.
+
+    Args:
+        config: the configuration.
+        task: what knows templates, copied tokens and allowed ones; None for rows of one's own.
+        model: the policy, from which offline completions are made.
+        tokenizer: its tokenizer.
+        read: returns the training rows that the run reads.
+        resumed: whether the run goes on from a checkpoint: offline completions are those that it began with.
+        ledger: gets what making them costs.
+    """
+    check_spatial(config, task)
+    static = static_priors(config, task, tokenizer, model)
+    return training_priors(config, task, model, tokenizer, read=read, static=static, resumed=resumed, ledger=ledger)
+
+
+def static_priors(
+    config: "STPConfig", task: "Task | None", tokenizer: Any, model: DiffusionModel | None = None
+) -> list[Prior]:
     """Return the configured priors that need no answer and may stay on at evaluation.
 
     They are template, copy, vocabulary, and length where its budget is a number.
@@ -70,14 +110,15 @@ def static_priors(config: STPConfig, task: "Task", tokenizer: Any, model: Diffus
         ConfigError: places of the task's layout are no token places of the tokenizer.
     """
     found: list[Prior] = []
-    if not _PLACED.isdisjoint(spatial_names(config)):
+    names = spatial_names(config, task)
+    if task is not None and not set(_OF_A_TASK).isdisjoint(names):
         task.check_places(tokenizer)
-    for name in spatial_names(config):
-        if name == "template":
+    for name in names:
+        if task is not None and name == "template":
             found.append(Template(task.template, tokenizer))
-        elif name == "copy":
+        elif task is not None and name == "copy":
             found.append(Copy(task.copies, tokenizer))
-        elif name == "vocabulary":
+        elif task is not None and name == "vocabulary":
             found.append(_vocabulary(task, tokenizer, model))
         elif name == "length" and config.stp_length.isdecimal():
             found.append(Length(tokenizer, budget=int(config.stp_length)))
@@ -85,21 +126,22 @@ def static_priors(config: STPConfig, task: "Task", tokenizer: Any, model: Diffus
 
 
 def training_priors(
-    config: STPConfig,
-    task: "Task",
+    config: "STPConfig",
+    task: "Task | None",
     model: DiffusionModel,
     tokenizer: Any,
     *,
-    rows: Sequence[Row],
+    read: Callable[[], Sequence[Mapping[str, Any]]],
     static: Sequence[Prior],
+    resumed: bool = False,
     ledger: Ledger,
 ) -> list[Prior]:
     """Return all configured priors of training: `static` and those that read answers or earlier rollouts.
 
-    OfflineGeneration is made once per run from `rows`, the training rows that the run reads, and stored in its folder;
-    `ledger` gets what that costs.
+    OfflineGeneration is made once per run from the training rows that it reads, and stored in its folder; `ledger` gets
+    what that costs.
     """
-    names, seed = spatial_names(config), config.seed
+    names, seed = spatial_names(config, task), config.seed
     shared: dict[str, Any] = {
         "anneal": _anneal(config),
         "per": config.stp_prior_per,
@@ -109,7 +151,9 @@ def training_priors(
         **shared,
         "share": config.stp_hint,
         "selector": config.stp_selector if config.stp_selector in SELECTORS else "random",
-        "answer_span": task.answer_span if config.stp_protect_answer and not task.whole_answer else None,
+        "answer_span": answer_span(task)
+        if config.stp_protect_answer and (task is None or not task.whole_answer)
+        else None,
     }
     priors = list(static)
     if "length" in names and not config.stp_length.isdecimal():
@@ -118,7 +162,9 @@ def training_priors(
         priors.append(Reference(reference_text(task), tokenizer, when="all_wrong", **hint))
     for name in names:
         if name == "offline_generation":
-            priors.append(_offline(config, task, model, tokenizer, rows=rows, given=priors, ledger=ledger))
+            priors.append(
+                _offline(config, task, model, tokenizer, read=read, given=priors, resumed=resumed, ledger=ledger)
+            )
         elif name == "reference":
             priors.append(Reference(reference_text(task), tokenizer, **hint))
         elif name == "frequency":
@@ -126,10 +172,19 @@ def training_priors(
     return priors
 
 
-def reference_text(task: "Task") -> Callable[[Any], str | None]:
+def answer_span(task: "Task | None") -> AnswerSpan:
+    """Return the finder of the answer: the task's; of rows of one's own in the answer tag, or else in the box."""
+    if task is not None:
+        return task.answer_span
+    tag, box = tag_span(), tag_span("\\boxed{", "}")
+    return lambda text: tag(text) or box(text)
+
+
+def reference_text(task: "Task | None") -> Callable[[Any], str | None]:
     """Return how a row's reference completion is found: the task's word, or the column completion or solution."""
-    if isinstance(task, Referenced):
-        return task.reference
+    known: object = task
+    if isinstance(known, Referenced):
+        return known.reference
     return lambda row: row.get("completion") or row.get("solution")
 
 
@@ -140,7 +195,7 @@ def _vocabulary(task: "Task", tokenizer: Any, model: DiffusionModel | None) -> V
     return Vocabulary(task.allowed, tokenizer, vocab_size=int(getattr(config, "vocab_size", 0)))
 
 
-def _anneal(config: STPConfig) -> Anneal:
+def _anneal(config: "STPConfig") -> Anneal:
     try:
         return Anneal.parse(config.stp_prior_anneal)
     except InvalidValueError as error:
@@ -163,7 +218,7 @@ def _quantile(budget: str) -> float | None:
     return share
 
 
-def _length(budget: str, task: "Task", tokenizer: Any) -> Length:
+def _length(budget: str, task: "Task | None", tokenizer: Any) -> Length:
     share = _quantile(budget)
     if share is None:
         return Length(tokenizer, budget=reference_length(reference_text(task), tokenizer))
@@ -171,34 +226,37 @@ def _length(budget: str, task: "Task", tokenizer: Any) -> Length:
 
 
 def _offline(
-    config: STPConfig,
-    task: "Task",
+    config: "STPConfig",
+    task: "Task | None",
     model: DiffusionModel,
     tokenizer: Any,
     *,
-    rows: Sequence[Row],
+    read: Callable[[], Sequence[Mapping[str, Any]]],
     given: Sequence[Prior],
+    resumed: bool,
     ledger: Ledger,
 ) -> OfflineGeneration:
     prior = OfflineGeneration(
         config.stp_keep,
         config.stp_selector,
-        task.answer_span,
+        answer_span(task),
         config.seed,
         protect_answer=config.stp_protect_answer,
         anneal=_anneal(config),
         per=config.stp_prior_per,
-        refresh=config.stp_prior_refresh,
+        refresh=config.stp_prior_refresh or 0,
     )
     certain = [p for p in given if not is_soft(p)]
     unmasking = make_unmasking(config, prune=False)
-    stored = Path(config.output_dir) / "offline_generation.safetensors"
-    started = newest_checkpoint(Path(config.output_dir)) is not None  # of these very settings: resumes check it
-    if config.resume and started and stored.is_file():
+    stored = Path(str(config.output_dir)) / "offline_generation.safetensors"
+    if resumed and stored.is_file():
         prior.load(stored, tokenizer)
         prior.follow(model, tokenizer, unmasking, certain)
     else:
-        prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
+        rows = read()
+        prompts = encode_prompts(
+            rows, tokenizer, uids=range(len(rows)), chat_template_kwargs=config.chat_template_kwargs
+        )
         length = config.max_completion_length
         cost = prior.build(model, prompts, tokenizer, unmasking, completion_length=length, given=certain)
         ledger.add(cost, "prior")

@@ -1,27 +1,33 @@
 """The trainer: ten calls in the order of the data flow.
 
-prompts -> priors -> rollout -> rewards -> advantages -> design (masks, weights) -> likelihood -> loss
+prompts -> priors -> rollout -> rewards -> advantages -> buffer -> design (masks, weights) -> likelihood -> loss
 
-Each call is public; `examples/custom_loop.py` makes the same steps by hand.
+Each call is public; `examples/custom_loop.py` makes the same steps by hand. What stands around them (optimiser,
+schedule, callbacks, logs, checkpoints) is `stp_rs.train.loop`.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from transformers.trainer_utils import EvalLoopOutput
 
-from stp_rs.config.sections import STPConfig
-from stp_rs.data.prompts import PromptBatch, batch_indices, encode_prompts, rows_of_batches
+from stp_rs.config.arguments import STPConfig, TaskConfig
+from stp_rs.config.sections import ModelConfig
+from stp_rs.data.prompts import PromptBatch, encode_prompts
+from stp_rs.data.rows import Row, Rows
 from stp_rs.data.trajectories import Rollout
-from stp_rs.errors import CheckpointError, ConfigError, InvalidValueError
-from stp_rs.models import load_configured
+from stp_rs.errors import ConfigError, InvalidValueError
+from stp_rs.models import load_configured, load_tokenizer
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
-from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, passes_without_dropout, trainable
+from stp_rs.models.base import DiffusionModel, end_token_ids, passes_without_dropout, trainable
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import reference_policy
 from stp_rs.models.saving import check_savable
@@ -30,182 +36,323 @@ from stp_rs.objective.masks import canvas_lengths
 from stp_rs.objective.noise import update_noise
 from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
+from stp_rs.priors.base import is_soft
 from stp_rs.rollout.generate import generate, rollout_metrics
 from stp_rs.rollout.loop import Batching
 from stp_rs.rollout.params import make_unmasking, restricted, sampling_law
 from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
-from stp_rs.train.checkpoint import Checkpoint, clear_partial, load_weights, newest_checkpoint, save_checkpoint
-from stp_rs.train.metrics import Ledger, MetricsFile
+from stp_rs.train.callbacks import Completions
+from stp_rs.train.checkpoint import Checkpoint
+from stp_rs.train.loop import TrainingLoop
+from stp_rs.train.metrics import Ledger, averaged, mean
+from stp_rs.train.priors import configured_priors
 from stp_rs.train.update import PolicyUpdate, micro_batches
+from stp_rs.types import Cost, Metrics
 
-Metrics = dict[str, float]
+_EVALUATION = 1 << 40
+"""Keys the randomness of evaluations: no rollout batch has such a number."""
+
+
+_REPLAYED = "replayed.safetensors"
+"""In a checkpoint: the rows that are trained on again."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: the rollout with its texts and rewards, and the metrics that were logged."""
+    """What one rollout batch did: completions, rewards, advantages, and the means of its metrics."""
 
     step: int
+    """Optimiser updates done."""
     rollout: Rollout
     completions: list[str]
     rewards: list[float]
     metrics: Metrics
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    """Columns that reward functions gave with `log_extra`."""
+
+    def table(self) -> dict[str, list[Any]]:
+        """Return the columns that TRL logs: step, prompt, completion, one per reward, advantage."""
+        return {
+            "step": [self.step] * len(self.completions),
+            "prompt": [row["prompt"] for row in self.rollout.prompts.rows],
+            "completion": list(self.completions),
+            **{name: values.tolist() for name, values in self.rollout.rewards.items()},
+            "advantage": self.rollout.weights().tolist(),
+            **self.extra,
+        }
 
 
-class STPTrainer:
+class STPTrainer(TrainingLoop):
     """Trains a masked-diffusion policy by RL with spatio-temporal pruning. Arguments as in TRL's GRPOTrainer.
 
     Args:
         model: a name or folder that `stp_rs.load` opens as `args` says, a model of transformers, or a `DiffusionModel`.
+            It is moved to `args.device`.
         reward_funcs: TRL-shaped reward functions, coroutine functions and sequence classifiers (`Rewards`).
-        args: the configuration; `max_completion_length` must be set.
-        train_dataset: rows with a `prompt` and the columns that the rewards read.
-        processing_class: the tokenizer; of a model given by name its own by default.
+        args: the configuration; None takes every default.
+        train_dataset: rows with a `prompt` (text or messages) and the columns that the rewards read: a list, a
+            `datasets.Dataset`, or a stream (`IterableDataset`).
+        eval_dataset: such rows, or several sets by name.
+        processing_class: the tokenizer; None opens the model's own.
         reward_processing_classes: tokenizers of the classifiers among `reward_funcs`.
-        priors: spatial priors, applied in order.
-        evaluate: called as `evaluate(trainer)` every `eval_steps`; returns metrics to log.
+        callbacks: transformers' TrainerCallback; those with `on_rollout_end` hear of rollout batches too.
+        optimizers: (optimiser, schedule) in place of those of the configuration.
+        peft_config: adapters to train instead of the model.
+        priors: spatial priors, applied in order, in place of those that `stp_spatial` names.
+
+    Attributes:
+        model: the module that is trained.
+        task: of the command line's trainer; None for rows of one's own.
+        policy: the same as a `DiffusionModel`.
 
     Raises:
         ConfigError, ModelError, CheckpointError: before anything is trained.
         DivergenceError: a NaN or infinity turned up; the checkpoints before it are intact.
 
     Example:
-        trainer = STPTrainer(model, [reward], STPConfig.make(max_completion_length=64), rows, tokenizer)
+        trainer = STPTrainer(model, [reward], STPConfig(max_completion_length=64), rows, processing_class=tokenizer)
         trainer.train()
     """
 
-    def __init__(
+    task: Any = None
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the signature is TRL's
         self,
         model: Any,
-        reward_funcs: Any,
-        args: STPConfig,
-        train_dataset: Sequence[Mapping[str, Any]],
+        reward_funcs: Any = None,
+        args: STPConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
-        *,
         reward_processing_classes: Any = None,
-        priors: Sequence[Prior] = (),
-        evaluate: Callable[["STPTrainer"], Metrics] | None = None,
+        callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        *,
+        priors: Sequence[Prior] | None = None,
     ) -> None:
-        self.args = args
-        if isinstance(model, str | Path):
-            model, own = load_configured(args, model, args.device or None)
-            processing_class = own if processing_class is None else processing_class
-        self.tokenizer = processing_class
-        self.model: DiffusionModel = as_diffusion_model(model, processing_class)
-        check_savable(self.model.module, processing_class)
-        device = device_of(self.model)
-        self.rewards = Rewards(reward_funcs, reward_processing_classes, args.reward_weights, device=device)
-        self.train_dataset = train_dataset
-        self.priors = list(priors)
-        self.evaluate = evaluate
-        self.ledger = Ledger(device)
+        args = STPConfig() if args is None else args
+        if isinstance(args, TaskConfig) and args.max_completion_length is None:
+            raise ConfigError(
+                f"args: got the TaskConfig of {args.task}, needs one that is complete; stp_rs.cli.run.make_trainer "
+                "makes the whole trainer of a task"
+            )
+        self.policy, tokenizer = open_policy(model, processing_class, peft_config, args, check=self.task is None)
+        self.tokenizer = tokenizer
+        check_savable(self.policy.module, tokenizer)
+        trainable(self.policy)
+        self.rewards = Rewards(
+            reward_funcs,
+            reward_processing_classes,
+            args.reward_weights,
+            device=args.device,
+            chat_template_kwargs=args.chat_template_kwargs,
+        )
         self._reward_logs: list[Metrics] = []
-        self.step = 0
-        self.run = Path(args.output_dir)
-        if args.max_completion_length < 1:
-            raise ConfigError("max_completion_length: got 0, needs the tokens of a completion canvas (at least 1)")
-        if len(train_dataset) == 0:
-            raise ConfigError("train_dataset: got no rows, needs at least one")
+        self._extra: dict[str, list[Any]] = {}
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.rows = training_rows(args, train_dataset)
         self.rewards.check_columns(column_names(train_dataset))
         self.unmasking = make_unmasking(args)
         if args.stp_adapter_dtype != "keep":
-            set_adapter_dtype(self.model.module, getattr(torch, args.stp_adapter_dtype))
-        self.optimizer = torch.optim.AdamW(
-            trainable(self.model),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.weight_decay,
-        )
+            set_adapter_dtype(self.policy.module, getattr(torch, args.stp_adapter_dtype))
         needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
-        self.reference = reference_policy(self.model) if needs_reference else None
+        self.reference = reference_policy(self.policy) if needs_reference else None
+        self._given_priors = priors
+        self.priors = list(priors or ())
+        super().__init__(args, self.policy.module, tokenizer, callbacks, optimizers)
+        if args.log_completions:
+            self.add_callback(Completions())
         self._compile()
-        self.update = PolicyUpdate(
-            args, self.model, self.reference, self.optimizer, self.ledger, self.unmasking.diffusion_steps
-        )
+
+    def count_updates(self) -> int:
+        """Return the optimiser updates of the run: max_steps, or those of num_train_epochs.
+
+        Raises:
+            ConfigError: a stream of rows without max_steps.
+        """
+        if self.args.max_steps >= 0:
+            return self.args.max_steps
+        if self.rows.size is None:
+            raise ConfigError("max_steps: got -1 with a stream of rows, needs a number of updates")
+        batches = math.ceil(self.args.num_train_epochs * self.rows.size / self.args.groups)
+        return batches * self.args.updates_per_rollout
+
+    def count_rollouts(self) -> int:
+        """Return the rollout batches of the run, without the extra ones of dynamic sampling."""
+        return -(-self.count_updates() // self.args.updates_per_rollout)
+
+    def passes_of(self, rollouts: float) -> float:
+        """Return how often rollout batches have gone through the training data; of a stream, the share of the run."""
+        epochs = self.rows.epochs(rollouts)
+        return rollouts / max(1, self.count_rollouts()) if epochs is None else epochs
+
+    def build(self, resumed: bool) -> None:
+        """Make the priors that the configuration names, and the update."""
+        if self._given_priors is None:
+            with self.ledger.time("prior"):
+                self.priors = configured_priors(
+                    self.args,
+                    self.task,
+                    self.policy,
+                    self.tokenizer,
+                    read=self.rows_read,
+                    resumed=resumed,
+                    ledger=self.ledger,
+                )
         self.hints = next((p for p in self.priors if isinstance(p, Reference) and p.when == "all_wrong"), None)
-        if args.stp_rescue != "none" and self.hints is None:
+        if self.args.stp_rescue != "none" and self.hints is None:
             raise ConfigError(
                 'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
             )
-        self._resume()
-        self._metrics = MetricsFile(self.run / "metrics.jsonl", resume_step=self.step)
+        self.update = self._updater(self.ledger)
 
-    def train(self, on_step: Callable[[StepResult], None] | None = None) -> None:
-        """Run the steps that are left; log, evaluate and save as configured."""
-        while self.step < self.args.max_steps:
-            result = self.train_step()
-            metrics = result.metrics
-            if self.evaluate is not None and self.args.eval_steps and self.step % self.args.eval_steps == 0:
-                with self.ledger.time("eval"):
-                    metrics.update(self.evaluate(self))
-            if self.step % self.args.logging_steps == 0:
-                self._metrics.write({"step": self.step, **metrics, **self.ledger.measured()})
-            if self.args.save_steps and self.step % self.args.save_steps == 0:
-                self.save()
-            if on_step is not None:
-                on_step(result)
-        if not (self.run / f"checkpoint-{self.step}").exists():
-            self.save()
+    def parts_to_save(self) -> Mapping[str, Callable[[str], Any]]:
+        """Return what writes the rows that are trained on again."""
+        replayed = self.update.replayed
+        return {} if replayed is None else {_REPLAYED: lambda path: replayed.save(Path(path))}
+
+    def load_parts(self, checkpoint: Checkpoint) -> None:
+        """Go on with those rows."""
+        if self.args.stp_replay_batches:
+            self.update.replayed = Rollout.load(checkpoint.path / _REPLAYED)
+
+    def rows_read(self) -> list[Row]:
+        """Return the training rows that the run reads, extra batches of dynamic sampling included."""
+        return self.rows.read(self.count_rollouts() * (1 + self.args.stp_dynamic_sampling))
 
     def train_step(self) -> StepResult:
         """Make one rollout batch and the optimiser updates on it."""
-        config = self.args
-        hooks.begin_step(self.priors, self.step, config.max_steps)
-        rollout, rescued = self._play(self._prompts(self.step), self.priors), 0
+        self.prepare()
+        config, number = self.args, self.rollouts
+        hooks.begin_step(self.priors, number, self.count_rollouts())
+        rollout, rescued = self._play(self._prompts(number), self.priors), 0
+        first, extra = rollout, self._extra
         if config.stp_rescue != "none" and self.hints is not None:
             share = config.stp_rescue_share
             rollout, rescued = rescue_groups(rollout, self._play, self.hints, share=share, priors=self.priors)
         most = config.stp_dynamic_sampling
         rollout, replaced = informative_groups(rollout, self._another_batch, most)
-        rewards = rollout.earned()
-        hooks.observe(self.priors, rollout, rewards)
-        advantages, metrics = group_advantages(rewards, rollout.group, config.scale_rewards, config.stp_advantage)
-        if config.multi_objective_aggregation == "normalize_then_sum":
-            by_function = np.stack(list(rollout.rewards.values()))
-            advantages = decoupled_advantages(by_function, self.rewards.weights, rollout.group)
+        extra = extra if rollout is first else {}
+        hooks.observe(self.priors, rollout, rollout.earned())
+        rollout, metrics = self._judged(rollout)
         if config.stp_rescue != "none":
             metrics["diffusion/rescued_share"] = rescued / len(rollout)
         if most:
             metrics["diffusion/replaced_groups"] = float(replaced)
-        rollout = rollout.replaced(advantage=advantages)
         allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
-        if config.stp_variance_every and self.step % config.stp_variance_every == 0:
+        if config.stp_variance_every and number % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
-                for rows in micro_batches(rollout, config, end_token_ids(self.model))[:1]:
+                for rows in micro_batches(rollout, config, end_token_ids(self.policy))[:1]:
                     given = rollout.minibatch(rows), restricted(allowed, rows)
-                    noise, cost = update_noise(self.model, self.update.design, config, *given)
+                    noise, cost = update_noise(self.policy, self.update.design, config, *given)
                     self.ledger.add(cost, "variance")
                     metrics.update(noise)
-        with self.ledger.time("update"), passes_without_dropout(self.model.module), self._autocast():
-            metrics.update(self.update.run(rollout, self.step, allowed))
-        metrics.update(reward_metrics(dict(rollout.rewards)) | self._logged_by_rewards(metrics))
-        metrics.update(rollout_metrics(rollout, end_token_ids(self.model)))
-        self.step += 1
-        metrics["epoch"] = self.step * groups_of(self.args) / len(self.train_dataset)
-        metrics.update(self.ledger.counts())
-        return StepResult(self.step, rollout, list(rollout.completions), rewards.tolist(), metrics)
+        self.record(metrics)
+        updates: list[Metrics] = []
+        with self.ledger.time("update"), passes_without_dropout(self.model), self._autocast():
+            for update in self.update.updates(rollout, allowed, number):
+                updates.append(update)
+                self.after_update(update, number + len(updates) / config.updates_per_rollout)
+                if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+                    break
+        self.rollouts += 1
+        names = dict.fromkeys(name for update in updates for name in update)
+        metrics |= averaged({name: [update[name] for update in updates if name in update] for name in names})
+        metrics |= {"epoch": float(self.state.epoch or 0.0), "learning_rate": self._rate, **self.ledger.counts()}
+        rewards = rollout.earned().tolist()
+        result = StepResult(self.state.global_step, rollout, list(rollout.completions), rewards, metrics, extra)
+        self.tell_rollout(result)
+        return result
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return an evaluation set in batches of prompts; `eval_dataset` is one, or the name of one of several."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None:
+            raise ConfigError("eval_dataset: got none, needs rows to evaluate")
+        each = self.args.num_generations_eval or self.args.num_generations
+        return list(_in_batches(eval_dataset, max(1, self.args.per_device_eval_batch_size // each)))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Return a set for `predict` in batches of prompts."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,  # noqa: ARG002 - the signature is transformers'
+        prediction_loss_only: bool | None = None,  # noqa: ARG002
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Decode num_generations_eval completions of every prompt under the hard priors, and score them.
+
+        The numbers are those of training, the same random ones at every evaluation; `predictions` are token ids.
+        """
+        each = self.args.num_generations_eval or self.args.num_generations
+        priors = [prior for prior in self.priors if not is_soft(prior)]
+        ledger = Ledger(self.args.device)
+        updater = self._updater(ledger)
+        found: list[tuple[int, Metrics]] = []
+        ids: list[NDArray[np.int64]] = []
+        with self.ledger.time("eval"):
+            for number, rows in enumerate(dataloader):
+                prompts = self._encode(rows, range(len(rows))).repeat(each, step=_EVALUATION + number)
+                rollout, metrics = self._judged(self._play(prompts, priors, ledger))
+                allowed = allowed_tokens(priors, prompts, self.args.max_completion_length)
+                with passes_without_dropout(self.model), self._autocast():
+                    metrics |= updater.measure(rollout, allowed)
+                found.append((len(rows), metrics))
+                ids.append(rollout.token_ids)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        phases = ("prior", "rollout", "likelihood")
+        for kind in ("forwards", "tokens", "head_rows"):
+            counted = getattr(ledger, kind)
+            self.ledger.add(Cost(**{kind: sum(counted[phase] for phase in phases)}), "eval")
+        total = sum(count for count, _ in found)
+        names = dict.fromkeys(name for _, metrics in found for name in metrics)
+        metrics = {
+            f"{metric_key_prefix}_{name}": sum(count * metrics.get(name, 0.0) for count, metrics in found)
+            / max(1, total)
+            for name in names
+        }
+        return EvalLoopOutput(np.concatenate(ids) if ids else np.empty((0, 0)), None, metrics, total)
+
+    def _judged(self, rollout: Rollout) -> tuple[Rollout, Metrics]:
+        """Return a scored batch with its advantages, and what to log of it."""
+        config, rewards = self.args, rollout.earned()
+        advantages, metrics = group_advantages(rewards, rollout.group, config.scale_rewards, config.stp_advantage)
+        if config.multi_objective_aggregation == "normalize_then_sum":
+            by_function = np.stack(list(rollout.rewards.values()))
+            advantages = decoupled_advantages(by_function, self.rewards.weights, rollout.group)
+        metrics |= reward_metrics(dict(rollout.rewards)) | self._logged_by_rewards(metrics)
+        metrics |= rollout_metrics(rollout, end_token_ids(self.policy))
+        return rollout.replaced(advantage=advantages), metrics
 
     def _prompts(self, number: int) -> PromptBatch:
-        """Return the prompts of a rollout batch, each once per completion; numbers from `max_steps` on are extra."""
-        picked = batch_indices(number, groups_of(self.args), len(self.train_dataset), self.args.seed)
-        prompts = encode_prompts([self.train_dataset[i] for i in picked], self.tokenizer, uids=picked)
-        return prompts.repeat(self.args.num_generations, step=number)
+        """Return the prompts of a rollout batch, each once per completion."""
+        return self._encode(*self.rows(number)).repeat(self.args.num_generations, step=number)
+
+    def _encode(self, rows: Sequence[Row], uids: Sequence[int]) -> PromptBatch:
+        return encode_prompts(rows, self.tokenizer, uids=uids, chat_template_kwargs=self.args.chat_template_kwargs)
 
     def _another_batch(self, attempt: int) -> Rollout:
         """Return an extra batch of this step: its prompts and keys are those of no step."""
-        extra = self.step * self.args.stp_dynamic_sampling + attempt - 1
-        return self._play(self._prompts(self.args.max_steps + extra), self.priors)
+        extra = self.rollouts * self.args.stp_dynamic_sampling + attempt - 1
+        return self._play(self._prompts(self.count_rollouts() + extra), self.priors)
 
-    def _play(self, prompts: PromptBatch, priors: Sequence[Prior]) -> Rollout:
+    def _play(self, prompts: PromptBatch, priors: Sequence[Prior], ledger: Ledger | None = None) -> Rollout:
         """Decode one completion per row under priors, and score it."""
-        length = self.args.max_completion_length
-        with self.ledger.time("prior"), self._autocast(), self._rollout_weights():
-            self.ledger.add(hooks.prepare(priors, prompts, length), "prior")
-        with self.ledger.time("rollout"), self._autocast(), self._rollout_weights():
+        ledger, length = ledger or self.ledger, self.args.max_completion_length
+        with ledger.time("prior"), self._autocast(), self._rollout_weights():
+            ledger.add(hooks.prepare(priors, prompts, length), "prior")
+        with ledger.time("rollout"), self._autocast(), self._rollout_weights():
             rollout = generate(
-                self.model,
+                self.policy,
                 prompts,
                 self.unmasking,
                 completion_length=length,
@@ -213,17 +360,18 @@ class STPTrainer:
                 prior=compose_priors(priors, prompts, length),
                 seed=self.args.seed,
                 slots=self.args.stp_slots,
-                batching=Batching(max_tokens=self.args.stp_max_tokens),
+                batching=Batching(max_tokens=self.args.stp_max_tokens or 0),
             )
-            self.ledger.add(rollout.cost, "rollout")
-            self.ledger.completions += len(rollout)
-        with self.ledger.time("reward"):
+            ledger.add(rollout.cost, "rollout")
+            ledger.completions += len(rollout)
+        with ledger.time("reward"):
             lengths = canvas_lengths(rollout.unmask_step)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
             ids = completion_token_ids(rollout.token_ids, lengths, self.tokenizer)
-            scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=getattr(self, "state", None))
+            scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=self.state)
             self._reward_logs.append(scores.metrics)
-        version = np.full(len(rollout), self.step, dtype=np.int64)
+            self._extra = scores.extra
+        version = np.full(len(rollout), self.rollouts, dtype=np.int64)
         earned = {"reward": scores.total, "rewards": scores.by_name}
         return rollout.replaced(completions=completions, policy_version=version, **earned)
 
@@ -233,105 +381,101 @@ class STPTrainer:
         names = dict.fromkeys(name for log in logs for name in log)
         if clash := [name for name in names if name in builtin]:
             raise InvalidValueError(f"log_metric {clash[0]}: is the name of a metric of the trainer; choose another")
-        return {name: _mean([log[name] for log in logs if name in log]) for name in names}
+        return {name: mean([log[name] for log in logs if name in log]) for name in names}
+
+    def _updater(self, ledger: Ledger) -> PolicyUpdate:
+        steps = self.unmasking.diffusion_steps
+        return PolicyUpdate(self.args, self.policy, self.reference, self.optimizer, ledger, steps, self.tell)
 
     def _compile(self) -> None:
         """Compile the blocks of the policy and of a reference of its own, as configured."""
-        for model in {id(m.module): m for m in (self.model, self.reference) if m is not None}.values():
+        for model in {id(m.module): m for m in (self.policy, self.reference) if m is not None}.values():
             if wants_compiled(model.module, self.args.stp_compile):
                 with self._autocast():
                     compile_blocks(model.module, probe=partial(first_pass, model))
 
     def _rollout_weights(self) -> contextlib.AbstractContextManager[None]:
         merged = self.args.stp_rollout_weights == "merged"
-        return adapters_merged(self.model.module) if merged else contextlib.nullcontext()
+        return adapters_merged(self.model) if merged else contextlib.nullcontext()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.args.bf16:
             return contextlib.nullcontext()
         # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
-        return torch.autocast(device_of(self.model).type, dtype=torch.bfloat16, cache_enabled=False)
-
-    def save(self) -> Path:
-        """Write a checkpoint of this step and return its folder."""
-        state = {"step": self.step, "ledger": self.ledger.to_dict(), "config": _identity(self.args)}
-        folder = save_checkpoint(
-            self.run,
-            model=self.model.module,
-            tokenizer=self.tokenizer,
-            optimizer=self.optimizer.state_dict(),
-            state=state,
-            priors=hooks.take_states(self.priors),
-        )
-        if self.update.replayed is not None:
-            self.update.replayed.save(folder / _REPLAYED)
-        return folder
-
-    def _resume(self) -> None:
-        """Continue from the newest checkpoint of this run folder; all randomness is keyed by step."""
-        clear_partial(self.run)
-        checkpoint = resumable(self.args)
-        if checkpoint is None:
-            return
-        load_weights(self.model.module, checkpoint.path)
-        self.optimizer.load_state_dict(checkpoint.optimizer_state())
-        self.ledger.restore(checkpoint.state["ledger"])
-        hooks.load_states(self.priors, checkpoint.prior_states())
-        self.step = checkpoint.step
-        if self.args.stp_replay_batches:
-            self.update.replayed = Rollout.load(checkpoint.path / _REPLAYED)
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-_REPLAYED = "replayed.safetensors"
-"""In a checkpoint: the rows that are trained on again."""
+def training_rows(args: STPConfig, dataset: Any) -> Rows:
+    """Return a training set by rollout batch, in the order of the configuration."""
+    workers = {
+        "num_workers": args.dataloader_num_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "persistent_workers": args.dataloader_persistent_workers,
+    }
+    seed = args.seed if args.data_seed is None else args.data_seed
+    rows = Rows(
+        dataset,
+        args.groups,
+        seed=seed if args.shuffle_dataset else None,
+        columns=["prompt"] if args.remove_unused_columns else None,
+        workers=workers if args.dataloader_num_workers else None,
+    )
+    if rows.size is None and args.stp_dynamic_sampling:
+        raise ConfigError("stp_dynamic_sampling: got a stream of rows, needs a dataset that can be read in any order")
+    return rows
 
 
-def groups_of(config: STPConfig) -> int:
-    """Return the prompts of a rollout batch."""
-    completions = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return completions // config.num_generations
-
-
-def rows_read(config: STPConfig, num_rows: int) -> list[int]:
-    """Return the rows of a dataset that a run's rollouts can read, extra batches of dynamic sampling included."""
-    batches = config.max_steps * (1 + config.stp_dynamic_sampling)
-    return rows_of_batches(batches, groups_of(config), num_rows, config.seed)
-
-
-def resumable(config: STPConfig) -> Checkpoint | None:
-    """Return the newest checkpoint of the configuration's run folder, or None where a run starts from nothing.
+def open_policy(
+    model: Any, processing_class: Any, peft_config: Any, args: STPConfig, *, check: bool = True
+) -> tuple[DiffusionModel, Any]:
+    """Return (policy, tokenizer) on the device of a run: opened where the model is a name, with adapters where asked.
 
     Raises:
-        CheckpointError: it was made with other settings.
+        ConfigError: no tokenizer is known, adapters are configured for a model that has some, or an option about
+            opening a model comes with one that is open.
     """
-    checkpoint = newest_checkpoint(Path(config.output_dir)) if config.resume else None
-    if checkpoint is None:
-        return None
-    ours, theirs = _identity(config), checkpoint.state.get("config", {})
-    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if changed:
-        raise CheckpointError(
-            f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
-            "delete the folder, or restore the settings"
-        )
-    return checkpoint
+    if isinstance(model, str | Path):
+        policy, own = load_configured(args, model, args.device)
+        model, processing_class = policy, own if processing_class is None else processing_class
+    elif check:
+        own_defaults = ModelConfig()
+        about_names = [field.name for field in fields(ModelConfig) if field.name != "gradient_checkpointing"]
+        given = [name for name in about_names if getattr(args, name) != getattr(own_defaults, name)]
+        if given:
+            raise ConfigError(f"{given[0]}: got {getattr(args, given[0])!r} for a model that is open, needs its name")
+    if processing_class is None:
+        name = getattr(getattr(getattr(model, "module", model), "config", None), "_name_or_path", "")
+        if not name:
+            raise ConfigError("processing_class: got None for a model that no folder holds, needs its tokenizer")
+        processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    if peft_config is not None:
+        model = with_adapters(model, peft_config)
+    policy = as_diffusion_model(model, processing_class)
+    if not getattr(policy.module, "hf_device_map", None) and not getattr(policy.module, "is_quantized", False):
+        policy.module.to(args.device)
+    if args.gradient_checkpointing:
+        if not hasattr(policy, "gradient_checkpointing"):
+            raise ConfigError(f"gradient_checkpointing: {type(policy).__name__} cannot, needs a model of transformers")
+        policy.gradient_checkpointing = True
+    return policy, processing_class
 
 
-def _mean(values: Any) -> float:
-    array = np.asarray(values, dtype=np.float64)
-    array = array[np.isfinite(array)]
-    return float(array.mean()) if array.size else 0.0
+def with_adapters(model: Any, peft_config: Any) -> Any:
+    """Return a model of transformers with new adapters of peft."""
+    from peft import PeftModel, get_peft_model
+
+    module = model.module if isinstance(model, DiffusionModel) else model
+    if isinstance(module, PeftModel):
+        raise ConfigError("peft_config: got one for a model that has adapters, needs one of them: merge them first")
+    return get_peft_model(module, peft_config)
 
 
-def _identity(config: STPConfig) -> dict[str, Any]:
-    """The options that decide the numbers of a run; a resume with others would be another run."""
-    free = {"output_dir", "resume", "device", "num_threads", "logging_steps", "save_steps", "eval_steps"}
-    free |= {
-        "stp_compile",
-        "num_completions_to_print",
-        "stp_slots",
-        "eval_size",
-        "stp_variance_every",
-        "stp_keep_rollouts",
-    }
-    return {k: v for k, v in config.to_flat().items() if k not in free}
+def _in_batches(rows: Any, size: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -6,22 +6,23 @@ mask sets exactly once, and new, old and reference policy see the same masks.
 What needs no gradient is computed before the first update, in as few passes as there are canvases: mask sets of several
 inner iterations share a pass, equal ones are estimated once, and where they are those of the first iteration the old
 estimate is the one that its gradient pass makes anyway. Losses, norms and metrics stay on the device: they are read
-once per optimiser update (it is not applied where they are not finite) and once at the end.
+once per optimiser update, which is not applied where they are not finite.
 
 Shapes: R rows, L completion length, P passes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stp_rs.config.sections import STPConfig
+from stp_rs._core import permutation
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError, DivergenceError
 from stp_rs.models.acceleration import adapters_ready
@@ -29,7 +30,7 @@ from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, upload
 from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds
 from stp_rs.objective.head import Entropies
 from stp_rs.objective.likelihood import mean_entropy, token_estimates
-from stp_rs.objective.loss import EXTREMES, LossInputs, Passes, clipped_ratio_sum, policy_loss, reads_entropy, reads_old
+from stp_rs.objective.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss, reads_entropy, reads_old
 from stp_rs.objective.masks import (
     Masks,
     draw_masks,
@@ -41,10 +42,11 @@ from stp_rs.objective.masks import (
     without_blame,
 )
 from stp_rs.rollout.params import restricted, sampling_law
-from stp_rs.train.metrics import Ledger
-from stp_rs.types import Cost, Mark
+from stp_rs.train.metrics import Ledger, averaged
+from stp_rs.types import Cost, Mark, Metrics
 
-Metrics = dict[str, float]
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
 
 SHARED_TOKENS = 1 << 13
 """Tokens of a forward without gradient up to which mask sets of several inner iterations share it: more would fill no
@@ -107,6 +109,7 @@ class Totals:
 
     completions: int
     tokens: float
+    rows: int
     mean_ratio: Tensor | None = None
 
 
@@ -120,19 +123,22 @@ class PolicyUpdate:
         optimizer: of the policy's parameters.
         ledger: counts the passes.
         diffusion_steps: steps of the unpruned plan.
+        tell: hears the events of transformers' callbacks that are about the optimiser.
     """
 
     def __init__(
         self,
-        args: STPConfig,
+        args: "STPConfig",
         model: DiffusionModel,
         reference: DiffusionModel | None,
         optimizer: torch.optim.Optimizer,
         ledger: Ledger,
         diffusion_steps: int,
+        tell: Callable[[str], None] = lambda _event: None,
     ) -> None:
         self.args, self.model, self.reference = args, model, reference
         self.optimizer, self.ledger, self.diffusion_steps = optimizer, ledger, diffusion_steps
+        self.tell = tell
         self.design = make_design(args)
         self.score_prior = scores_prior(self.design, args.stp_score_prior)
         self._reads_old = reads_old(args)
@@ -145,56 +151,93 @@ class PolicyUpdate:
             )
         self._by_pass = args.stp_bound != "elbo" or args.stp_objective == "linear"
 
-    def run(self, rollout: Rollout, step: int, allowed: Tensor | None = None) -> Metrics:
-        """Make `num_iterations` updates on the rows; return the means of their metrics.
+    def run(self, rollout: Rollout, allowed: Tensor | None = None) -> Metrics:
+        """Make the updates of a rollout batch; return the means of their metrics."""
+        logged: dict[str, list[float]] = {}
+        for metrics in self.updates(rollout, allowed):
+            for name, value in metrics.items():
+                logged.setdefault(name, []).append(value)
+        return averaged(logged)
 
-        `allowed` are the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
+    def updates(self, rollout: Rollout, allowed: Tensor | None = None, number: int = 0) -> Iterator[Metrics]:
+        """Make the updates of a rollout batch, one after the other: yield the metrics of each when it is made.
+
+        Every estimate of the old policy is made before the first update, or in its gradient pass.
+
+        Args:
+            rollout: the batch, with its advantages.
+            allowed: the tokens that the rollout's law could draw, bool [V], [L, V] or [R, L, V].
+            number: of the rollout batch; keys the shuffle where one pass makes several updates.
         """
         if self.args.stp_replay_batches:
-            rollout = self._joined(rollout, step, allowed)
-        rows = micro_batches(rollout, self.args, end_token_ids(self.model))
-        batches = [rollout.minibatch(part) for part in rows]
-        allowed_of = [restricted(allowed, part) for part in rows]
+            rollout = self._joined(rollout, number, allowed)
         with self.ledger.time("scoring"), adapters_ready(self.model.module):
-            columns = [self._planned(*pair) for pair in zip(batches, allowed_of, strict=True)]
-        totals = self._totals(rollout)
-        logged: dict[str, list[Tensor]] = {}
-        updates: list[Metrics] = []
+            plans = [self._plan(*shard) for shard in self._shards(rollout, allowed, number)]
         first: dict[int, Estimate] = {}
-        for j in range(self.args.num_iterations):
+        for place, (j, k) in enumerate(np.ndindex(self.args.num_iterations, len(plans))):
+            totals, columns = plans[k]
+            self.tell("on_step_begin")
             parts = [self._with_old(column[j], first) for column in columns]
-            self._set_learning_rate(step, j)
             self.optimizer.zero_grad(set_to_none=True)
             normalised = replace(totals, mean_ratio=self._mean_ratio(parts))
-            losses = []
+            losses: list[Tensor] = []
+            logged: dict[str, list[Tensor]] = {}
             for part in parts:
+                if losses:
+                    self.tell("on_substep_end")
                 loss, metrics, new = self._backward(part, normalised)
                 losses.append(loss)
-                if j == 0:
+                if place == 0:
                     first[id(part)] = Estimate(
                         new.token_RL.detach(), None if new.pass_P is None else new.pass_P.detach()
                     )
                 for name, value in metrics.items():
                     logged.setdefault(name, []).append(value)
             if not parts:  # the full computation would give a gradient of zero, which moves the moments
-                for parameter in self.optimizer.param_groups[0]["params"]:
+                for parameter in self._parameters():
                     parameter.grad = torch.zeros_like(parameter)
-            updates.append(self._step_optimizer(step, j, losses))
-        found = read_once(logged)
-        for name in ("loss", "grad_norm"):
-            found[name] = [update[name] for update in updates]
-        return {name: EXTREMES.get(name, _mean)(values) for name, values in found.items()} | {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "diffusion/rows_used": float(sum(len(b) for b in batches)) / len(rollout),
-            **(
-                {"diffusion/staleness": float((step - rollout.policy_version).mean())}
-                if self.args.stp_replay_batches
-                else {}
-            ),
-        }
+            stepped = self._step_optimizer(f"rollout batch {number}, update {place + 1}", losses, logged)
+            used = sum(len(part.batch) for part in parts) / totals.rows
+            found = {**stepped, "diffusion/rows_used": used}
+            if self.args.stp_replay_batches:
+                found["diffusion/staleness"] = float((number - rollout.policy_version).mean())
+            yield found
 
     @torch.no_grad()
-    def _joined(self, rollout: Rollout, step: int, allowed: Tensor | None) -> Rollout:
+    def measure(self, rollout: Rollout, allowed: Tensor | None = None) -> Metrics:
+        """Return loss and metrics of completions under the policy as it is, without an update."""
+        totals, columns = self._plan(rollout, allowed, fresh=True)
+        losses = [self._loss(part, self._estimate(self.model, part), totals) for part, *_ in columns]
+        logged: dict[str, list[Tensor]] = {}
+        for _, metrics in losses:
+            for name, value in metrics.items():
+                logged.setdefault(name, []).append(value)
+        return {"loss": sum(float(loss) for loss, _ in losses), **averaged(read_once(logged))}
+
+    def _shards(
+        self, rollout: Rollout, allowed: Tensor | None, number: int
+    ) -> Iterator[tuple[Rollout, Tensor | None, bool]]:
+        """Yield the rows of each update of a pass over the batch: all, or shuffled parts (steps_per_generation).
+
+        With them: their allowed tokens, and whether the policy still is the one that drew them when they come first.
+        """
+        count = self.args.updates_per_rollout // self.args.num_iterations
+        if count == 1:
+            yield rollout, allowed, True
+            return
+        order = np.array(permutation(self.args.seed, number, len(rollout)), dtype=np.int64)
+        for k, part in enumerate(np.array_split(order, count)):
+            rows = np.sort(part)
+            yield rollout.select(rows), restricted(allowed, rows), k == 0
+
+    def _plan(self, rollout: Rollout, allowed: Tensor | None, fresh: bool) -> tuple[Totals, list[list[MicroBatch]]]:
+        """Return what the means of an update are over, and its micro-batches, each at every inner iteration."""
+        rows = micro_batches(rollout, self.args, end_token_ids(self.model))
+        columns = [self._planned(rollout.minibatch(p), restricted(allowed, p), fresh=fresh) for p in rows]
+        return self._totals(rollout), columns
+
+    @torch.no_grad()
+    def _joined(self, rollout: Rollout, number: int, allowed: Tensor | None) -> Rollout:
         """Return the batch and the rows that are trained on again, each with its own policy's estimates."""
         if allowed is not None and allowed.dim() == 3:
             raise ConfigError("stp_replay_batches: got priors that allow other tokens in every row, needs one table")
@@ -207,12 +250,17 @@ class PolicyUpdate:
                 old_RJL[part] = torch.stack([known.token_RL.float() for known in old], dim=1).cpu().numpy()
         fresh = rollout.replaced(old_estimate=old_RJL)
         joined = fresh if self.replayed is None else Rollout.concat([fresh, self.replayed])
-        self.replayed = joined.evict(step + 1 - self.args.stp_replay_batches)
+        self.replayed = joined.evict(number + 1 - self.args.stp_replay_batches)
         return joined
 
     @torch.no_grad()
-    def _planned(self, batch: Rollout, allowed: Tensor | None, *, referenced: bool = True) -> list[MicroBatch]:
-        """Return a micro-batch at each inner iteration, with what is read of old and reference estimates."""
+    def _planned(
+        self, batch: Rollout, allowed: Tensor | None, *, referenced: bool = True, fresh: bool = True
+    ) -> list[MicroBatch]:
+        """Return a micro-batch at each inner iteration, with what is read of old and reference estimates.
+
+        `fresh`: at the first one the policy still is the one that drew the rows.
+        """
         sets: list[Masks] = []
         which: list[int] = []
         for j in range(self.args.num_iterations):
@@ -234,16 +282,19 @@ class PolicyUpdate:
             known = [Estimate(old_RL, None) for old_RL in upload(device, *old_JRL)]
             return [replace(parts[place], old=old) for place, old in zip(which, known, strict=True)]
         first, later = parts[0], list(parts)
-        if self._reads_old and self.args.num_iterations > 1:
+        if self._reads_old and (self.args.num_iterations > 1 or not fresh):
             if self._recorded():
                 recorded = [upload(device, batch.logprob[part.masks.row_P])[0] for part in parts]
                 old = [self._combine(logprob_PL, None, part) for logprob_PL, part in zip(recorded, parts, strict=True)]
+                later = [replace(part, old=known) for part, known in zip(parts, old, strict=True)]
+            elif not fresh:
+                old = self._estimates(self.model, parts)
                 later = [replace(part, old=known) for part, known in zip(parts, old, strict=True)]
             else:
                 old = self._estimates(self.model, parts[1:])
                 others = [replace(part, old=known) for part, known in zip(parts[1:], old, strict=True)]
                 later = [replace(first, first=first), *others]
-        return [first, *(later[place] for place in which[1:])]
+        return [first if fresh else later[0], *(later[place] for place in which[1:])]
 
     def _masks(self, batch: Rollout, iteration: int) -> Masks:
         masks = draw_masks(
@@ -456,32 +507,31 @@ class PolicyUpdate:
             tokens_R = tokens_R * _ended(rollout, end_token_ids(self.model))
         if self.args.stp_zero_std == "drop":
             tokens_R = tokens_R[rollout.weights() != 0]
-        return Totals(max(1, len(tokens_R)), float(tokens_R.sum()))
+        return Totals(max(1, len(tokens_R)), float(tokens_R.sum()), len(rollout))
 
-    def _set_learning_rate(self, step: int, iteration: int) -> None:
-        updates = self.args.num_iterations * self.args.max_steps
-        done = step * self.args.num_iterations + iteration
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.learning_rate * learning_rate_factor(self.args, done, updates)
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.module.parameters() if p.requires_grad]
 
-    def _step_optimizer(self, step: int, iteration: int, losses: list[Tensor]) -> Metrics:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+    def _step_optimizer(self, what: str, losses: list[Tensor], logged: dict[str, list[Tensor]]) -> Metrics:
+        """Apply an update where its numbers are finite; return loss, norm and the metrics, read in one copy."""
         limit = self.args.max_grad_norm or math.inf
-        norm_there = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        *parts, norm = torch.stack([*losses, norm_there.to(losses[0]) if losses else norm_there]).tolist()
-        loss = sum(parts, 0.0)
+        norm_there = torch.nn.utils.clip_grad_norm_(self._parameters(), limit)
+        found = read_once({"loss": losses, "grad_norm": [norm_there.to(losses[0]) if losses else norm_there], **logged})
+        loss, (norm,) = sum(found.pop("loss"), 0.0), found.pop("grad_norm")
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergenceError(
-                f"step {step + 1}, inner iteration {iteration}: loss {loss}, gradient norm {norm}; the update "
+                f"{what}: loss {loss}, gradient norm {norm}; the update "
                 f"was not applied. Lower learning_rate ({self.args.learning_rate}), raise beta, or lower "
                 f"stp_negative_advantage_weight ({self.args.stp_negative_advantage_weight}); the newest "
                 f"checkpoint in {self.args.output_dir} is from before"
             )
+        self.tell("on_pre_optimizer_step")
         self.optimizer.step()
-        return {"loss": loss, "grad_norm": norm}
+        self.tell("on_optimizer_step")
+        return {"loss": loss, **averaged(found), "grad_norm": norm}
 
 
-def micro_batches(rollout: Rollout, args: STPConfig, eos_token_ids: Sequence[int] = ()) -> list[NDArray[np.int64]]:
+def micro_batches(rollout: Rollout, args: "STPConfig", eos_token_ids: Sequence[int] = ()) -> list[NDArray[np.int64]]:
     """Return the row numbers of each micro-batch: the rows that have a gradient, in their order.
 
     Without a KL term and entropies a row of advantage 0 or weight 0 adds nothing to the loss and is not computed; with
@@ -499,16 +549,6 @@ def micro_batches(rollout: Rollout, args: STPConfig, eos_token_ids: Sequence[int
         rows = rows[_ended(rollout, eos_token_ids)[rows]]
     size = args.per_device_train_batch_size
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def learning_rate_factor(config: STPConfig, done: int, updates: int) -> float:
-    """Return the learning rate's factor after `done` of `updates` optimiser updates."""
-    warmup = config.warmup_steps
-    if done < warmup:
-        return (done + 1) / warmup
-    progress = (done - warmup) / max(1, updates - warmup)
-    kind = config.lr_scheduler_type
-    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[kind]
 
 
 def _ended(rollout: Rollout, eos_token_ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -550,9 +590,3 @@ def read_once(logged: dict[str, list[Tensor]]) -> dict[str, list[float]]:
     every = [value.double() for values in logged.values() for value in values]
     numbers = iter(torch.stack(every).tolist() if every else [])
     return {name: [next(numbers) for _ in values] for name, values in logged.items()}
-
-
-def _mean(values: list[float]) -> float:
-    array = np.asarray(values, dtype=np.float64)
-    array = array[np.isfinite(array)]
-    return float(array.mean()) if array.size else 0.0

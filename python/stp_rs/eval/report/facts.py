@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stp_rs.config.sections import STPConfig
+from stp_rs.config import TaskConfig
 from stp_rs.errors import CheckpointError, StpError
 from stp_rs.eval.kept import kept_files, read_scenes
 from stp_rs.rollout.params import make_unmasking
@@ -40,7 +40,7 @@ def collect(run: Path) -> dict[str, Any]:
     if not (lines or summary):
         raise CheckpointError(f"{run}: neither metrics.jsonl nor summary.json in it; give a run folder")
     config = _read_config(run)
-    options = config.to_flat() if config else {}
+    options = {**config.to_flat(), "max_steps": config.max_steps} if config else {}
     name = " / ".join(inert(str(summary.get(key) or options.get(key) or "")) for key in ("task", "preset"))
     steps = int(lines[-1]["step"]) if lines else int(summary.get("steps", 0))
     return {
@@ -73,7 +73,7 @@ def learned(lines: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) ->
     low = summary.get("solved_before_ci") or wilson(before, size)
     high = summary.get("solved_after_ci") or wilson(after, size)
     word, state = ("Yes", "good") if high[0] > low[1] else ("Worse", "bad") if high[1] < low[0] else ("Unclear", "open")
-    scores = [(line["eval/solved"], int(line["step"])) for line in lines if "eval/solved" in line]
+    scores = [(line["eval_solved"], int(line["step"])) for line in lines if "eval_solved" in line]
     best = max(scores, default=None)
     text = (
         f"Solved of {size} held-out problems, greedy; 95 % intervals {_percent(low[0])} to {_percent(low[1])} before "
@@ -84,7 +84,7 @@ def learned(lines: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) ->
     return _answer("Did it learn?", word, f"{_percent(before)} → {_percent(after)}", f"{text} {note}", state)
 
 
-def saved(lines: Sequence[Mapping[str, float]], config: STPConfig | None) -> dict[str, Any]:
+def saved(lines: Sequence[Mapping[str, float]], config: TaskConfig | None) -> dict[str, Any]:
     """Return the answer to "What did pruning save?": forwards and seconds against the unpruned plan."""
     question = "What did pruning save?"
     nfes = [line["diffusion/nfe"] for line in lines if "diffusion/nfe" in line]
@@ -127,7 +127,7 @@ def healthy(lines: Sequence[Mapping[str, float]], options: Mapping[str, Any]) ->
         _reading("Groups of equal rewards", end("frac_reward_zero_std"), "{:.0%}", lambda v: v < 0.9),
         _reading("Gradient signal to noise", end("diffusion/grad_snr"), "{:.2f}", lambda v: v > 0.05, "not measured"),
     ]
-    scores = [line["eval/solved"] for line in lines if "eval/solved" in line]
+    scores = [line["eval_solved"] for line in lines if "eval_solved" in line]
     if len(scores) > 1:
         share = scores[-1] / max(*scores, 1e-9)
         rows.append(_reading("Last validation score, of the best", share, "{:.0%}", lambda v: v > 0.8))
@@ -207,21 +207,22 @@ def _reading(name: str, value: float | None, form: str, fine: Any, missing: str 
     return {"name": name, "value": form.format(value), "fine": bool(fine(value))}
 
 
-def _plan_steps(config: STPConfig) -> int | None:
+def _plan_steps(config: TaskConfig) -> int | None:
     """Return the forwards of a completion by the unpruned plan; None where the model decides."""
     length = config.max_completion_length
     plan = make_unmasking(config, prune=False).plan(np.ones(length, dtype=np.uint8)) if length else None
     return None if plan is None else len(plan)
 
 
-def _options(config: STPConfig | None) -> dict[str, Any]:
+def _options(config: TaskConfig | None) -> dict[str, Any]:
     """Return [name, value, the preset's] of options that differ from the preset, and [name, value] of the rest."""
     if config is None:
         return {"changed": [], "rest": []}
-    ours, theirs = config.to_flat(), STPConfig.make(config.preset).to_flat()
+    ours, theirs = config.to_flat(), TaskConfig(preset=config.preset).to_flat()
     shown = {name: inert(str(value)) for name, value in ours.items()}
-    changed = [[name, shown[name], inert(str(theirs[name]))] for name in ours if ours[name] != theirs[name]]
-    return {"changed": changed, "rest": [[name, shown[name]] for name in ours if ours[name] == theirs[name]]}
+    other = [name for name in ours if ours[name] != theirs.get(name)]
+    changed = [[name, shown[name], inert(str(theirs.get(name)))] for name in other]
+    return {"changed": changed, "rest": [[name, shown[name]] for name in ours if name not in other]}
 
 
 def _kept(run: Path) -> list[dict[str, Any]]:
@@ -231,9 +232,9 @@ def _kept(run: Path) -> list[dict[str, Any]]:
     return [read_scenes(path) for path in files]
 
 
-def _read_config(run: Path) -> STPConfig | None:
+def _read_config(run: Path) -> TaskConfig | None:
     try:
-        return STPConfig.from_yaml(run / "config.yaml")
+        return TaskConfig.from_yaml(run / "config.yaml")
     except StpError:
         return None
 

@@ -2,7 +2,7 @@
 // The page: every section that the data has something for.
 
 const MAIN = [
-  ["Validation, solved", [["eval/solved", "free"], ["eval/solved_prior", "with priors"]]],
+  ["Validation, solved", [["eval_solved", "free"], ["eval_solved_prior", "with priors"]]],
   ["Forwards per completion", [["diffusion/nfe", "forwards"]]],
   ["Groups of equal rewards", [["frac_reward_zero_std", "share"]]],
   ["Distinct completions per group", [["diffusion/distinct", "distinct"]]],

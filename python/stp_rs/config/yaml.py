@@ -1,0 +1,64 @@
+"""YAML files of options, read as YAML 1.2 says: 1e-6 is a number, `on` and `017` are text."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from stp_rs.errors import ConfigError
+
+
+def read_yaml(path: str | Path, what: str = "config file") -> dict[str, Any]:
+    """Return the mapping of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is no mapping, or a name in it is no text.
+    """
+    import yaml
+
+    try:
+        loaded = _load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{what} {path}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{what} {path}: got {type(loaded).__name__}, needs lines of `name: value`")
+    if wrong := [name for name in loaded if not isinstance(name, str)]:
+        raise ConfigError(f"{what} {path}: got the name {wrong[0]!r}, needs text")
+    return loaded
+
+
+def read_text(text: str) -> Any:
+    """Return the value that a text is in YAML; the text itself where it is none."""
+    import yaml
+
+    try:
+        return _load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _load(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The core schema of YAML 1.2, in decimal."""
+
+    Loader.yaml_implicit_resolvers = {}
+    for tag, pattern, first in (
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+        (
+            "float",
+            r"[-+]?(?:(?:0|[1-9][0-9]*)?\.[0-9]+|(?:0|[1-9][0-9]*)\.?)(?:[eE][-+]?[0-9]+)?",
+            list("-+.0123456789"),
+        ),
+        ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+        ("merge", r"<<", ["<"]),
+    ):
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
+    Loader.add_constructor("tag:yaml.org,2002:float", _number)
+    return yaml.load(text, Loader)  # a SafeLoader
+
+
+def _number(_loader: Any, node: Any) -> float:
+    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))

@@ -1,0 +1,377 @@
+"""What stands around the steps of training: transformers' Trainer, without the parts that need an accelerator.
+
+Optimiser, schedule, callbacks, trackers, logs, best model, model card and hub are transformers' own code. What is here
+is the order of events around our step, where a rollout batch makes several updates, and checkpoints written atomically.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import trainer_utils
+from transformers.trainer import Trainer
+from transformers.trainer_callback import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    ExportableState,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
+
+from stp_rs.config.arguments import STPConfig
+from stp_rs.errors import CheckpointError
+from stp_rs.priors import lifecycle as hooks
+from stp_rs.priors.base import Prior
+from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
+from stp_rs.train.checkpoint import (
+    TRAINER,
+    Checkpoint,
+    clear_partial,
+    load_weights,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    save_policy,
+)
+from stp_rs.train.metrics import Ledger, averaged
+from stp_rs.types import Metrics
+
+
+class TrainingLoop(Trainer):
+    """The events of training; a subclass makes the steps (`train_step`) and the evaluation (`evaluation_loop`).
+
+    Attributes:
+        state: transformers' TrainerState; `global_step` counts optimiser updates.
+        rollouts: rollout batches done, which all randomness is keyed by.
+        ledger: what was computed, by phase.
+    """
+
+    args: STPConfig
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    eval_dataset: Any
+    compute_metrics: Any
+    model_init: Any
+    data_collator: Any
+    state: TrainerState
+    control: TrainerControl
+
+    def __init__(  # the constructor of transformers would build an accelerator
+        self,
+        args: STPConfig,
+        model: torch.nn.Module,
+        processing_class: Any,
+        callbacks: Iterable[Any] | None,
+        optimizers: tuple[Any, Any],
+    ) -> None:
+        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+        self.args, self.model, self.model_wrapped, self.processing_class = args, model, model, processing_class
+        self.optimizer, self.lr_scheduler = optimizers
+        self.optimizer_cls_and_kwargs = self.data_collator = self.compute_metrics = self.model_init = None
+        self.hub_model_id = self.push_in_progress = self.hp_search_backend = self.hp_name = self._trial = None
+        self.is_deepspeed_enabled = self.is_fsdp_enabled = self.is_fsdp_xla_v2_enabled = False
+        self._created_lr_scheduler = False
+        self._memory_tracker = TrainerMemoryTracker(args.skip_memory_metrics)
+        self.is_in_train = self._prepared = self._evaluation_due = self._save_due = self._trained = False
+        self.rollouts = 0
+        self.ledger = Ledger(args.device)
+        self._window: dict[str, list[float]] = defaultdict(list)
+        self._logged_step = 0
+        self._losses: list[float] = []
+        given = [DefaultFlowCallback, LastLog, *get_reporting_integration_callbacks(args.report_to), *(callbacks or ())]
+        self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)
+        self.add_callback(MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl"))
+        self.add_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.control = TrainerControl()
+        self.state = self._new_state(0)
+        if args.push_to_hub:
+            self.init_hf_repo()
+        self.control = self.callback_handler.on_init_end(args, self.state, self.control)
+
+    # what a subclass brings
+
+    priors: list[Prior]
+    """Spatial priors; a checkpoint keeps their state."""
+
+    def train_step(self) -> Any:
+        """Make one rollout batch and the updates on it, each told to `after_update`."""
+        raise NotImplementedError
+
+    def count_updates(self) -> int:
+        """Return the optimiser updates of the run."""
+        raise NotImplementedError
+
+    def passes_of(self, rollouts: float) -> float:
+        """Return how often rollout batches have gone through the training data."""
+        raise NotImplementedError
+
+    def build(self, resumed: bool) -> None:
+        """Make what a run needs once that is neither model nor optimiser."""
+
+    def parts_to_save(self) -> Mapping[str, Callable[[str], Any]]:
+        """Return what else a checkpoint holds: what writes each file, by its name."""
+        return {}
+
+    def load_parts(self, checkpoint: Checkpoint) -> None:
+        """Go on from what `parts_to_save` wrote."""
+
+    # training
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Train, log, evaluate and save as configured; return (global_step, training_loss, metrics).
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder; True for the newest of `output_dir`; "auto" for that one if
+                there is any. None reads the option of that name; False starts anew.
+            trial: of a hyperparameter search; none is made here.
+            ignore_keys_for_eval: evaluation has no outputs to leave out.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it was made with other settings.
+        """
+        self._memory_tracker.start()
+        checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        if self._trained:  # a second call trains again, as transformers' does
+            self.rollouts, self._prepared, self._trained = 0, False, False
+        self.prepare(checkpoint)
+        started, first = time.time(), self.state.global_step
+        self.is_in_train = True
+        self._losses.clear()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.args.eval_on_start:
+            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+        epoch = self.passes_of(self.rollouts)
+        begins = True
+        while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            if begins:
+                self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+            self.train_step()
+            self.act()
+            after = self.passes_of(self.rollouts)
+            begins, epoch = int(after) > int(epoch), after
+            if begins or self.state.global_step >= self.state.max_steps:
+                self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+                self._log_if_due()
+                self.act()
+        return self._finish(started, first)
+
+    def prepare(self, checkpoint: Checkpoint | None = None) -> None:
+        """Make optimiser, schedule and state, once, and go on from a checkpoint where one is given."""
+        if not self._prepared:
+            self._make(resumed=checkpoint is not None)
+        if checkpoint is not None:
+            self._load(checkpoint)
+            self._logged_step = self.state.global_step
+
+    def _make(self, *, resumed: bool) -> None:
+        args = self.args
+        if args.full_determinism:
+            trainer_utils.enable_full_determinism(args.seed)
+        if args.stp_num_threads:
+            torch.set_num_threads(args.stp_num_threads)
+        clear_partial(Path(str(args.output_dir)))
+        updates = self.count_updates()
+        self.state = self._new_state(updates)
+        if self._created_lr_scheduler:
+            self.lr_scheduler = None
+        self.create_optimizer_and_scheduler(updates)
+        self.build(resumed)
+        for name in ("model", "optimizer", "lr_scheduler"):
+            setattr(self.callback_handler, name, getattr(self, name))
+        self._window.clear()
+        self._logged_step, self._prepared = 0, True
+
+    def find_checkpoint(self, asked: str | bool | None) -> Checkpoint | None:
+        """Return the checkpoint that a run goes on from, or None where it starts from nothing."""
+        asked = self.args.resume_from_checkpoint if asked is None else asked
+        return resumable(self.args, asked)
+
+    def tell(self, event: str) -> None:
+        """Tell the callbacks what happens to the optimiser; outside `train` they hear nothing."""
+        if not self.is_in_train:
+            return
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control)
+
+    def tell_rollout(self, result: Any) -> None:
+        """Tell the callbacks that want to know of a rollout batch."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RolloutCallback):
+                callback.on_rollout_end(self.args, self.state, self.control, result)
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Add values whose mean belongs in the next log."""
+        for name, value in metrics.items():
+            self._window[name].append(value)
+
+    def after_update(self, metrics: Metrics, rollouts: float) -> None:
+        """Count an optimiser update: schedule, callbacks, log; `rollouts` are the batches done, this one in part."""
+        rate = self._get_learning_rate()
+        if not isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.lr_scheduler.step()
+        self.state.global_step += 1
+        self.state.epoch = self.passes_of(rollouts)
+        self.record(metrics)
+        self._rate = rate
+        self._losses.append(metrics["loss"])
+        self.tell("on_step_end")
+        self._evaluation_due |= self.control.should_evaluate
+        self._save_due |= self.control.should_save
+        self._log_if_due()
+        every = self.args.torch_empty_cache_steps
+        if every and self.state.global_step % every == 0 and self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def act(self) -> None:
+        """Evaluate and save where that is due: between rollout batches, so that a resumed run is the same run."""
+        if self._evaluation_due or self.control.should_evaluate:
+            self._evaluation_due = False
+            metrics = self._evaluate(None, None)
+            best = self._determine_best_metric(metrics, None)
+            if self.args.save_strategy == SaveStrategy.BEST:
+                self._save_due = best
+        if self._save_due or self.control.should_save:
+            self._save_due = False
+            self.save()
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _log_if_due(self) -> None:
+        if not self.control.should_log or self.state.global_step <= self._logged_step:
+            return
+        logs = averaged(self._window)
+        logs |= {"learning_rate": self._rate, **self.ledger.counts(), **self.ledger.measured()}
+        self._window.clear()
+        self._logged_step = self.state.global_step
+        self.log(logs)
+
+    def _finish(self, started: float, first: int) -> TrainOutput:
+        steps = self.state.global_step - first
+        metrics = speed_metrics("train", started, num_samples=steps * self.args.train_batch_size, num_steps=steps)
+        metrics |= {"total_flos": 0.0, "train_loss": float(np.sum(self._losses)) / max(1, steps)}
+        self.is_in_train, self._trained = False, True
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        self.log(metrics)
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            load_weights(self.model, Path(best))
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self._finish_current_push()
+        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
+
+    # saving
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step and return its folder."""
+        run = Path(str(self.args.output_dir))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (run / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
+        self.state.stateful_callbacks = self._callback_states()
+        ours = {"rollouts": self.rollouts, "ledger": self.ledger.to_dict(), "config": self.args.identity("numbers")}
+        whole = not self.args.save_only_model
+        save_checkpoint(
+            run,
+            model=self.model,
+            tokenizer=self.processing_class,
+            state={"step": self.state.global_step, **ours},
+            parts={"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
+            if whole
+            else {},
+            write={
+                TRAINER: self.state.save_to_json,
+                "training_args.bin": lambda path: torch.save(self.args, path),
+                **self.parts_to_save(),
+            },
+            priors=hooks.take_states(self.priors),
+        )
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if hasattr(trainer_utils, "rotate_checkpoints"):
+            trainer_utils.rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        else:  # transformers 4
+            rotate: Any = self
+            rotate._rotate_checkpoints(use_mtime=True, output_dir=str(run))
+        return folder
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the policy and its tokenizer so that `from_pretrained` opens them."""
+        folder = Path(str(output_dir or self.args.output_dir))
+        save_policy(folder, self.model, self.processing_class)
+        torch.save(self.args, folder / "training_args.bin")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _new_state(self, updates: int) -> TrainerState:
+        state = TrainerState(
+            max_steps=updates, train_batch_size=self.args.train_batch_size, stateful_callbacks=self._callback_states()
+        )
+        state.num_train_epochs = max(1, int(np.ceil(self.args.num_train_epochs)))
+        state.compute_steps(self.args, updates)
+        return state
+
+    def _callback_states(self) -> Any:
+        kept: Any = [*self.callback_handler.callbacks, self.control]
+        exported: Any = [callback for callback in kept if isinstance(callback, ExportableState)]
+        return TrainerState(stateful_callbacks=exported).stateful_callbacks
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        updates = self.state.max_steps
+        optimizer, scheduler = checkpoint.part("optimizer"), checkpoint.part("scheduler")
+        if optimizer is None or scheduler is None:
+            raise CheckpointError(
+                f"{checkpoint.path}: has no optimizer.pt (save_only_model was on); give it as the model instead"
+            )
+        load_weights(self.model, checkpoint.path)
+        self.optimizer.load_state_dict(optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+        self.state = TrainerState.load_from_json(str(checkpoint.path / TRAINER))
+        self.state.max_steps = updates
+        self.state.compute_steps(self.args, updates)
+        if self.state.best_model_checkpoint and not Path(self.state.best_model_checkpoint).is_dir():
+            self.state.best_model_checkpoint = None
+        self._load_callback_state()
+        self.rollouts = int(checkpoint.state["rollouts"])
+        self.ledger.restore(checkpoint.state["ledger"])
+        hooks.load_states(self.priors, checkpoint.prior_states())
+        self.load_parts(checkpoint)
+
+
+def resumable(config: STPConfig, asked: str | bool | None) -> Checkpoint | None:
+    """Return the checkpoint that is asked for: a folder; True or "true", the newest; "auto", that one if there is any.
+
+    Raises:
+        CheckpointError: there is none, or it was made with other settings.
+    """
+    if asked in (None, False, "none"):
+        return None
+    run, newest = Path(str(config.output_dir)), asked in (True, "true", "auto")
+    checkpoint = newest_checkpoint(run) if newest else read_checkpoint(Path(str(asked)))
+    if checkpoint is None:
+        if asked == "auto":
+            return None
+        raise CheckpointError(f"{run if newest else asked}: no checkpoint to resume from")
+    ours, theirs = config.identity("numbers"), checkpoint.state.get("config", {})
+    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
+            "delete the folder, or restore the settings"
+        )
+    return checkpoint
