@@ -6,6 +6,7 @@ Shapes: B canvases, S canvas width, N gathered positions, V vocabulary.
 import contextlib
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -312,10 +313,19 @@ def _our_update(world: World, preset: str, folder: Path) -> None:
         if preset == "stp":
             made.run()  # compiles what the backward pass needs
             report.add("variants compiled of a block", _variants(), "graphs")
+            gap = made.noise()
+            report.add("passes without gradient against with", float(gap.max()), "nats", mean=float(gap.mean()))
+            if world.device.type == "cuda":
+                with warnings.catch_warnings(record=True) as waits:
+                    warnings.simplefilter("always")
+                    torch.cuda.set_sync_debug_mode("warn")
+                    made.run()
+                    torch.cuda.set_sync_debug_mode("default")
+                report.add("update: ours, stp, waits of the host", len(waits), "waits")
         before = made.passes()
-        scoring = made.ledger.seconds.get("scoring", 0.0)
-        _, metrics = report.wall(f"update: ours, {preset}", made.run, counts=lambda _: made.counts(before))
-    report.add(f"update: ours, {preset}, host seconds of scoring", made.ledger.seconds["scoring"] - scoring, "s")
+        with made.scored(report.wait) as seconds:
+            took, metrics = report.wall(f"update: ours, {preset}", made.run, counts=lambda _: made.counts(before))
+    report.add(f"update: ours, {preset}, scoring", sum(seconds), "s", share=sum(seconds) / took)
     if "diffusion/ratio_max" in metrics:
         report.add(f"update: ours, {preset}, largest ratio", metrics["diffusion/ratio_max"], "ratio")
     world.adapted.module.zero_grad(set_to_none=True)

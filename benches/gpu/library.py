@@ -15,7 +15,7 @@ import torch
 
 import stp_rs
 from benches.gpu.network import Shape
-from stp_rs.models.acceleration import adapter_layers
+from stp_rs.models.acceleration import adapter_layers, adapters_ready
 from stp_rs.models.reference import reference_policy
 from stp_rs.rollout.logits import Reducer
 from stp_rs.train.metrics import Ledger
@@ -132,6 +132,35 @@ class Update:
     def run(self) -> dict[str, float]:
         """Make the updates of one step; return their metrics."""
         return dict(self._update.run(self.rollout))
+
+    def noise(self) -> Any:
+        """Return how far a pass without gradient is from the one with gradient, of the same policy, in nats."""
+        update = self._update
+        part = update._planned(self.rollout, None)[0]
+        with adapters_ready(update.model.module):
+            old = update._estimate(update.model, part)
+        gap = (update._estimate(update.model, part).token_RL.detach() - old.token_RL).abs()
+        return gap[part.there.scored_RL > 0].cpu().numpy()
+
+    @contextlib.contextmanager
+    def scored(self, wait: Callable[[], None]) -> Iterator[list[float]]:
+        """Give the seconds of each micro-batch's passes without gradient, waited for."""
+        found: list[float] = []
+        inner = self._update._planned
+
+        def planned(*args: Any, **options: Any) -> Any:
+            wait()
+            start = time.perf_counter()
+            parts = inner(*args, **options)
+            wait()
+            found.append(time.perf_counter() - start)
+            return parts
+
+        self._update._planned = planned  # type: ignore[method-assign]
+        try:
+            yield found
+        finally:
+            del self._update._planned
 
     def counts(self, before: dict[str, int]) -> dict[str, int]:
         """Return the canvases of likelihood passes since `before`, from `passes`."""
