@@ -41,6 +41,7 @@ MODULES = {
     "sampling": "rollout.params",
     "sft": "train.warmup",
     "spatial": "train.priors",
+    "tasks.paper": "tasks.published",
     "trainer": "train.trainer",
     "update": "train.update",
     "variance_cli": "cli.variance",

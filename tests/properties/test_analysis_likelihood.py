@@ -13,7 +13,7 @@ from stp_rs import Design, Masks, STPConfig, STPTrainer, Unmasking, draw_masks, 
 from stp_rs._core import PriorSet
 from stp_rs.config.sections import PruningConfig
 from stp_rs.data.trajectories import Rollout
-from stp_rs.eval.readings import plans_of, read_as, row_levels
+from stp_rs.eval.prunings import as_pruned, plans_of, row_levels
 from stp_rs.objective.bounds import pass_logprobs, token_bounds
 from stp_rs.objective.noise import Estimator, exact_gradient, gradient_noise, value_and_gradient
 from stp_rs.testing.exact import exact_levels, law_arrays, plan_elbo, score_table
@@ -246,20 +246,20 @@ def test_rows_of_a_batch_add_their_noise():
     assert together.value_MR == pytest.approx(np.concatenate([noise.value_MR for noise in alone], 1), abs=1e-5)
 
 
-# --- readings of one rollout ---
+# --- prunings of one rollout ---
 
 
 def test_a_rollout_is_read_four_ways():
     pruned = one_row(6, [4, 3, 2], 3, order=[5, 0, 2, 3])
-    tokens = {name: plans_of(read_as(pruned, name, 6))[0] for name in ("none", "spatial", "temporal", "both")}
+    tokens = {name: plans_of(as_pruned(pruned, name, 6))[0] for name in ("none", "spatial", "temporal", "both")}
     assert tokens == {
         "none": [6, 5, 4, 3, 2, 1],
         "spatial": [4, 3, 2, 1],
         "temporal": [6, 5, 4, 3],  # half of the tokens were committed together: of 6, the last 3
         "both": [4, 3, 2],
     }
-    assert read_as(pruned, "both", 6).unmask_step.tolist() == pruned.unmask_step.tolist()
-    spatial = read_as(pruned, "spatial", 6).unmask_step[0]
+    assert as_pruned(pruned, "both", 6).unmask_step.tolist() == pruned.unmask_step.tolist()
+    spatial = as_pruned(pruned, "spatial", 6).unmask_step[0]
     assert spatial[[1, 4]].tolist() == [-1, -1], "anchors stay anchors"
     assert spatial[[5, 0, 2, 3]].tolist() == [0, 1, 2, 3], "what was revealed first stays first"
 
@@ -269,9 +269,9 @@ def test_sampled_levels_estimate_the_exact_ones(monkeypatch):
     policy = table_policy(5, 7, consistent=False)
     exact, enumerated = row_levels(policy, rows, 0, temperature=1.0, seed=0)
     assert enumerated
-    monkeypatch.setattr("stp_rs.eval.readings.MAX_TOKENS", 4)
-    monkeypatch.setattr("stp_rs.eval.readings.ORDERS", 5000)
-    monkeypatch.setattr("stp_rs.eval.readings.EVERY", 5)
+    monkeypatch.setattr("stp_rs.eval.prunings.MAX_TOKENS", 4)
+    monkeypatch.setattr("stp_rs.eval.prunings.ORDERS", 5000)
+    monkeypatch.setattr("stp_rs.eval.prunings.EVERY", 5)
     sampled, enumerated = row_levels(policy, rows, 0, temperature=1.0, seed=0)
     assert not enumerated
     few = [1, 4, 5]  # at most five masks: all of them

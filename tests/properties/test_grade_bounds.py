@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stp_rs import _core
-from stp_rs.tasks import paper as rewards
-from stp_rs.tasks.graders import paper
+from stp_rs.tasks import published as rewards
+from stp_rs.tasks.graders import published
 from stp_rs.tasks.sums import sums_grades
 
 PIECES = ["88**77**66", "(" * 500, ")" * 500, "<answer>", "</answer>", "\\boxed{", "}", "9" * 400, "1/0", "="]
@@ -95,15 +95,17 @@ GRADERS: dict[str, Grade] = {
     "math": lambda t: _core.math_compare(_core.answer_spans(t), ["x^2, 2x, 3"] * len(t)),
     "math_raw": lambda t: _core.math_compare(t, ["1, 2, 3, 4"] * len(t)),
     "layout": lambda t: _core.tag_layout(t, ["reasoning", "answer"], False),
-    "paper_countdown": lambda t: [paper.countdown_correct(paper.countdown_expression(x), [1, 2, 3], 7.0) for x in t],
+    "paper_countdown": lambda t: [
+        published.countdown_correct(published.countdown_expression(x), [1, 2, 3], 7.0) for x in t
+    ],
     "paper_countdown_reward": lambda t: rewards.d1_countdown(t, numbers=[[1, 2, 3]] * len(t), target=[7] * len(t)),
-    "paper_sudoku": lambda t: [paper.sudoku_cells(paper.sudoku_answer(x), "0" * 16, SOLUTION) for x in t],
+    "paper_sudoku": lambda t: [published.sudoku_cells(published.sudoku_answer(x), "0" * 16, SOLUTION) for x in t],
     "paper_sudoku_reward": lambda t: rewards.d1_sudoku(t, puzzle=["0" * 16] * len(t), solution=[SOLUTION] * len(t)),
-    "paper_gsm8k": lambda t: [paper.number_answer(x) for x in t],
+    "paper_gsm8k": lambda t: [published.number_answer(x) for x in t],
     "paper_gsm8k_reward": lambda t: rewards.d1_gsm8k(t, answer=["18"] * len(t)),
-    "paper_math": lambda t: [paper.math_equal(paper.math_answer(x) or "", "\\frac{1}{2}") for x in t],
+    "paper_math": lambda t: [published.math_equal(published.math_answer(x) or "", "\\frac{1}{2}") for x in t],
     "paper_math_reward": lambda t: rewards.d1_math(t, answer=["18"] * len(t)),
-    "espo_numbers": lambda t: [paper.espo_number(x) for x in t],
+    "espo_numbers": lambda t: [published.espo_number(x) for x in t],
 }
 READ = 65_536
 """Characters of a text that are read, from its end."""

@@ -16,8 +16,17 @@ from stp_rs.config import PRUNINGS, TaskConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors, with_random_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
-from stp_rs.eval.readings import READINGS, with_pruning
-from stp_rs.eval.variance import Setting, VarianceRow, list_cells, make_readings, measure, ratio, summarise, to_json
+from stp_rs.eval.prunings import PRUNED, with_pruning
+from stp_rs.eval.variance import (
+    Setting,
+    VarianceRow,
+    list_measurements,
+    measure,
+    pruned_batches,
+    ratio,
+    summarise,
+    to_json,
+)
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.testing.exact import exact_levels, plan_elbo, score_table
 from stp_rs.testing.tabular import TabularPolicy
@@ -51,12 +60,12 @@ def completions() -> Rollout:
 
 def test_a_cell_agrees_with_the_exact_numbers():
     given = setting(draws=120)
-    readings = {reading.pruning: reading for reading in make_readings(given, completions())}
-    assert list(readings) == list(READINGS)
-    for pruning, reading in readings.items():
-        cell = measure(given, Design("uniform_count", 2), reading)
-        exact = [exact_levels(score_table(given.model, reading.rows, row)) for row in range(ROWS)]
-        parts = [sum(independent_variance(levels, plan, 2)) for levels, plan in zip(exact, reading.plans, strict=True)]
+    batches = {batch.pruning: batch for batch in pruned_batches(given, completions())}
+    assert list(batches) == list(PRUNED)
+    for pruning, batch in batches.items():
+        cell = measure(given, Design("uniform_count", 2), batch)
+        exact = [exact_levels(score_table(given.model, batch.rows, row)) for row in range(ROWS)]
+        parts = [sum(independent_variance(levels, plan, 2)) for levels, plan in zip(exact, batch.plans, strict=True)]
         assert cell.variance_R == pytest.approx(parts, rel=0.6)
         line = summarise(cell)
         assert line.bias_ci[0] - 0.1 < 0 < line.bias_ci[1] + 0.1
@@ -64,7 +73,7 @@ def test_a_cell_agrees_with_the_exact_numbers():
         assert (line.passes, line.forwards) == (2, 2.0)
         assert line.tokens == {"none": 5, "spatial": 4, "temporal": 5, "both": 4}[pruning]
         assert line.per_token_sd == pytest.approx(math.sqrt(line.variance) / line.tokens, rel=1e-9)
-        plan = reading.plans[0]
+        plan = batch.plans[0]
         spread = sum(c / count for c, count in zip(-np.diff([*plan, 0]), plan, strict=True)) - 1
         assert line.coverage_variance == pytest.approx(spread / 2)
         assert line.gradient_trace_ci[0] <= line.gradient_trace <= line.gradient_trace_ci[1]
@@ -72,8 +81,8 @@ def test_a_cell_agrees_with_the_exact_numbers():
 
 def test_the_bias_is_measured_against_what_a_design_estimates():
     given = setting(draws=3)
-    readings = {reading.pruning: reading for reading in make_readings(given, completions())}
-    both = readings["both"]
+    batches = {batch.pruning: batch for batch in pruned_batches(given, completions())}
+    both = batches["both"]
     all_at_once = measure(given, Design("mean_field", 1), both)
     for row, plan in enumerate(both.plans):
         want = plan[0] * both.levels[row].a[plan[0]] - plan_elbo(both.levels[row], plan)
@@ -85,16 +94,16 @@ def test_the_bias_is_measured_against_what_a_design_estimates():
     assert (left_to_right.passes, left_to_right.bias, left_to_right.variance) == (4, 0.0, 0.0)
     assert left_to_right.gradient_snr is None
     full, merged = both.target(0, "full_elbo"), both.target(0, "plan_elbo")
-    assert full == pytest.approx(readings["spatial"].target(0, "plan_elbo"))
+    assert full == pytest.approx(batches["spatial"].target(0, "plan_elbo"))
     assert full != pytest.approx(merged, abs=1e-3)
 
 
 def test_a_mean_per_token_is_scaled_to_the_whole_completion():
     given = setting(draws=30)
-    reading = make_readings(given, completions())[0]
-    pair = [summarise(measure(given, Design(name, 1), reading)) for name in ("stp_paper", "uniform_count")]
-    paper = [sum(c * levels.a[c] for c in range(1, 6)) / 5 for levels in reading.levels]
-    target = [reading.target(row, "plan_elbo") for row in range(ROWS)]
+    batch = pruned_batches(given, completions())[0]
+    pair = [summarise(measure(given, Design(name, 1), batch)) for name in ("stp_paper", "uniform_count")]
+    paper = [sum(c * levels.a[c] for c in range(1, 6)) / 5 for levels in batch.levels]
+    target = [batch.target(row, "plan_elbo") for row in range(ROWS)]
     assert pair[0].bias == pytest.approx(np.mean(np.array(paper) - target), abs=0.5)
     assert pair[0].gradient_trace < pair[1].gradient_trace
     assert pair[0].coverage_variance == pytest.approx(6 * 4 / (4 * 25))
@@ -102,11 +111,11 @@ def test_a_mean_per_token_is_scaled_to_the_whole_completion():
 
 def test_cells_are_listed_once_and_refusals_say_why():
     given = setting()
-    readings = make_readings(given, completions())
-    pairs, refused = list_cells(given, readings, ["mean_field", "coupled", "balanced", "ordered", "cover"])
-    keys = [(design.name, design.num_mc, reading.pruning) for design, reading in pairs]
+    batches = pruned_batches(given, completions())
+    pairs, refused = list_measurements(given, batches, ["mean_field", "coupled", "balanced", "ordered", "cover"])
+    keys = [(design.name, design.num_mc, batch.pruning) for design, batch in pairs]
     assert len(set(keys)) == len(keys)
-    assert [key for key in keys if key[0] == "mean_field"] == [("mean_field", 1, pruning) for pruning in READINGS]
+    assert [key for key in keys if key[0] == "mean_field"] == [("mean_field", 1, pruning) for pruning in PRUNED]
     assert [key[1] for key in keys if key[0] == "coupled" and key[2] == "none"] == [2, 4, 8]
     assert {key[2] for key in keys if key[0] == "balanced" and key[1] == 2} == {"temporal", "both"}
     assert any(line.startswith("coupled, K = 1, none") for line in refused)
@@ -130,7 +139,7 @@ def test_a_run_without_pruning_is_studied_with_the_presets():
 
 def test_anchors_are_nested_and_shorten_the_estimate():
     given, rows = setting(), completions()
-    everything = make_readings(given, rows)[0].rows
+    everything = pruned_batches(given, rows)[0].rows
     few, many = (with_random_anchors(everything, share, 0).unmask_step for share in (0.4, 0.8))
     assert (few == -1).sum(1).tolist() == [2] * ROWS
     assert (many == -1).sum(1).tolist() == [4] * ROWS
@@ -143,7 +152,7 @@ def test_anchors_are_nested_and_shorten_the_estimate():
     assert curve[1][0] == pytest.approx(0.6)
     assert 0 < curve[1][2] <= curve[1][1] <= curve[1][3]
     assert curve[2] == (0.0, 0.0, 0.0, 0.0)
-    exact = [sum(independent_variance(levels, range(5, 0, -1), 2)) for levels in make_readings(given, rows)[0].levels]
+    exact = [sum(independent_variance(levels, range(5, 0, -1), 2)) for levels in pruned_batches(given, rows)[0].levels]
     assert sampled_variance(given.model, everything, estimator, 300) == pytest.approx(exact, rel=0.5)
 
 
@@ -171,7 +180,7 @@ def test_the_command_writes_the_table(run: Path, tmp_path: Path, capsys: pytest.
     assert all(set(row) == {field.name for field in fields(VarianceRow)} for row in table)
     assert {row["design"] for row in table} == {"coupled", "cover", "mean_field", "pairs", "unigrpo", "uniform_count"}
     assert {(row["passes"], row["pruning"]) for row in table if row["design"] == "cover"} == {
-        (passes, pruning) for passes in (1, 2, 4, 8) for pruning in READINGS
+        (passes, pruning) for passes in (1, 2, 4, 8) for pruning in PRUNED
     }
     for row in table:
         assert row["published"] == (row["design"] not in ("cover", "pairs"))
@@ -223,9 +232,9 @@ def test_without_matplotlib_the_figure_names_its_extra(monkeypatch: pytest.Monke
 def test_the_figure_is_small(tmp_path: Path):
     pytest.importorskip("matplotlib")
     given = setting(draws=4)
-    readings = make_readings(given, completions())
-    pairs, _ = list_cells(given, readings, ["uniform_count", "cover", "mean_field"], passes=(2,))
-    cells = [measure(given, design, reading) for design, reading in pairs]
+    batches = pruned_batches(given, completions())
+    pairs, _ = list_measurements(given, batches, ["uniform_count", "cover", "mean_field"], passes=(2,))
+    cells = [measure(given, design, batch) for design, batch in pairs]
     variance = np.linspace(0.1, 9, 4)
     pictures = Pictures(
         training=[(0, variance, variance / 4), (50, variance / 2, variance / 8)],

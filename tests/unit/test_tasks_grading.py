@@ -11,7 +11,7 @@ import pytest
 
 from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
-from stp_rs.tasks.graders import paper
+from stp_rs.tasks.graders import published
 from stp_rs.tasks.graders.modes import MODES, RULES, sudoku_puzzle
 from tests.oracles import paper as oracle
 
@@ -23,7 +23,7 @@ FILES = {"countdown": "countdown_128.json", "gsm8k": "gsm8k_128.json", "sudoku":
 @needs_data
 @pytest.mark.parametrize(("task", "percent"), [("countdown", 20.7), ("gsm8k", 69.3), ("sudoku", 6.7)])
 def test_published_accuracies(task: str, percent: float):
-    report = grading.grade_file(task, REAL / FILES[task], "paper_compat")
+    report = grading.grade_file(task, REAL / FILES[task], "published")
     assert abs(100 * report.accuracy - percent) < 0.1
     if task == "sudoku":
         assert (report.cells, report.solved) == (report.accuracy, 0.0)
@@ -87,15 +87,15 @@ def test_completions_of_any_length_are_read_as_published(tokens: int):
         draw.shuffle(parts)
         texts.append("".join(parts)[: 4 * tokens])
     for text in texts:
-        value, found = oracle.gsm8k(text), paper.number_answer(text)
+        value, found = oracle.gsm8k(text), published.number_answer(text)
         assert (found is None) == (value is None)
         assert found is None or value is None or found[0] == value or math.isnan(value)
-        answer = paper.math_answer(text)
+        answer = published.math_answer(text)
         assert answer == oracle.math_answer(text)
         for truth in TRUTHS:
-            assert paper.math_equal(answer or "", truth) == oracle.math_equal(answer or "", truth)
-        assert paper.countdown_expression(text) == oracle.countdown_expression(text)
-        assert paper.sudoku_answer(text) == oracle.sudoku_answer(text)
+            assert published.math_equal(answer or "", truth) == oracle.math_equal(answer or "", truth)
+        assert published.countdown_expression(text) == oracle.countdown_expression(text)
+        assert published.sudoku_answer(text) == oracle.sudoku_answer(text)
 
 
 CASES = [
@@ -156,14 +156,14 @@ def test_every_rule_is_documented():
 
 def test_a_missing_truth_is_wrong_as_published_and_left_out_corrected():
     items = [item("gsm8k", "\\boxed{18}", None), item("gsm8k", "\\boxed{18}", 18.0)]
-    assert grading.grade_items("gsm8k", items, "paper_compat").accuracy == 0.5
+    assert grading.grade_items("gsm8k", items, "published").accuracy == 0.5
     report = grading.grade_items("gsm8k", items, "corrected")
     assert (report.accuracy, report.n, report.ungraded) == (1.0, 1, 1)
 
 
 def test_math_truths_that_are_floats_are_compared_as_numbers():
     items = [item("math", "\\boxed{0.50}", 0.5), item("math", "\\boxed{x}", 0.5)]
-    assert grading.grade_items("math", items, "paper_compat").accuracy == 0.5
+    assert grading.grade_items("math", items, "published").accuracy == 0.5
 
 
 def test_9x9_puzzles_are_graded_corrected():
@@ -196,14 +196,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "n": 3,
         "accuracy": pytest.approx(2 / 3),
     }
-    args = run(str(path), "--task", "gsm8k", "--mode", "paper_compat", "--explain")
+    args = run(str(path), "--task", "gsm8k", "--mode", "published", "--explain")
     assert args.run(args) == 0
     printed = capsys.readouterr().out
     assert "33.33 % of 3" in printed
     assert "[thousands]" in printed
     args = run(str(path), "--task", "gsm8k", "--json", "--explain")
     args.run(args)
-    assert json.loads(capsys.readouterr().out)["differences"][0]["paper_compat"]["answer"] == "1,200"
+    assert json.loads(capsys.readouterr().out)["differences"][0]["published"]["answer"] == "1,200"
 
 
 def test_errors(tmp_path: Path):
@@ -213,8 +213,8 @@ def test_errors(tmp_path: Path):
         grading.read_items(path)
     with pytest.raises(ConfigError, match="countdown, gsm8k, math, sudoku"):
         grading.grade_items("code", [])
-    with pytest.raises(ConfigError, match="paper_compat, corrected"):
-        grading.grade_items("math", [], "paper")
+    with pytest.raises(ConfigError, match="published, corrected"):
+        grading.grade_items("math", [], "paper_compat")
     with pytest.raises(ConfigError, match="no numbers and target"):
         grading.grade_items("countdown", [item("countdown", "1", None)])
     with pytest.raises(ConfigError, match="no puzzle"):

@@ -15,7 +15,7 @@ from stp_rs.models import character_tokenizer
     ("source", "text", "truth", "info", "score"),
     [
         ("openai/gsm8k", "\\boxed{1,200}", "1200", None, 1.0),
-        ("openai/gsm8k", "\\boxed{1,200}", "1200", {"mode": "paper_compat"}, 0.0),
+        ("openai/gsm8k", "\\boxed{1,200}", "1200", {"mode": "published"}, 0.0),
         ("lighteval/MATH", "\\boxed{.5}", "\\frac{1}{2}", {}, 1.0),
         ("countdown", "<answer>2*3</answer>", [[2, 3], 6], {}, 1.0),
         ("countdown", "<answer>2*3</answer>", {"numbers": [2, 3], "target": 7}, {}, 0.0),

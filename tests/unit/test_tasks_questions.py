@@ -10,7 +10,7 @@ from stp_rs.cli.run import load_run, make_task, run_training
 from stp_rs.config import PolicyConfig, TaskConfig
 from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer, tiny_policy
-from stp_rs.tasks import competition, gsm8k, paper
+from stp_rs.tasks import competition, gsm8k, published
 from stp_rs.tasks.templates import TEMPLATES, get_template, render
 
 GSM8K = [
@@ -45,8 +45,8 @@ MATH = [
 )
 def test_gsm8k_rewards(completion: str, answer: str, corrected: float, d1: float, espo: float):
     assert gsm8k.gsm8k_correct([completion], answer=[answer]) == [corrected]
-    assert paper.d1_gsm8k([completion], answer=[answer]) == [pytest.approx(d1)]
-    assert paper.espo_gsm8k([completion], answer=[answer]) == [espo]
+    assert published.d1_gsm8k([completion], answer=[answer]) == [pytest.approx(d1)]
+    assert published.espo_gsm8k([completion], answer=[answer]) == [espo]
 
 
 def test_ground_truths_of_gsm8k():
@@ -68,7 +68,7 @@ def test_ground_truths_of_gsm8k():
 )
 def test_math_rewards(completion: str, answer: str, corrected: float, d1: float):
     assert competition.math_correct([completion], answer=[answer]) == [corrected]
-    assert paper.d1_math([completion], answer=[answer]) == [pytest.approx(d1)]
+    assert published.d1_math([completion], answer=[answer]) == [pytest.approx(d1)]
 
 
 def test_math_answered_needs_a_mark():

@@ -11,7 +11,7 @@ from typing import Any
 from stp_rs.cli.terminal import show
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.data import load_rows, shown
-from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PAPER, RULES, Grade, Item
+from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PUBLISHED, RULES, Grade, Item
 from stp_rs.text import inert
 
 _COMPLETION = ("generations", "completion", "completions", "generation", "response", "output", "prediction")
@@ -84,20 +84,20 @@ def grade_items(task: str, items: Sequence[Item], mode: str = "corrected", expla
     Args:
         task: countdown, gsm8k, math or sudoku.
         items: what to grade.
-        mode: `paper_compat` or `corrected`.
+        mode: `published` or `corrected`.
         explain: grade in both modes and list every item on which they differ, with the rule that explains it.
     """
-    if task not in PAPER:
-        raise ConfigError(f"task: got '{task}', needs one of {', '.join(PAPER)}")
+    if task not in PUBLISHED:
+        raise ConfigError(f"task: got '{task}', needs one of {', '.join(PUBLISHED)}")
     if mode not in MODES:
         raise ConfigError(f"mode: got '{mode}', needs one of {', '.join(MODES)}")
-    graders = {"paper_compat": PAPER[task], "corrected": CORRECTED[task]}
+    graders = {"published": PUBLISHED[task], "corrected": CORRECTED[task]}
     grades = graders[mode](items)
     differences = []
     if explain:
         other = graders[MODES[1 - MODES.index(mode)]](items)
-        paper, right = (grades, other) if mode == MODES[0] else (other, grades)
-        differences = _differences(task, items, paper, right)
+        published, right = (grades, other) if mode == MODES[0] else (other, grades)
+        differences = _differences(task, items, published, right)
     return _report(task, mode, grades, differences, explain)
 
 
@@ -110,7 +110,7 @@ def _report(
     cells = None
     if task == "sudoku":
         cells = sum(g.right for g in graded) / max(1, sum(g.blanks for g in graded))
-    accuracy = cells if cells is not None and mode == "paper_compat" else share
+    accuracy = cells if cells is not None and mode == "published" else share
     solved = share if task == "sudoku" else None
     unsure = sum(g.correct is None and g.why == "unsure" for g in grades)
     ungraded = len(grades) - n - unsure
@@ -118,10 +118,10 @@ def _report(
 
 
 def _differences(
-    task: str, items: Sequence[Item], paper: Sequence[Grade], corrected: Sequence[Grade]
+    task: str, items: Sequence[Item], published: Sequence[Grade], corrected: Sequence[Grade]
 ) -> list[dict[str, Any]]:
     found = []
-    for index, (item, p, c) in enumerate(zip(items, paper, corrected, strict=True)):
+    for index, (item, p, c) in enumerate(zip(items, published, corrected, strict=True)):
         if (p.correct, p.right) == (c.correct, c.right):
             continue
         found.append(
@@ -129,7 +129,7 @@ def _differences(
                 "index": index,
                 "rule": EXPLAIN[task](item, p, c),
                 "question": item.question[:80],
-                "paper_compat": {"correct": p.correct, "answer": p.answer[-120:], "why": p.why},
+                "published": {"correct": p.correct, "answer": p.answer[-120:], "why": p.why},
                 "corrected": {"correct": c.correct, "answer": c.answer[-120:], "why": c.why},
             }
         )
@@ -158,7 +158,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Score stored completions, as published or corrected.",
     )
     parser.add_argument("file", metavar="FILE", help="JSON or JSONL with a completion and a ground truth per record")
-    parser.add_argument("--task", required=True, choices=sorted(PAPER), help="what the completions answer")
+    parser.add_argument("--task", required=True, choices=sorted(PUBLISHED), help="what the completions answer")
     parser.add_argument("--mode", default="corrected", choices=MODES, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--explain", action="store_true", help="list every item on which the two modes differ, and why")

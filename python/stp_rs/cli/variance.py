@@ -20,16 +20,16 @@ from stp_rs.eval.alignment import Alignment, align, trajectory_gradients
 from stp_rs.eval.checks import Checks, check_statements
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
-from stp_rs.eval.readings import read_as, with_pruning
+from stp_rs.eval.prunings import as_pruned, with_pruning
 from stp_rs.eval.variance import (
     PUBLISHED_ITERATIONS,
-    Cell,
-    Reading,
+    Measurement,
+    PrunedBatch,
     Setting,
     VarianceRow,
-    list_cells,
-    make_readings,
+    list_measurements,
     measure,
+    pruned_batches,
     ratio,
     summarise,
     to_json,
@@ -58,9 +58,9 @@ COMPARED = (
     (("spread", 4, "both"), ("pairs", 4, "both")),
     (("spread", 4, "both"), ("uniform_count", 4, "both")),
 )
-"""Cells (design, K, pruning) whose gradient traces are compared, with intervals."""
+"""(design, K, pruning) whose gradient traces are compared, with intervals."""
 EXACT = (*COMPARED[3:], (("spread", 8, "both"), ("cover", 8, "both")), (("cover", 4, "both"), ("cover", 4, "spatial")))
-"""Cells that are also compared through all masks' gradients."""
+"""Those that are also compared through all masks' gradients."""
 EXACT_ROWS = 64
 PICTURE_DRAWS = 64
 """Draws of the masks for the pictures: no gradient is needed, and variances are heavy-tailed."""
@@ -95,15 +95,15 @@ def run(args: argparse.Namespace) -> int:
         require_matplotlib()
     source = Source(args)
     setting = source.setting
-    readings = make_readings(setting, source.rollout)
-    pairs, refused = list_cells(setting, readings, chosen_designs(args.designs), chosen_passes(args.passes))
-    bar = tqdm(pairs, unit="cell", file=sys.stderr, dynamic_ncols=True)
+    scored = pruned_batches(setting, source.rollout)
+    pairs, refused = list_measurements(setting, scored, chosen_designs(args.designs), chosen_passes(args.passes))
+    bar = tqdm(pairs, unit="measurement", file=sys.stderr, dynamic_ncols=True)
     batches = source.batches(args.batches)
     target = trajectory_gradients(setting.model, batches, setting.temperature) if batches else None
-    cells, lines = [], []
-    for design, reading in bar:
-        cells.append(measure(setting, design, reading))
-        lines.append(summarise(cells[-1], args.seed, aligned(setting, design, reading.pruning, batches, target)))
+    measured, lines = [], []
+    for design, batch in bar:
+        measured.append(measure(setting, design, batch))
+        lines.append(summarise(measured[-1], args.seed, aligned(setting, design, batch.pruning, batches, target)))
     show(
         "\n".join(
             [
@@ -111,22 +111,22 @@ def run(args: argparse.Namespace) -> int:
                 "",
                 *alignment_lines(lines),
                 "",
-                *comparison_lines(cells),
+                *comparison_lines(measured),
                 "",
-                *reduction_lines(readings),
+                *reduction_lines(scored),
                 "",
             ]
         )
     )
-    show("\n".join([*exact_lines(setting, readings[1], readings[3]), ""]))
-    show("\n".join([*check_lines(check_statements(setting, readings[1], readings[3])), ""]))
+    show("\n".join([*exact_lines(setting, scored[1], scored[3]), ""]))
+    show("\n".join([*check_lines(check_statements(setting, scored[1], scored[3])), ""]))
     show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
     if args.json:
         write_json(Path(args.json), to_json(lines))
     if args.plot:
-        anchors = variance_by_anchors(setting.model, readings[0].rows, source.estimator("uniform_count"), PICTURE_DRAWS)
+        anchors = variance_by_anchors(setting.model, scored[0].rows, source.estimator("uniform_count"), PICTURE_DRAWS)
         rows = (source.variance("uniform_count", "none"), source.variance("cover", "both"))
-        draw(cells, Pictures(training=variance_over_training(args), rows=rows, anchors=anchors), Path(args.plot))
+        draw(measured, Pictures(training=variance_over_training(args), rows=rows, anchors=anchors), Path(args.plot))
     return 0
 
 
@@ -194,7 +194,7 @@ class Source:
 
     def variance(self, design: str, pruning: str) -> Floats:
         """Return the variance of a two-pass estimate of every row."""
-        rows = read_as(self.rollout, pruning, self.setting.diffusion_steps)
+        rows = as_pruned(self.rollout, pruning, self.setting.diffusion_steps)
         return sampled_variance(self.setting.model, rows, self.estimator(design), PICTURE_DRAWS)
 
 
@@ -204,7 +204,7 @@ def aligned(
     """Return a design's alignment on batches read as a pruning, None where there are no batches."""
     if target is None:
         return None
-    read = [read_as(batch, pruning, setting.diffusion_steps) for batch in batches]
+    read = [as_pruned(batch, pruning, setting.diffusion_steps) for batch in batches]
     iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
     states = "doubt" if design.name == "decision" else "reveals"
     estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature, states=states)
@@ -247,7 +247,7 @@ def variance_over_training(args: argparse.Namespace) -> list[tuple[int, Floats, 
     return found
 
 
-def exact_lines(setting: Setting, unmerged: Reading, merged: Reading) -> list[str]:
+def exact_lines(setting: Setting, unmerged: PrunedBatch, merged: PrunedBatch) -> list[str]:
     """Return ratios of gradient traces from all masks' gradients; of rows with at most 8 free tokens."""
     rows = [row for row, plan in enumerate(merged.plans) if plan and plan[0] <= gram.MAX_TOKENS][:EXACT_ROWS]
     shown = [f"The same through every mask's gradient, {len(rows)} rows of at most {gram.MAX_TOKENS} free tokens:"]
@@ -303,9 +303,9 @@ def alignment_lines(lines: Sequence[VarianceRow]) -> list[str]:
     return shown
 
 
-def comparison_lines(cells: Sequence[Cell]) -> list[str]:
+def comparison_lines(measured: Sequence[Measurement]) -> list[str]:
     """Return the ratios of gradient traces in `COMPARED`, with intervals."""
-    by_key = {cell.key: cell for cell in cells}
+    by_key = {one.key: one for one in measured}
     shown = ["Gradient trace, ratio of (design, K, pruning) to (design, K, pruning), 95 % over rows:"]
     for top, base in COMPARED:
         if top in by_key and base in by_key:
@@ -314,19 +314,19 @@ def comparison_lines(cells: Sequence[Cell]) -> list[str]:
     return shown
 
 
-def reduction_lines(readings: Sequence[Reading]) -> list[str]:
+def reduction_lines(batches: Sequence[PrunedBatch]) -> list[str]:
     """Return which part of the drop in variance is fewer tokens and which is less variance per token.
 
     From a(l) and v(l) of every row by the law of total variance, not from draws.
     """
     parts = {
-        reading.pruning: np.array(
+        batch.pruning: np.array(
             [
                 (levels.n, *independent_variance(levels, plan, 2)) if plan else (0.0, 0.0, 0.0)
-                for levels, plan in zip(reading.levels, reading.plans, strict=True)
+                for levels, plan in zip(batch.levels, batch.plans, strict=True)
             ]
         ).T
-        for reading in readings
+        for batch in batches
     }
     base_tokens_R, *base = parts["none"]
     shown = [

@@ -67,7 +67,7 @@ def align(
         target_BD: their `trajectory_gradients`.
         estimator: the design and how it is applied.
         draws: draws of the masks per batch, at least 2.
-        read: the batches as another pruning reads them (`readings.read_as`), the same tokens.
+        read: the batches as another pruning reads them (`prunings.as_pruned`), the same tokens.
     """
     means, squares, noise, cost = [], [], [], Cost()
     per_token, temperature = estimator.design.per_token, estimator.temperature

@@ -6,7 +6,7 @@ Exact: only rows of at most 12 free tokens are looked at, with all their masks.
 from dataclasses import dataclass
 
 from stp_rs._core import permutation
-from stp_rs.eval.variance import Reading, Setting
+from stp_rs.eval.variance import PrunedBatch, Setting
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.testing.exact import exact_levels, score_table
 from stp_rs.testing.variance import independent_variance, monotone, pruning_statement
@@ -34,7 +34,7 @@ class Checks:
     """The variance of independent counts fell with it."""
 
 
-def check_statements(setting: Setting, unmerged: Reading, merged: Reading) -> Checks:
+def check_statements(setting: Setting, unmerged: PrunedBatch, merged: PrunedBatch) -> Checks:
     """Return how often hypotheses and conclusions hold.
 
     Args:

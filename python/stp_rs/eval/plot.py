@@ -9,7 +9,7 @@ import numpy as np
 
 from stp_rs.errors import ConfigError
 from stp_rs.eval.pictures import SHARES
-from stp_rs.eval.variance import Cell, mean_interval, ratio
+from stp_rs.eval.variance import Measurement, mean_interval, ratio
 from stp_rs.types import Floats
 
 LIGHT, DARK = "#9aa5b1", "#1f6f8b"
@@ -19,7 +19,7 @@ COMPARED = ((LIGHT, "uniform_count, not pruned"), (DARK, "cover, pruned"))
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the figure shows beside the table's cells."""
+    """What the figure shows beside what the table shows."""
 
     training: Sequence[tuple[int, Floats, Floats]]
     """(step, variance unpruned of every row, variance pruned) of the checkpoints."""
@@ -42,11 +42,11 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def draw(cells: Sequence[Cell], pictures: Pictures, path: Path) -> None:
+def draw(measured: Sequence[Measurement], pictures: Pictures, path: Path) -> None:
     """Write the figure: designs at K = 2, variance over training, over rows, and against the share of anchors."""
     figure = require_matplotlib()(figsize=(11, 7.5), layout="constrained")
     (designs, training), (rows, anchors) = figure.subplots(2, 2)
-    by_key = {cell.key: cell for cell in cells}
+    by_key = {one.key: one for one in measured}
     _designs(designs, by_key)
     _training(training, pictures)
     _rows(rows, pictures)
@@ -59,15 +59,15 @@ def draw(cells: Sequence[Cell], pictures: Pictures, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def _designs(panel: Any, by_key: dict[tuple[str, int, str], Cell]) -> None:
+def _designs(panel: Any, by_key: dict[tuple[str, int, str], Measurement]) -> None:
     """Draw the designs that estimate an ELBO or a mean per token: `trajectory` scores what no mask design does."""
     base = by_key["uniform_count", 2, "none"]
     bars = [
-        (cell.design.name, *ratio(cell.trace_R, base.trace_R), cell.pruning)
-        for cell in by_key.values()
-        if cell.forwards_R.max() == 2
-        and cell.pruning in ("none", "both")
-        and cell.design.target in ("plan_elbo", "full_elbo", "published")
+        (one.design.name, *ratio(one.trace_R, base.trace_R), one.pruning)
+        for one in by_key.values()
+        if one.forwards_R.max() == 2
+        and one.pruning in ("none", "both")
+        and one.design.target in ("plan_elbo", "full_elbo", "published")
     ]
     bars.sort(key=lambda bar: -bar[1])
     at = np.arange(len(bars))

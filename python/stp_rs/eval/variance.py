@@ -14,7 +14,7 @@ from stp_rs._core import Design
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DesignError, InvalidValueError
 from stp_rs.eval.alignment import Alignment
-from stp_rs.eval.readings import READINGS, plans_of, read_as, row_levels
+from stp_rs.eval.prunings import PRUNED, as_pruned, plans_of, row_levels
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.noise import Estimator, gradient_noise
@@ -71,8 +71,8 @@ class VarianceRow:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What was measured of one design, K and pruning, row by row."""
+class Measurement:
+    """What was measured of one design, number of passes and pruning, row by row."""
 
     design: Design
     pruning: str
@@ -92,7 +92,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cells of a table share: the model, the law that is scored, the number of draws."""
+    """What all measurements of a table share: the model, the law that is scored, the number of draws."""
 
     model: DiffusionModel
     temperature: float
@@ -103,8 +103,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A batch of completions read with one pruning, with its reference values."""
+class PrunedBatch:
+    """Completions scored as if pruned in one way, with the values that estimates are compared with."""
 
     pruning: str
     rows: Rollout
@@ -117,38 +117,38 @@ class Reading:
         return plan_elbo(self.levels[row], full if kind == "full_elbo" else self.plans[row])
 
 
-def make_readings(setting: Setting, rollout: Rollout) -> list[Reading]:
-    """Return the four readings of a rollout; a(l) and v(l) are computed once per set of scored positions."""
+def pruned_batches(setting: Setting, rollout: Rollout) -> list[PrunedBatch]:
+    """Return a rollout's completions under each of `PRUNED`; a(l) and v(l) once per set of scored positions."""
     known: dict[bool, list[Levels]] = {}
-    readings = []
-    for pruning, (spatial, _) in READINGS.items():
-        rows = read_as(rollout, pruning, setting.diffusion_steps)
+    batches = []
+    for pruning, (spatial, _) in PRUNED.items():
+        rows = as_pruned(rollout, pruning, setting.diffusion_steps)
         if spatial not in known:
             known[spatial] = [
                 row_levels(setting.model, rows, row, temperature=setting.temperature, seed=setting.seed)[0]
                 for row in range(len(rows.uid))
             ]
-        readings.append(Reading(pruning, rows, plans_of(rows), known[spatial]))
-    return readings
+        batches.append(PrunedBatch(pruning, rows, plans_of(rows), known[spatial]))
+    return batches
 
 
-def list_cells(
-    setting: Setting, readings: Sequence[Reading], names: Iterable[str], passes: Sequence[int] = PASSES
-) -> tuple[list[tuple[Design, Reading]], list[str]]:
-    """Return the legal (design, reading) pairs, each number of passes once, and what was refused and why."""
+def list_measurements(
+    setting: Setting, batches: Sequence[PrunedBatch], names: Iterable[str], passes: Sequence[int] = PASSES
+) -> tuple[list[tuple[Design, PrunedBatch]], list[str]]:
+    """Return the legal (design, batch) pairs, each number of passes once, and what was refused and why."""
     pairs, refused = [], []
-    for reading in readings:
+    for batch in batches:
         for name in names:
             seen = set()
             for num_mc in passes:
                 try:
                     design = make_design(name, num_mc, setting.block_length)
-                    forwards = len(Estimator(design).masks(reading.rows, 0).row_P)
+                    forwards = len(Estimator(design).masks(batch.rows, 0).row_P)
                 except (DesignError, InvalidValueError) as error:
-                    refused.append(f"{name}, K = {num_mc}, {reading.pruning}: {error}")
+                    refused.append(f"{name}, K = {num_mc}, {batch.pruning}: {error}")
                     continue
                 if forwards not in seen:
-                    pairs.append((design, reading))
+                    pairs.append((design, batch))
                 seen.add(forwards)
     return pairs, refused
 
@@ -159,45 +159,45 @@ def make_design(name: str, num_mc: int, block_length: int) -> Design:
     return Design(name, num_mc, num_iterations=iterations, block_length=block_length)
 
 
-def measure(setting: Setting, design: Design, reading: Reading) -> Cell:
-    """Return a cell: values and gradients of every row over `draws` draws of its masks."""
+def measure(setting: Setting, design: Design, batch: PrunedBatch) -> Measurement:
+    """Return the bias, variance and gradient noise of every row over `draws` draws of its masks."""
     iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
     estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature)
     measured = []
-    for row, plan in enumerate(reading.plans):
-        one = reading.rows.select([row])
+    for row, plan in enumerate(batch.plans):
+        one = batch.rows.select([row])
         scale = float(plan[0]) if design.per_token and plan else 1.0
         noise = gradient_noise(setting.model, one, estimator, draws=setting.draws, coefficient_R=np.array([scale]))
         value_M = noise.value_MR[:, 0] * scale
-        target = _target(setting, design, reading, row, value_M)
+        target = _target(setting, design, batch, row, value_M)
         forwards = len(estimator.masks(one, 0).row_P)
         tokens = plan[0] if plan else 0
         measured.append((forwards, tokens, value_M.mean() - target, value_M.var(ddof=1), noise.trace, noise.signal))
-    return Cell(design, reading.pruning, _coverage(design, reading), *np.array(measured, dtype=np.float64).T)
+    return Measurement(design, batch.pruning, _coverage(design, batch), *np.array(measured, dtype=np.float64).T)
 
 
-def _target(setting: Setting, design: Design, reading: Reading, row: int, value_M: Floats) -> float:
+def _target(setting: Setting, design: Design, batch: PrunedBatch, row: int, value_M: Floats) -> float:
     if design.target == "autoregressive":  # it has one outcome, which is what it estimates
         return float(value_M.mean())
     if design.target == "trajectory":
-        one = reading.rows.select([row])
+        one = batch.rows.select([row])
         every_state = Estimator(Design("trajectory", 0)).masks(one, 0)
         with torch.no_grad(), passes_without_dropout(setting.model.module):
             return float(token_elbo(setting.model, one, every_state, temperature=setting.temperature).sum())
-    return reading.target(row, design.target)
+    return batch.target(row, design.target)
 
 
-def _coverage(design: Design, reading: Reading) -> float | None:
+def _coverage(design: Design, batch: PrunedBatch) -> float | None:
     if design.name == "bernoulli":  # E[1/t] diverges
         return None
     iterations = range(PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1)
     known: dict[tuple[int, ...], float] = {}
-    for plan in reading.plans:
+    for plan in batch.plans:
         if plan and tuple(plan) not in known:
             closed = coverage_variance(design, plan)
             sampled = [] if closed is not None else [sampled_coverage(design, plan, iteration=j) for j in iterations]
             known[tuple(plan)] = float(np.mean(sampled)) if closed is None else closed
-    return float(np.mean([known[tuple(plan)] for plan in reading.plans if plan])) if known else 0.0
+    return float(np.mean([known[tuple(plan)] for plan in batch.plans if plan])) if known else 0.0
 
 
 def bootstrap(statistic: Callable[[Any], Floats], rows: int, seed: int) -> tuple[float, float]:
@@ -224,26 +224,26 @@ def ratio(top_R: Floats, base_R: Floats, seed: int = 0) -> tuple[float, float, f
     return float(top_R.sum() / base_R.sum()), low, high
 
 
-def summarise(cell: Cell, seed: int = 0, aligned: Alignment | None = None) -> VarianceRow:
-    """Return a cell's line of the table, with bootstrap intervals over rows, and its alignment where it is given."""
-    trace = float(cell.trace_R.mean())
-    forwards = float(cell.forwards_R.mean())
-    signal = max(0.0, float(cell.signal_R.mean()))
+def summarise(measured: Measurement, seed: int = 0, aligned: Alignment | None = None) -> VarianceRow:
+    """Return a measurement's line of the table, with bootstrap intervals over rows, and its alignment if given."""
+    trace = float(measured.trace_R.mean())
+    forwards = float(measured.forwards_R.mean())
+    signal = max(0.0, float(measured.signal_R.mean()))
     return VarianceRow(
-        design=cell.design.name,
-        published=cell.design.published,
-        passes=max(cell.design.num_mc, round(forwards)),
-        pruning=cell.pruning,
-        target=cell.design.target,
+        design=measured.design.name,
+        published=measured.design.published,
+        passes=max(measured.design.num_mc, round(forwards)),
+        pruning=measured.pruning,
+        target=measured.design.target,
         forwards=forwards,
-        tokens=float(cell.tokens_R.mean()),
-        bias=float(cell.bias_R.mean()),
-        bias_ci=mean_interval(cell.bias_R, seed),
-        variance=float(cell.variance_R.mean()),
-        per_token_sd=float(np.sqrt((cell.variance_R / np.maximum(cell.tokens_R, 1) ** 2).mean())),
-        coverage_variance=cell.coverage,
+        tokens=float(measured.tokens_R.mean()),
+        bias=float(measured.bias_R.mean()),
+        bias_ci=mean_interval(measured.bias_R, seed),
+        variance=float(measured.variance_R.mean()),
+        per_token_sd=float(np.sqrt((measured.variance_R / np.maximum(measured.tokens_R, 1) ** 2).mean())),
+        coverage_variance=measured.coverage,
         gradient_trace=trace,
-        gradient_trace_ci=mean_interval(cell.trace_R, seed),
+        gradient_trace_ci=mean_interval(measured.trace_R, seed),
         gradient_snr=float(np.sqrt(signal / trace)) if trace > 0 else None,
         **({} if aligned is None else _aligned_columns(aligned)),
     )

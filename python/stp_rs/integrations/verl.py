@@ -9,7 +9,7 @@ from typing import Any
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc
 from stp_rs.tasks.columns import column, texts
-from stp_rs.tasks.graders.modes import CORRECTED, MODES, PAPER, Item
+from stp_rs.tasks.graders.modes import CORRECTED, MODES, PUBLISHED, Item
 
 ComputeScore = Callable[..., Any]
 """verl's `custom_reward_function`: returns a float, or a mapping with `score`."""
@@ -25,7 +25,7 @@ def compute_score(
         solution_str: the completion.
         ground_truth: the answer; for Countdown `[numbers, target]` or a mapping with `numbers` and `target`;
             for Sudoku the solution.
-        extra_info: may hold `mode` (`corrected`, the default, or `paper_compat`), and `puzzle` or `question`.
+        extra_info: may hold `mode` (`corrected`, the default, or `published`), and `puzzle` or `question`.
 
     Returns:
         1.0 or 0.0; for Sudoku that is not solved, the share of blank cells right, below 1.
@@ -38,10 +38,10 @@ def compute_score(
     mode = info.get("mode", "corrected")
     if mode not in MODES:
         raise ConfigError(f"extra_info['mode']: got '{mode}', needs one of {', '.join(MODES)}")
-    task = next((name for name in PAPER if name in data_source.lower()), None)
+    task = next((name for name in PUBLISHED if name in data_source.lower()), None)
     if task is None:
-        raise ConfigError(f"data_source: got '{data_source}', needs a name with one of {', '.join(PAPER)} in it")
-    graders = PAPER if mode == MODES[0] else CORRECTED
+        raise ConfigError(f"data_source: got '{data_source}', needs a name with one of {', '.join(PUBLISHED)} in it")
+    graders = PUBLISHED if mode == MODES[0] else CORRECTED
     grade = graders[task]([Item(solution_str, ground_truth, str(info.get("question", "")), info)])[0]
     if grade.correct is None:
         raise ConfigError(f"ground_truth: got {ground_truth!r}, needs an answer that {task} can compare with")

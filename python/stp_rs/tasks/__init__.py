@@ -20,7 +20,7 @@ from stp_rs.tasks.formats import length_penalty as length_penalty
 from stp_rs.tasks.formats import tag_share as tag_share
 from stp_rs.tasks.formats import tag_strict as tag_strict
 from stp_rs.tasks.gsm8k import gsm8k_answered, gsm8k_correct, gsm8k_task
-from stp_rs.tasks.paper import (
+from stp_rs.tasks.published import (
     d1_countdown,
     d1_gsm8k,
     d1_math,

@@ -8,7 +8,7 @@ from stp_rs.errors import ConfigError
 from stp_rs.priors.choice import tag_span
 from stp_rs.tasks.base import RewardFunc, Row, Split
 from stp_rs.tasks.data import DataTask, Source, load_rows, require, shown, source_name
-from stp_rs.tasks.templates import Template, get_template, render
+from stp_rs.tasks.templates import PromptTemplate, get_template, render
 
 ANSWERED = 0.1
 """What stating any final answer earns beside the reward for the right one."""
@@ -44,7 +44,7 @@ class QuestionTask:
     """How questions are asked and graded; `get_task("gsm8k", data=...)` gives one with rows."""
 
     exam: Exam
-    style: Template
+    style: PromptTemplate
     tokenizer: Any = None
     examples: Sequence[tuple[str, str]] = ()
     alphabet: str = "0123456789.,-+*/=()[]{}\\$% \n<>"

@@ -8,7 +8,7 @@ from stp_rs.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Template:
+class PromptTemplate:
     r"""How a question is asked and how its answer is laid out.
 
     Example:
@@ -40,15 +40,15 @@ _TAGS = (
     "<reasoning>\n...\n</reasoning>\n<answer>\n\\boxed{...}\n</answer>"
 )
 
-TEMPLATES: dict[str, Template] = {
-    "plain": Template("", "", "", "\\boxed{{answer}}"),
-    "boxed": Template(
+TEMPLATES: dict[str, PromptTemplate] = {
+    "plain": PromptTemplate("", "", "", "\\boxed{{answer}}"),
+    "boxed": PromptTemplate(
         "",
         "\nPlease reason step by step, and put your final answer within \\boxed{}.",
         "",
         "{solution}\n\n\\boxed{{answer}}",
     ),
-    "tags": Template(
+    "tags": PromptTemplate(
         _TAGS,
         "",
         "<reasoning>",
@@ -58,14 +58,16 @@ TEMPLATES: dict[str, Template] = {
 """Templates: `plain` (the question alone, the answer alone), `boxed`, and `tags` (prefilled, as in d1)."""
 
 
-def get_template(name: str) -> Template:
+def get_template(name: str) -> PromptTemplate:
     """Return a template by name; ConfigError lists the names."""
     if name not in TEMPLATES:
         raise ConfigError(f"template: got '{name}', needs one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
 
 
-def render(template: Template, question: str, tokenizer: Any = None, examples: Sequence[tuple[str, str]] = ()) -> str:
+def render(
+    template: PromptTemplate, question: str, tokenizer: Any = None, examples: Sequence[tuple[str, str]] = ()
+) -> str:
     """Return the whole prompt for a question, prefill included.
 
     Args:

@@ -16,7 +16,7 @@ pub enum Temporal {
     None,
     /// Once anchors and revealed tokens fill at least this share of the completion (the paper: 0.95).
     FillRatio(f32),
-    /// The same once every row in flight is that full, as published (`paper_compat`): rows wait for the slowest one,
+    /// The same once every row in flight is that full, as published (STP, arXiv 2602.08905): rows wait for the slowest one,
     /// and none is admitted until all have left.
     FillRatioBatch(f32),
     /// After this share of the row's planned steps.

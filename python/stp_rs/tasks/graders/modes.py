@@ -1,4 +1,4 @@
-"""The two ways to grade a stored completion: as published (`paper_compat`) and as it should be (`corrected`).
+"""The two ways to grade a stored completion: as `published`, mistakes included, and `corrected`.
 
 Every item on which the two differ is explained by one of `RULES`; `docs/graders.md` has the table.
 """
@@ -16,11 +16,11 @@ from stp_rs.errors import ConfigError
 from stp_rs.tasks.competition import RIGHT, boxed_truth, math_grades
 from stp_rs.tasks.countdown import countdown_verdicts, number_set, whole_number
 from stp_rs.tasks.data import shown
-from stp_rs.tasks.graders import paper
+from stp_rs.tasks.graders import published
 from stp_rs.tasks.gsm8k import final_number
 from stp_rs.tasks.sudoku import plain_grid, sudoku_grades
 
-MODES = ("paper_compat", "corrected")
+MODES = ("published", "corrected")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _paper_number(truth: Any) -> float:
 def _gsm8k_paper(items: Sequence[Item]) -> list[Grade]:
     grades = []
     for item in items:
-        found = paper.number_answer(item.completion)
+        found = published.number_answer(item.completion)
         if found is None:
             grades.append(Grade(False, "", "nothing found"))
         else:
@@ -115,14 +115,14 @@ def _missed(completion: str) -> str:
 def _math_paper(items: Sequence[Item]) -> list[Grade]:
     grades = []
     for item in items:
-        answer = paper.math_answer(item.completion)
+        answer = published.math_answer(item.completion)
         if answer is None:
             grades.append(Grade(item.truth is None, "", "nothing found"))
         elif isinstance(item.truth, float):
-            grades.append(Grade(paper.math_close(answer, item.truth), answer, "as a number"))
+            grades.append(Grade(published.math_close(answer, item.truth), answer, "as a number"))
         else:
             truth = "" if item.truth is None else str(item.truth)
-            grades.append(Grade(paper.math_equal(answer, truth), answer, "as text"))
+            grades.append(Grade(published.math_equal(answer, truth), answer, "as text"))
     return grades
 
 
@@ -192,8 +192,8 @@ def _countdown_parts(item: Item) -> tuple[Any, Any]:
 def _countdown_paper(items: Sequence[Item]) -> list[Grade]:
     grades = []
     for item in items:
-        answer = paper.countdown_expression(item.completion)
-        correct = paper.countdown_correct(answer, *countdown_problem(item))
+        answer = published.countdown_expression(item.completion)
+        correct = published.countdown_correct(answer, *countdown_problem(item))
         grades.append(Grade(correct, answer, "right" if correct else "wrong"))
     return grades
 
@@ -234,8 +234,10 @@ def sudoku_puzzle(item: Item) -> str:
 def _sudoku_paper(items: Sequence[Item]) -> list[Grade]:
     grades = []
     for item in items:
-        answer = paper.sudoku_answer(item.completion)
-        right, blanks = paper.sudoku_cells(answer, sudoku_puzzle(item), "" if item.truth is None else str(item.truth))
+        answer = published.sudoku_answer(item.completion)
+        right, blanks = published.sudoku_cells(
+            answer, sudoku_puzzle(item), "" if item.truth is None else str(item.truth)
+        )
         grades.append(Grade(right == blanks, answer, f"{right} of {blanks} cells", float(right), blanks))
     return grades
 
@@ -270,7 +272,7 @@ def _digits(text: str) -> list[str]:
     return re.findall(r"\d+", text)
 
 
-PAPER: dict[str, Grader] = {
+PUBLISHED: dict[str, Grader] = {
     "countdown": _countdown_paper,
     "gsm8k": _gsm8k_paper,
     "math": _math_paper,

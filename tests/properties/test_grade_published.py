@@ -1,4 +1,4 @@
-"""`paper_compat` equals Python's own reading of the published rules, on text that puts them to the test."""
+"""`published` equals Python's own reading of the published rules, on text that puts them to the test."""
 
 import math
 import re
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stp_rs.tasks import paper
-from stp_rs.tasks.graders import paper as graders
+from stp_rs.tasks import published
+from stp_rs.tasks.graders import published as graders
 from tests.oracles import paper as oracle
 
 
@@ -164,7 +164,7 @@ def test_sudoku(t: str, puzzle: str):
         oracle.sudoku_right(answer, puzzle, SOLUTION),
         puzzle.count("0"),
     )
-    reward = paper.d1_sudoku([t], puzzle=[puzzle], solution=[SOLUTION])
+    reward = published.d1_sudoku([t], puzzle=[puzzle], solution=[SOLUTION])
     assert reward == [pytest.approx(oracle.sudoku_reward(t, puzzle, SOLUTION))]
 
 
@@ -175,15 +175,15 @@ WHOLE = ("<reasoning>\na\n</reasoning>\n<answer>\n", "18\n</answer>\n", "<reason
 @given(text(*LAYOUT, *WHOLE))
 def test_gsm8k_reward(t: str):
     want = oracle.gsm8k_reward(t, "18")
-    got = paper.d1_gsm8k_parts([t], ["18"])[0]
+    got = published.d1_gsm8k_parts([t], ["18"])[0]
     assert got == pytest.approx(want)
-    assert paper.d1_gsm8k([t], answer=["18"]) == [pytest.approx(sum(want.values()))]
+    assert published.d1_gsm8k([t], answer=["18"]) == [pytest.approx(sum(want.values()))]
 
 
 @given(text("The answer is ", "#### ", "18", "-", ".", ",", "\n", " ", "\u0663"))
 def test_espo_numbers(t: str):
     assert graders.espo_number(t) == oracle.espo_number(t)
-    assert paper.espo_gsm8k([t], answer=[oracle.espo_number(t)]) == [1.0]
+    assert published.espo_gsm8k([t], answer=[oracle.espo_number(t)]) == [1.0]
 
 
 @given(text(*TAGS, *OPERATORS))
@@ -194,7 +194,7 @@ def test_countdown_reward(t: str):
     right = answer is not None and oracle.countdown_correct(answer.strip(), [2, 3], 6.0)
     want = 1.0 if right else 0.0 if answer is None else 0.1
     columns = {"numbers": [[2, 3]], "target": [6]}
-    assert paper.d1_countdown([t], **columns) == paper.espo_countdown([t], **columns) == [want]
+    assert published.d1_countdown([t], **columns) == published.espo_countdown([t], **columns) == [want]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stp_rs.config.arguments import Config
 
 
-READINGS = {"none": (False, False), "spatial": (True, False), "temporal": (False, True), "both": (True, True)}
+PRUNED = {"none": (False, False), "spatial": (True, False), "temporal": (False, True), "both": (True, True)}
 """Pruning -> (anchors are context only, the row's temporal merge is kept)."""
 
 ORDERS = 32
@@ -49,8 +49,8 @@ def with_pruning(config: "Config") -> "Config":
     return replace(config, **PRUNINGS["stp"])
 
 
-def read_as(rollout: Rollout, pruning: str, diffusion_steps: int) -> Rollout:
-    """Return a rollout's rows as one of `READINGS`.
+def as_pruned(rollout: Rollout, pruning: str, diffusion_steps: int) -> Rollout:
+    """Return a rollout's completions as if they had been pruned in one way.
 
     `both` is the rollout itself. `temporal` also scores the prior tokens, on the whole completion's plan with the row's
     merge (as `score_prior` does); `spatial` and `none` undo the merge. Where tokens need a new step they keep their
@@ -58,11 +58,11 @@ def read_as(rollout: Rollout, pruning: str, diffusion_steps: int) -> Rollout:
 
     Args:
         rollout: pruned completions.
-        pruning: a key of `READINGS`.
+        pruning: a key of `PRUNED`.
         diffusion_steps: steps of the plan of a whole unpruned completion.
     """
     rows = rollout
-    spatial, temporal = READINGS[pruning]
+    spatial, temporal = PRUNED[pruning]
     if spatial and temporal:
         return rows
     merged_RL = np.empty_like(rows.unmask_step)

@@ -9,7 +9,7 @@ from typing import Any
 
 from stp_rs.tasks.columns import column, texts
 from stp_rs.tasks.countdown import number_set
-from stp_rs.tasks.graders import paper
+from stp_rs.tasks.graders import published
 from stp_rs.tasks.graders.verify import Pair, verify
 from stp_rs.tasks.sudoku import plain_grid
 
@@ -17,7 +17,7 @@ from stp_rs.tasks.sudoku import plain_grid
 def d1_gsm8k_parts(completions: Sequence[Any], answers: Sequence[str]) -> list[dict[str, float]]:
     """Return the five parts of d1's GSM8K reward for each completion, by name."""
     given = zip(texts(completions), map(str, answers), strict=True)
-    return [paper.gsm8k_parts(text, answer)._asdict() for text, answer in given]
+    return [published.gsm8k_parts(text, answer)._asdict() for text, answer in given]
 
 
 def d1_gsm8k(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -30,14 +30,14 @@ def d1_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **
     """Return d1's MATH reward (column `answer`): 2.0 for an equal box, and 0.75 or 0.25 for the format."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    return [sum(paper.math_reward(text, answer)) for text, answer in zip(texts(completions), answers, strict=True)]
+    return [sum(published.math_reward(text, answer)) for text, answer in zip(texts(completions), answers, strict=True)]
 
 
 def _countdown(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
     numbers = [number_set(one) for one in column(columns, "numbers", len(completions))]
     targets = [float(t) for t in column(columns, "target", len(completions))]
     given = zip(texts(completions), numbers, targets, strict=True)
-    return [paper.countdown_reward(*one) for one in given]
+    return [published.countdown_reward(*one) for one in given]
 
 
 def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -49,7 +49,7 @@ def d1_countdown(completions: Sequence[Any], prompts: Sequence[Any] | None = Non
 def _sudoku(completions: Sequence[Any], columns: Mapping[str, object]) -> list[float]:
     puzzles = [plain_grid(p) for p in column(columns, "puzzle", len(completions))]
     solutions = [str(s) for s in column(columns, "solution", len(completions))]
-    return [paper.sudoku_reward(*one) for one in zip(texts(completions), puzzles, solutions, strict=True)]
+    return [published.sudoku_reward(*one) for one in zip(texts(completions), puzzles, solutions, strict=True)]
 
 
 def d1_sudoku(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:
@@ -62,7 +62,7 @@ def espo_gsm8k(completions: Sequence[Any], prompts: Sequence[Any] | None = None,
     """Return ESPO's GSM8K reward (column `answer`, compared as text): 1.0 or 0.0."""
     del prompts
     answers = [str(a) for a in column(columns, "answer", len(completions))]
-    return [float(paper.espo_number(text) == a) for text, a in zip(texts(completions), answers, strict=True)]
+    return [float(published.espo_number(text) == a) for text, a in zip(texts(completions), answers, strict=True)]
 
 
 def espo_math(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: object) -> list[float]:

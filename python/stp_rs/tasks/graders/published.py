@@ -1,4 +1,4 @@
-r"""What d1 (arXiv 2504.12216) and ESPO (arXiv 2512.03759) score, mistakes included (`paper_compat`).
+r"""The graders of d1 (arXiv 2504.12216) and ESPO (arXiv 2512.03759), mistakes included.
 
 Published graders are Python programs, so their rules are Python's own reading: `float`, `int`, `isdigit`, `\d`, `\s`.
 Here they are bounded as well. Of a text the last 65,536 characters are read, every scan takes time linear in them, and
