@@ -177,6 +177,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "max_prompt_length": "prompts are never cut; leave long ones out of the dataset",
         "max_tool_calling_iterations": "a completion is decoded as one canvas, which no tool can interrupt",
         "log_multimodal": "prompts are text",
+        **dict.fromkeys(
+            ("use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+            "entropy_coef is one number for the whole run",
+        ),
         "log_completions_hub_repo": "completions stay in output_dir/completions",
         # Other names
         "do_sample": "temperature 0 decodes greedily",

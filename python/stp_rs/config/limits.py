@@ -34,6 +34,11 @@ def check(config: "STPConfig") -> None:
 
 
 def _check_loss(config: "STPConfig") -> None:
+    if config.sync_ref_model and (config.beta == 0.0 or config.stp_kl_target != "reference"):
+        raise ConfigError(
+            f"sync_ref_model: got beta {config.beta:g} and stp_kl_target {config.stp_kl_target}, needs beta above 0 "
+            "and stp_kl_target reference: there is no reference to move"
+        )
     if config.loss_type in ("sapo", "cispo", "vespo") and config.stp_objective != "clip":
         raise ConfigError(
             f"loss_type {config.loss_type}: is an objective of its own, needs stp_objective clip (the default), got "

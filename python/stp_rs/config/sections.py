@@ -236,6 +236,11 @@ class LossConfig:
         "reference",
         "KL against the policy before RL (adapters off, or a frozen copy), or against the one that made the rollouts.",
     )
+    sync_ref_model: bool = option(
+        False, "Move the reference of the KL term towards the policy every ref_model_sync_steps updates (TR-DPO)."
+    )
+    ref_model_mixup_alpha: float = option(0.6, "Share of the policy in the reference that was moved.", 0.0, 1.0)
+    ref_model_sync_steps: int = option(512, "Updates between two moves of the reference.", 1, 1 << 31)
     stp_negative_advantage_weight: float = option(
         0.2,
         "Weight of completions with a negative advantage: an ELBO is a lower bound, pushing it down is unbounded.",

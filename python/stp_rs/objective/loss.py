@@ -154,8 +154,9 @@ EXTREMES: Mapping[str, Callable[[list[float]], float]] = {
     "diffusion/ratio_max": max,
     "clip_ratio/high_max": max,
     "clip_ratio/low_min": min,
+    "num_tokens": max,
 }
-"""Metrics whose value for several micro-batches is an extreme; for the others it is the mean."""
+"""Metrics whose value for several micro-batches or updates is an extreme; for the others it is the mean."""
 OBJECTIVES: Mapping[str, Value] = {"clip": _clip, "reinforce": _reinforce, "stable": _stable, "linear": _linear}
 """`stp_objective` -> the value of each completion [R]."""
 LOSSES: Mapping[str, tuple[str, Value | None]] = {

@@ -8,6 +8,7 @@ schedule, callbacks, logs, checkpoints) is `stp_rs.train.loop`.
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import EvalLoopOutput
 
 from stp_rs.config.arguments import STPConfig, TaskConfig
@@ -29,7 +31,7 @@ from stp_rs.models import load_configured, load_tokenizer
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
 from stp_rs.models.base import DiffusionModel, end_token_ids, passes_without_dropout, trainable
 from stp_rs.models.masked_lm import as_diffusion_model
-from stp_rs.models.reference import reference_policy
+from stp_rs.models.reference import move_reference, reference_parameters, reference_policy
 from stp_rs.models.saving import check_savable
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths
@@ -55,6 +57,8 @@ _EVALUATION = 1 << 40
 """Keys the randomness of evaluations: no rollout batch has such a number."""
 
 
+_REFERENCE = "reference.safetensors"
+"""In a checkpoint: the parameters of a KL reference that has moved."""
 _REPLAYED = "replayed.safetensors"
 """In a checkpoint: the rows that are trained on again."""
 
@@ -73,12 +77,15 @@ class StepResult:
     """Columns that reward functions gave with `log_extra`."""
 
     def table(self) -> dict[str, list[Any]]:
-        """Return the columns that TRL logs: step, prompt, completion, one per reward, advantage."""
+        """Return the columns that TRL logs: step, prompt, completion, one per reward (None: not judged), advantage."""
         return {
             "step": [self.step] * len(self.completions),
             "prompt": [row["prompt"] for row in self.rollout.prompts.rows],
             "completion": list(self.completions),
-            **{name: values.tolist() for name, values in self.rollout.rewards.items()},
+            **{
+                name: [None if math.isnan(value) else value for value in values.tolist()]
+                for name, values in self.rollout.rewards.items()
+            },
             "advantage": self.rollout.weights().tolist(),
             **self.extra,
         }
@@ -159,7 +166,7 @@ class STPTrainer(TrainingLoop):
         if args.stp_adapter_dtype != "keep":
             set_adapter_dtype(self.policy.module, getattr(torch, args.stp_adapter_dtype))
         needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
-        self.reference = reference_policy(self.policy) if needs_reference else None
+        self.reference = reference_policy(self.policy, moves=args.sync_ref_model) if needs_reference else None
         self._given_priors = priors
         self.priors = list(priors or ())
         super().__init__(args, self.policy.module, tokenizer, callbacks, optimizers)
@@ -210,14 +217,22 @@ class STPTrainer(TrainingLoop):
         self.update = self._updater(self.ledger)
 
     def parts_to_save(self) -> Mapping[str, Callable[[str], Any]]:
-        """Return what writes the rows that are trained on again."""
-        replayed = self.update.replayed
-        return {} if replayed is None else {_REPLAYED: lambda path: replayed.save(Path(path))}
+        """Return what writes the rows that are trained on again, and a reference that has moved."""
+        replayed, parts = self.update.replayed, {}
+        if replayed is not None:
+            parts[_REPLAYED] = lambda path: replayed.save(Path(path))
+        if self.args.sync_ref_model and self.reference is not None:
+            parts[_REFERENCE] = partial(save_file, reference_parameters(self.reference))
+        return parts
 
     def load_parts(self, checkpoint: Checkpoint) -> None:
-        """Go on with those rows."""
+        """Go on with those."""
         if self.args.stp_replay_batches:
             self.update.replayed = Rollout.load(checkpoint.path / _REPLAYED)
+        if self.args.sync_ref_model and self.reference is not None:
+            stored = load_file(checkpoint.path / _REFERENCE)
+            for name, parameter in reference_parameters(self.reference).items():
+                parameter.copy_(stored[name])
 
     def rows_read(self) -> list[Row]:
         """Return the training rows that the run reads, extra batches of dynamic sampling included."""
@@ -226,7 +241,7 @@ class STPTrainer(TrainingLoop):
     def train_step(self) -> StepResult:
         """Make one rollout batch and the optimiser updates on it."""
         self.prepare()
-        config, number = self.args, self.rollouts
+        config, number, started = self.args, self.rollouts, time.perf_counter()
         hooks.begin_step(self.priors, number, self.count_rollouts())
         rollout, rescued = self._play(self._prompts(number), self.priors), 0
         first, extra = rollout, self._extra
@@ -238,6 +253,7 @@ class STPTrainer(TrainingLoop):
         extra = extra if rollout is first else {}
         hooks.observe(self.priors, rollout, rollout.earned())
         rollout, metrics = self._judged(rollout)
+        metrics["num_tokens"] = float(self.state.num_input_tokens_seen)
         if config.stp_rescue != "none":
             metrics["diffusion/rescued_share"] = rescued / len(rollout)
         if most:
@@ -255,7 +271,12 @@ class STPTrainer(TrainingLoop):
         with self.ledger.time("update"), passes_without_dropout(self.model), self._autocast():
             for update in self.update.updates(rollout, allowed, number):
                 updates.append(update)
+                self.record({"step_time": time.perf_counter() - started})
+                started = time.perf_counter()
                 self.after_update(update, number + len(updates) / config.updates_per_rollout)
+                moves = config.sync_ref_model and self.state.global_step % config.ref_model_sync_steps == 0
+                if moves and self.reference is not None:
+                    move_reference(self.reference, self.policy, config.ref_model_mixup_alpha)
                 if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
                     break
         self.rollouts += 1
@@ -314,12 +335,11 @@ class STPTrainer(TrainingLoop):
             counted = getattr(ledger, kind)
             self.ledger.add(Cost(**{kind: sum(counted[phase] for phase in phases)}), "eval")
         total = sum(count for count, _ in found)
-        names = dict.fromkeys(name for _, metrics in found for name in metrics)
-        metrics = {
-            f"{metric_key_prefix}_{name}": sum(count * metrics.get(name, 0.0) for count, metrics in found)
-            / max(1, total)
-            for name in names
-        }
+        metrics = {}
+        for name in dict.fromkeys(name for _, metrics in found for name in metrics):
+            having = [(count, metrics[name]) for count, metrics in found if name in metrics]
+            weighted = sum(count * value for count, value in having)
+            metrics[f"{metric_key_prefix}_{name}"] = weighted / max(1, sum(count for count, _ in having))
         return EvalLoopOutput(np.concatenate(ids) if ids else np.empty((0, 0)), None, metrics, total)
 
     def _judged(self, rollout: Rollout) -> tuple[Rollout, Metrics]:
@@ -368,6 +388,8 @@ class STPTrainer(TrainingLoop):
             lengths = canvas_lengths(rollout.unmask_step)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
             ids = completion_token_ids(rollout.token_ids, lengths, self.tokenizer)
+            if ledger is self.ledger:  # TRL counts those of training
+                self.state.num_input_tokens_seen += int(rollout.prompt_length.sum()) + sum(map(len, ids))
             scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=self.state)
             self._reward_logs.append(scores.metrics)
             self._extra = scores.extra

@@ -207,7 +207,7 @@ class PolicyUpdate:
     def measure(self, rollout: Rollout, allowed: Tensor | None = None) -> Metrics:
         """Return loss and metrics of completions under the policy as it is, without an update."""
         totals, columns = self._plan(rollout, allowed, fresh=True)
-        losses = [self._loss(part, self._estimate(self.model, part), totals) for part, *_ in columns]
+        losses = [self._loss(part, self._estimate(self.model, part, "numbers"), totals) for part, *_ in columns]
         logged: dict[str, list[Tensor]] = {}
         for _, metrics in losses:
             for name, value in metrics.items():
