@@ -103,6 +103,17 @@ def masked_mean(rows: list[Row], divisor: Callable[[Row], float]) -> Any:
     return loss
 
 
+def merged_steps(rows: list[Row]) -> Any:
+    """d2: token ratios of log-probs at the states where stretches of steps start, a mean over the batch's tokens."""
+    tokens = sum(row.n for row in rows)
+    loss: Any = 0.0
+    for row in rows:
+        new, old = row.token_logprob("new"), row.token_logprob("old")
+        for i, value in new.items():
+            loss = loss - clip(torch.exp(value - old[i]), row.advantage, 0.2) / tokens
+    return loss
+
+
 def visited(rows: list[Row]) -> Any:
     """Token ratios at visited states: a token's log-prob is its weighted mean over passes, its part its weight."""
     loss: Any = 0.0
@@ -192,6 +203,8 @@ def bgpo(rows: list[Row]) -> Any:
 
 FORMULAS: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
     "stp": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
+    "d2_stepmerge": ("z", merged_steps),
+    "rldf": ("z", visited),
     "stp_canvas": ("z", visited),
     "stp_state": ("z", visited),
     "stp_mix": ("z", visited),

@@ -61,6 +61,17 @@ def masses(revealed: list[list[int]], mass: Sequence[float] | None) -> list[Frac
     return [sum((Fraction(1) if mass is None else Fraction(mass[i]) for i in block), Fraction(0)) for block in revealed]
 
 
+def step_merge(plan: list[int], order: Sequence[int], num_mc: int) -> Law:
+    """Return the one outcome: K even stretches of steps, what each reveals scored at the state before it."""
+    revealed, count = blocks(plan, order), min(num_mc, len(plan))
+    cuts = [k * len(plan) // count for k in range(count + 1)]
+    passes = tuple(
+        (frozenset(masked_at(first, revealed)), {i: 1.0 for block in revealed[first:after] for i in block})
+        for first, after in itertools.pairwise(cuts)
+    )
+    return [(1.0, passes)]
+
+
 def decision(plan: list[int], order: Sequence[int], num_mc: int, mass: Sequence[float] | None = None) -> Law:
     """Return the law of K states by mass, revealed tokens weighing one over the state's probability."""
     revealed = blocks(plan, order)

@@ -15,7 +15,7 @@ from stp_rs.models import base as model_base
 from stp_rs.objective import likelihood
 from stp_rs.objective.bounds import pass_logprobs
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import DOUBT_FLOOR, Masks, draw_masks, mask_prompts, state_mass
+from stp_rs.objective.masks import DOUBT_FLOOR, Masks, draw_masks, mask_prompts, state_mass, without_unlikely
 from stp_rs.types import Cost
 from tests.fixtures import record, tiny
 from tests.oracles import designs as base
@@ -40,6 +40,22 @@ def test_decision_is_unbiased_for_the_trajectory_whatever_the_masses(case, num_m
     policy, revealed = table(seed), oracle.blocks(plan, order)
     exact = sum(policy(i, frozenset(oracle.masked_at(s, revealed))) for s, block in enumerate(revealed) for i in block)
     assert base.expectation(law, policy) == pytest.approx(exact, abs=1e-9)
+
+
+@settings(max_examples=60)
+@given(case=CASES, num_mc=st.integers(1, 7), seed=st.integers(0, 999))
+def test_merged_steps_go_from_the_one_step_product_to_the_trajectory(case, num_mc, seed):
+    plan, order, _ = case
+    design = Design("step_merge", num_mc)
+    law = oracle.step_merge(plan, order, num_mc)
+    assert_same_law(rust_law(design, plan, order), law)
+    assert (design.target, design.unbiased, design.published, design.per_token) == ("trajectory", False, True, False)
+    policy, n = table(seed), plan[0]
+    if num_mc == 1:
+        everything = frozenset(range(n))
+        assert base.expectation(law, policy) == pytest.approx(sum(policy(i, everything) for i in range(n)))
+    if num_mc >= len(plan):
+        assert_same_law(law, oracle.decision(plan, order, 0))
 
 
 @settings(max_examples=80)
@@ -189,6 +205,21 @@ def test_prompt_masks_and_other_anchors_part_the_canvases():
     assert evaluated(rows, parted, apart=False)[2].forwards > 2
     rows.token_ids[::2, 0] = 3 + (rows.token_ids[::2, 0] == 3)
     assert evaluated(rows, masks, apart=False)[2].forwards == 4
+
+
+def test_unlikely_tokens_are_not_scored_unless_the_state_revealed_them():
+    rows = rows_of()
+    masks = draw_masks(Design("state", 2), rows, seed=1)
+    logprob = np.random.default_rng(4).normal(-2, 1, masks.mask_PL.shape).astype(np.float32)
+    kept = without_unlikely(masks, logprob, rows.unmask_step, 0.1)
+    for k, row in enumerate(masks.row_P):
+        step = rows.unmask_step[row][masks.weight_PL[k] > 0].min()
+        for i in np.flatnonzero(masks.weight_PL[k]):
+            stays = logprob[k, i] >= np.log(0.1) or rows.unmask_step[row, i] == step
+            assert (kept.weight_PL[k, i] > 0) == stays
+        assert kept.weight_PL[k].sum() == pytest.approx(masks.weight_PL[k].sum()), "a mean over the tokens that stay"
+    assert (kept.mask_PL == masks.mask_PL).all(), "what hides the tokens stays"
+    assert (kept.weight_PL != masks.weight_PL).any()
 
 
 def test_passes_of_a_canvas_have_their_own_log_probs():

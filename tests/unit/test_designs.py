@@ -68,6 +68,7 @@ WHAT_THEY_ARE = {
     "unigrpo": ("published", False, True, True, True),
     "stp_paper": ("published", False, True, True, False),
     "trajectory": ("trajectory", True, True, False, True),
+    "step_merge": ("trajectory", False, True, False, True),
     "state": ("states", False, False, True, True),
     "canvas": ("states", False, False, True, True),
     "decision": ("trajectory", True, False, False, True),

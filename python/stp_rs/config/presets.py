@@ -79,6 +79,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 4},
         **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3", "stp_rescue": "reference"},
     },
+    "d2_stepmerge": {**_TOKEN, "stp_design": "step_merge", "num_mc": 16, "loss_type": "dapo"},
+    "rldf": {
+        **_TOKEN,
+        **{"stp_design": "state", "num_mc": 1, "stp_states": "surprisal", "stp_least_prob": 0.1},
+    },
     "stp_canvas": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 1},
     "stp_state": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
     "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},

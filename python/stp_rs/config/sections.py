@@ -179,6 +179,13 @@ class LikelihoodConfig:
         "state, canvas, decision: draw states by the tokens revealed there, alike, by 1 - p of these tokens, or by the "
         "surprisal of RLDF.",
     )
+    stp_least_prob: float = option(
+        0.0,
+        "state, canvas: masked tokens less likely than this under the old policy are not scored, unless the state "
+        "revealed them (RLDF); 0 scores all.",
+        0.0,
+        1.0,
+    )
     stp_divide_weights: bool = option(
         False,
         "state, canvas: divide the weight of a token by its expected one, so that early and late tokens count alike.",

@@ -196,6 +196,26 @@ def without_blame(masks: Masks, unmask_step_RL: NDArray[np.int32], advantage_R: 
     return replace(masks, weight_PL=np.where(blamed_RL[masks.row_P], np.float32(0.0), masks.weight_PL))
 
 
+def without_unlikely(
+    masks: Masks, logprob_PL: NDArray[np.float32], unmask_step_RL: NDArray[np.int32], least: float
+) -> Masks:
+    """Return the masks of visited states without the tokens less likely than `least`, which later contexts decided.
+
+    RLDF's clipped clean state (arXiv 2605.25638). What the state itself revealed stays, and a pass its total weight.
+
+    Args:
+        masks: passes at states of a rollout.
+        logprob_PL: log-probs of their scored tokens under the policy that made the rollout.
+        unmask_step_RL: the rollout's.
+        least: a probability.
+    """
+    step_PL = np.where(masks.weight_PL > 0, unmask_step_RL[masks.row_P], np.iinfo(np.int32).max)
+    stays_PL = (logprob_PL >= math.log(least)) | (step_PL == step_PL.min(1, keepdims=True))
+    weight_PL = np.where(stays_PL, masks.weight_PL, np.float32(0))
+    scale_P1 = masks.weight_PL.sum(1, keepdims=True) / np.maximum(weight_PL.sum(1, keepdims=True), 1e-30)
+    return replace(masks, weight_PL=(weight_PL * scale_P1).astype(np.float32))
+
+
 def take_passes(masks: Masks, part: slice | NDArray[np.integer]) -> Masks:
     """Return some of the passes; rows stay as they are numbered."""
     return replace(

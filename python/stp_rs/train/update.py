@@ -40,6 +40,7 @@ from stp_rs.objective.masks import (
     scores_prior,
     take_passes,
     without_blame,
+    without_unlikely,
 )
 from stp_rs.rollout.params import restricted, sampling_law
 from stp_rs.train.metrics import Ledger, averaged
@@ -264,7 +265,7 @@ class PolicyUpdate:
         sets: list[Masks] = []
         which: list[int] = []
         for j in range(self.args.num_iterations):
-            masks = self._masks(batch, j)
+            masks = self._masks(batch, j, allowed)
             place = next((k for k, known in enumerate(sets) if same_passes(known, masks)), len(sets))
             which.append(place)
             if place == len(sets):
@@ -296,7 +297,7 @@ class PolicyUpdate:
                 later = [replace(first, first=first), *others]
         return [first if fresh else later[0], *(later[place] for place in which[1:])]
 
-    def _masks(self, batch: Rollout, iteration: int) -> Masks:
+    def _masks(self, batch: Rollout, iteration: int, allowed: Tensor | None) -> Masks:
         masks = draw_masks(
             self.design,
             batch,
@@ -310,6 +311,13 @@ class PolicyUpdate:
         masks = mask_prompts(masks, batch, ratio, seed=self.args.seed, iteration=iteration)
         if self.score_prior and not self.args.stp_blame_prior:
             masks = without_blame(masks, batch.unmask_step, batch.weights())
+        if self.args.stp_least_prob > 0:
+            part = MicroBatch(
+                batch, masks, OnDevice.of(batch, masks, device_of(self.model), by_pass=True), allowed=allowed
+            )
+            logprob_PL, _ = self._pass_estimates(self.model, part, masks, "none")
+            found = logprob_PL.float().cpu().numpy()
+            masks = without_unlikely(masks, found, batch.unmask_step, self.args.stp_least_prob)
         return masks
 
     @staticmethod
@@ -320,7 +328,8 @@ class PolicyUpdate:
     def _recorded(self) -> bool:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
         same_law = not sampling_law(self.args).cuts and self.args.temperature > 0.0
-        same_states = self.design.target == "trajectory" and self.args.stp_prompt_mask == 0.0
+        own = self.design.target == "trajectory" and self.design.unbiased
+        same_states = own and self.args.stp_prompt_mask == 0.0
         same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
         return same_law and same_states and same_weights
 

@@ -16,6 +16,7 @@ pub(super) enum Kind {
     Unigrpo,
     StpPaper,
     Trajectory,
+    StepMerge,
     State,
     Canvas,
     Decision,
@@ -111,7 +112,7 @@ impl Info {
     }
 }
 
-static DESIGNS: [Info; 20] = [
+static DESIGNS: [Info; 21] = [
     Info::new("mean_field", Kind::MeanField, "all masked, each token once, one pass (Diffu-GRPO)")
         .target(Target::OneStep)
         .biased(),
@@ -160,6 +161,13 @@ static DESIGNS: [Info; 20] = [
         "the rollout's own states: all (K = 0), or K of them in proportion to their tokens (TraceRL)",
     )
     .target(Target::Trajectory),
+    Info::new(
+        "step_merge",
+        Kind::StepMerge,
+        "the rollout's steps in K even stretches, each scored as one step (d2-StepMerge)",
+    )
+    .target(Target::Trajectory)
+    .biased(),
     Info::new(
         "state",
         Kind::State,

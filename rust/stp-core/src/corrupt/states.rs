@@ -40,6 +40,23 @@ pub(super) fn trajectory<C: Chance, W: Real>(job: &mut Job<'_, C, W>) -> Result<
     Ok(())
 }
 
+/// `step_merge` (d2): the steps cut into K even stretches, each scored as one step from the state before it; weight 1.
+///
+/// K = 1 is the one-step product from the canvas, K at least the number of steps the trajectory.
+pub(super) fn step_merge<C: Chance, W: Real>(job: &mut Job<'_, C, W>) -> Result<()> {
+    by_step(&job.row, &mut job.work.items)?;
+    let (steps, order) = (job.row.plan.len(), &job.work.items);
+    let stretches = job.design.options.num_mc.min(steps);
+    let start = |s: usize| order.len() - job.row.plan.get(s).map_or(0, |&l| l as usize);
+    for k in 0..stretches {
+        let (first, after) = (start(k * steps / stretches), start((k + 1) * steps / stretches));
+        let mut pass = job.out.pass();
+        pass.mask(&order[first..]);
+        pass.score(&order[first..after], 1.0);
+    }
+    Ok(())
+}
+
 /// `c_s`, the tokens that step s reveals.
 pub(super) fn revealed(row: &Row<'_>, s: usize) -> usize {
     (row.plan[s] - row.plan.get(s + 1).copied().unwrap_or(0)) as usize

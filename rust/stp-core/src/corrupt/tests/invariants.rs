@@ -66,12 +66,13 @@ fn any_design(which: usize, num_mc: usize) -> (Design, Option<bool>) {
         21 => (with("canvas", 1), Some(false)),
         22 => (truncated("canvas", num_mc, (0.25, 1.0)), None),
         23 => (with("decision", num_mc), None),
+        24 => (with("step_merge", num_mc), Some(true)),
         _ => (truncated("bernoulli", num_mc, (1e-3, 1.0)), None),
     }
 }
 
 /// How many designs `any_design` knows.
-const ANY: usize = 25;
+const ANY: usize = 26;
 
 proptest! {
     #[test]
@@ -153,7 +154,8 @@ fn seed_uid_and_iteration_change_the_masks() {
     for which in 0..ANY {
         let (design, _) = any_design(which, 3);
         let name = design.info().name;
-        let fixed = ["mean_field", "autoregressive"].contains(&name) || [9, 18, 21].contains(&which);
+        let fixed =
+            ["mean_field", "autoregressive", "step_merge"].contains(&name) || [9, 18, 21].contains(&which);
         let draws = |seed, uid, iteration| case.draw(&design, seed, &[uid], iteration).unwrap();
         let mut differ = [false; 3];
         for base in 0..8 {
