@@ -2,7 +2,7 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test bench bench-gpu compare compare-smoke check fix dev examples docs dist lock clean moved unbuilt
+.PHONY: help train test test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples docs dist lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -31,6 +31,11 @@ train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs
 
 test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 	$(PY) -m pytest $(ARGS)
+
+test-transformers-4: $(INSTALLED) ## Run the tests of model families on transformers 4.57, installed beside the environment
+	$(PY) -m pip install --quiet --target $(VENV)/transformers-4 "transformers>=4.57,<5"
+	PYTHONPATH=$(CURDIR)/$(VENV)/transformers-4 $(PY) -m pytest tests/equivalence/test_families.py \
+		tests/equivalence/test_blocks.py $(ARGS)
 
 bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the published loops (ARGS=--test: each kernel once, untimed)
 	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))

@@ -1,5 +1,6 @@
 """Every family's row of docs/models.md on its stand-in: opened, called, decoded, scored, adapted, trained, saved."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,50 @@ def test_the_command_line_trains_one_step_and_goes_on(family: str, tmp_path: Pat
     assert (run / "checkpoint-1").is_dir()
     assert main(["sample", str(run), "-n", "1"]) == 0
     capsys.readouterr()
+
+
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
+GSM8K = [{"question": f"What is {n} plus 3?", "answer": f"{n} + 3 = {n + 3}\n#### {n + 3}"} for n in range(30)]
+MATH = [{"problem": f"What is ${n} + 3$?", "solution": f"It is $\\boxed{{{n + 3}}}$."} for n in range(30)]
+RECIPES = {"llada_8b_gsm8k": ("llada", GSM8K), "dream_7b_math": ("dream", MATH), "sdar_4b_gsm8k": ("sdar", GSM8K)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_pass_a_dry_run_on_the_stand_in(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("peft", reason="the peft extra is not installed")
+    stand_in, rows = RECIPES[recipe]
+    room = "max_sequence_length" if stand_in == "llada" else "max_position_embeddings"
+    folder = write(stand_in, tmp_path / "model", alphabet=PRINTABLE, **{room: 1024})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = ["train", "--config", f"examples/recipes/{recipe}.yaml", "--dry_run", "--data"]
+    arguments += [
+        str(tmp_path / "rows.jsonl"),
+        "--model_name_or_path",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main([*arguments, "--max_completion_length", "12", "--diffusion_steps", "6"]) == 0
+    shown = capsys.readouterr().out
+    assert "dry run: one batch was decoded, scored and trained on; nothing was written" in shown
+    assert "FAIL" not in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_prints_traits_and_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write("sdar", tmp_path / "sdar")
+    assert main(["probe", str(folder), "--trust_remote_code", "true"]) == 0
+    shown = capsys.readouterr().out
+    assert "StandInSDAR, family SDAR" in shown
+    assert "block-causal, 4 tokens" in shown
+    assert shown.count("ok   ") == 5
+    assert main(["probe", str(folder)]) == 2
+    assert "only with trust_remote_code=True" in capsys.readouterr().err
+    untrained = write("dream", tmp_path / "dream")
+    policy, tokenizer = opened(untrained)
+    with torch.no_grad():
+        policy.module.get_input_embeddings().weight[policy.mask_token_id] = 0
+    policy.module.save_pretrained(untrained)
+    assert main(["probe", str(untrained), "--trust_remote_code", "true"]) == 1
+    assert "FAIL mask token" in capsys.readouterr().out
+    assert tokenizer.mask_token == "<|mask|>"

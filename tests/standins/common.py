@@ -15,6 +15,7 @@ class SmallConfig(PretrainedConfig):
         self.max_position_embeddings = kwargs.pop("max_position_embeddings", 96)
         self.vocab_size = kwargs.pop("vocab_size", 32)
         self.mask_token_id = kwargs.pop("mask_token_id", None)
+        kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
 

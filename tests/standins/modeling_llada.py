@@ -108,6 +108,9 @@ class StandInLLaDA(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.3)
 
+    def tie_weights(self, *args, **kwargs):
+        """The configuration's own option ties; transformers' does not."""
+
     def get_input_embeddings(self):
         return self.model.transformer.wte
 

@@ -47,7 +47,7 @@ def _quiet_transformers() -> None:
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of all commands; the options of `train` are added where `argv` is about it."""
     from stp_rs.cli import grade as grading
-    from stp_rs.cli import inspect, report, watch
+    from stp_rs.cli import inspect, probe, report, watch
 
     parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -77,6 +77,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     grading.add_parser(commands)
     for command in (report, inspect, watch):
         command.add_parser(commands)
+    probe.add_parser(commands, argv)
     add_variance(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
@@ -91,6 +92,7 @@ def _add_train(commands: Any, argv: Sequence[str]) -> None:
         description="Every option is also a line of the YAML file given with --config; flags win.",
     )
     train.add_argument("--config", default="", help="YAML file of options")
+    train.add_argument("--dry_run", action="store_true", help="one batch at the configured sizes; writes nothing")
     train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
     train.set_defaults(run=_train)
     if "train" in argv[:1]:  # the options come with transformers' own, which take seconds to import
@@ -116,6 +118,10 @@ def _train(args: argparse.Namespace) -> int:
 
     flags = given_options(args)
     config = TaskConfig.from_yaml(args.config, **flags) if args.config else TaskConfig(**flags)
+    if args.dry_run:
+        from stp_rs.cli.probe import dry_run
+
+        return dry_run(config)
     console = Console(config, quiet=args.quiet)
     console.finish(run_training(config, [console], console.on_sft))
     return 0

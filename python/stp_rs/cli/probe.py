@@ -1,0 +1,96 @@
+"""`stp-rs probe` and `stp-rs train --dry_run`: what a policy is, held against what its module computes."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stp_rs.cli.terminal import show
+
+if TYPE_CHECKING:
+    from stp_rs.config import TaskConfig
+
+_MARKS = {True: "ok  ", False: "FAIL", None: "?   "}
+
+
+def add_parser(commands: Any, argv: Sequence[str]) -> None:
+    """Add the command to the parser of `stp-rs`; its options are added where `argv` is about it."""
+    parser = commands.add_parser(
+        "probe", help="open a model and hold its declared traits against what it computes", allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model of the hub, a folder, or a run folder")
+    parser.set_defaults(run=run)
+    if "probe" in argv[:1]:  # the options come with transformers' own, which take seconds to import
+        from stp_rs.cli.flags import add_option_flags
+        from stp_rs.config.arguments import TaskConfig, options
+        from stp_rs.config.sections import ModelConfig
+
+        about = {field.name for field in fields(ModelConfig)} - {"model_name_or_path"} | {"use_cpu"}
+        add_option_flags(parser, skip={name for name in options(TaskConfig) if name not in about})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print traits and findings; return 1 where a probe failed."""
+    from stp_rs.cli.flags import given_options
+    from stp_rs.cli.run import found_model
+    from stp_rs.config import TaskConfig
+    from stp_rs.models import load_configured
+
+    config = TaskConfig(**given_options(args), model_name_or_path=args.model)
+    policy, tokenizer = load_configured(config, found_model(args.model), config.device)
+    return _describe(policy, tokenizer)
+
+
+def dry_run(config: "TaskConfig") -> int:
+    """Open the policy, make one rollout batch and its updates at the configured sizes, and write nothing.
+
+    Returns:
+        The exit code: 1 where a probe failed.
+    """
+    from stp_rs.cli.run import TaskTrainer, complete, make_task, prepare_policy, set_threads
+
+    set_threads(config)
+    task = make_task(config)
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(complete(config, task), output_dir=folder, sft_steps=0)
+        policy, tokenizer = prepare_policy(config, task, Path(folder))
+        failed = _describe(policy, tokenizer)
+        trainer = TaskTrainer(config, task, policy, tokenizer, [])
+        metrics = trainer.train_step().metrics
+    names = ("loss", "grad_norm", "reward", "completions/mean_length", "diffusion/nfe", "diffusion/forward_equivalents")
+    for name in names:
+        if name in metrics:
+            show(f"{name:32} {metrics[name]:.4g}")
+    show("dry run: one batch was decoded, scored and trained on; nothing was written")
+    return failed
+
+
+def _describe(policy: Any, tokenizer: Any) -> int:
+    """Print what a policy is and what its probes find; return 1 where one failed."""
+    from stp_rs.models.base import block_size_of, device_of, end_token_ids
+    from stp_rs.models.probes import probe
+
+    parameters = list(policy.module.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    family = getattr(getattr(policy, "family", None), "name", "own")
+    blocks = block_size_of(policy)
+    for name, value in (
+        ("class", f"{type(policy.module).__name__}, family {family}"),
+        ("parameters", f"{sum(p.numel() for p in parameters):,}, trained {trained:,}"),
+        ("weights", f"{parameters[0].dtype}, on {device_of(policy)}"),
+        (
+            "mask, pad, ends",
+            f"{policy.mask_token_id}, {policy.pad_token_id}, {', '.join(map(str, end_token_ids(policy)))}",
+        ),
+        ("logit shift", str(policy.logit_shift)),
+        ("attention", f"block-causal, {blocks} tokens" if blocks else "bidirectional"),
+        ("context", f"{getattr(policy, 'context_length', 0) or 'not said'} tokens"),
+    ):
+        show(f"{name:16} {value}")
+    findings = probe(policy, tokenizer)
+    for finding in findings:
+        show(f"{_MARKS[finding.passed]} {finding.name:11} {finding.text}")
+    bad = [f.name for f in findings if f.passed is False and f.name != "padding"]
+    return 1 if bad else 0
