@@ -308,6 +308,15 @@ def test_a_row_that_shows_any_end_of_text_is_truncated_there():
     assert whole.nfe[0] >= rollout.nfe[0], "a policy with one end reads the other as a token"
 
 
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_of_text():
+    plain = copy.deepcopy(tokenizer())
+    plain.pad_token = None
+    prompts = encode_prompts([{"prompt": "0"}, {"prompt": "012"}], plain, uids=[1, 2])
+    assert prompts.prompt_ids[0].tolist() == [4, 2, 2]
+    policy = MaskedLMAdapter(masked_lm("Bert"), plain)
+    assert policy.pad_token_id == policy.eos_token_id == 2
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_models_with_an_encoder_and_a_decoder_are_refused_by_name(kind: str):
     module = nn.Linear(1, 1)

@@ -94,7 +94,8 @@ def encode_prompts(
     """
     encoded = [_encode(row, i, tokenizer, chat_template_kwargs or {}) for i, row in enumerate(rows)]
     width = max((len(ids) for ids in encoded), default=0)
-    ids_RP = np.full((len(rows), width), tokenizer.pad_token_id, dtype=np.int64)
+    pad = getattr(tokenizer, "pad_token_id", None)  # nobody sees it: an end of text pads where there is none
+    ids_RP = np.full((len(rows), width), end_of_text_id(tokenizer) if pad is None else pad, dtype=np.int64)
     for i, ids in enumerate(encoded):
         ids_RP[i, : len(ids)] = ids
     return PromptBatch(
