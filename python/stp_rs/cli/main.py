@@ -1,6 +1,7 @@
 """The command line: stp-rs train | sample | eval | report | inspect | watch | variance | grade | env."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -8,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stp_rs._core import __version__
 from stp_rs.cli.terminal import Parser, guarded, show
-from stp_rs.cli.variance import add_parser as add_variance
 from stp_rs.text import table
 
 
@@ -22,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Run the command that a parser chose; return the exit code: 2 after an error of ours, 130 after Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of small models; transformers obeys it too
 
     def run() -> int:
         args, unknown = parser.parse_known_args(argv)
         args.argv = list(sys.argv[1:] if argv is None else argv)
-        _quiet_transformers()
         if unknown:
             from stp_rs.cli.flags import refuse_unknown
 
@@ -36,20 +37,19 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     return guarded(run)
 
 
-def _quiet_transformers() -> None:
-    """Keep the bars of saving and loading small models out of ours."""
-    from transformers.utils import logging
-
-    quiet: Any = logging.disable_progress_bar
-    quiet()
+_LATE = {
+    "variance": "bias and noise of every likelihood design on a policy's own rollouts",
+    "grade": "score stored completions",
+}
+"""Commands whose modules take seconds to import: their options are added where a command line is about them."""
 
 
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser of all commands; the options of `train` are added where `argv` is about it."""
-    from stp_rs.cli import grade as grading
+    """Return the parser of all commands; of those that are slow to import only the one of `argv` has its options."""
     from stp_rs.cli import inspect, probe, report, watch
 
     parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands, argv)
     sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
@@ -74,11 +74,14 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluation.add_argument("--prefill", default="", help="text that every completion starts with")
     evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)
-    grading.add_parser(commands)
     for command in (report, inspect, watch):
         command.add_parser(commands)
     probe.add_parser(commands, argv)
-    add_variance(commands)
+    for name, summary in _LATE.items():
+        if name in argv[:1]:
+            importlib.import_module(f"stp_rs.cli.{name}").add_parser(commands)
+        else:
+            commands.add_parser(name, help=summary)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser
