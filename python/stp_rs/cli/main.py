@@ -23,7 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Run the command that a parser chose; return the exit code: 2 after an error of ours, 130 after Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of small models; transformers obeys it too
+    # the bars of small models would stand among ours: transformers reads this when it is imported, if it is not yet
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" in sys.modules:
+        quiet: Any = importlib.import_module("transformers.utils.logging").disable_progress_bar
+        quiet()
 
     def run() -> int:
         args, unknown = parser.parse_known_args(argv)
