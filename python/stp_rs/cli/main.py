@@ -25,7 +25,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # the bars of small models would stand among ours: transformers reads this when it is imported, if it is not yet
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if "transformers" in sys.modules:
+    if sys.modules.get("transformers"):
         quiet: Any = importlib.import_module("transformers.utils.logging").disable_progress_bar
         quiet()
 
