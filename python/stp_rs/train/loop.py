@@ -86,7 +86,7 @@ class TrainingLoop(Trainer):
         self.rollouts = 0
         self.ledger = Ledger(args.device)
         self._window: dict[str, list[float]] = defaultdict(list)
-        self._logged_step = 0
+        self._logged_step, self._rate = 0, 0.0
         self._losses: list[float] = []
         given = [DefaultFlowCallback, LastLog, *get_reporting_integration_callbacks(args.report_to), *(callbacks or ())]
         self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)

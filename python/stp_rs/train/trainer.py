@@ -147,7 +147,6 @@ class STPTrainer(TrainingLoop):
                 "makes the whole trainer of a task"
             )
         self.policy, tokenizer = open_policy(model, processing_class, peft_config, args, check=self.task is None)
-        self.tokenizer = tokenizer
         check_savable(self.policy.module, tokenizer)
         trainable(self.policy)
         self.rewards = Rewards(
@@ -173,6 +172,11 @@ class STPTrainer(TrainingLoop):
         if args.log_completions:
             self.add_callback(Completions())
         self._compile()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; transformers calls it the processing class."""
+        return self.processing_class
 
     def count_updates(self) -> int:
         """Return the optimiser updates of the run: max_steps, or those of num_train_epochs.
