@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from stp_rs.objective.replay import state_at as state_at
     from stp_rs.priors import Copy as Copy
     from stp_rs.priors import Frequency as Frequency
+    from stp_rs.priors import Hint as Hint
     from stp_rs.priors import Length as Length
-    from stp_rs.priors import Reference as Reference
     from stp_rs.priors import Template as Template
     from stp_rs.priors import Vocabulary as Vocabulary
     from stp_rs.priors import allowed_tokens as allowed_tokens
@@ -59,7 +59,7 @@ _LAZY = {
     "objective.loss": "LossInputs policy_loss",
     "objective.masks": "Masks draw_masks",
     "objective.replay": "replay_logprobs state_at",
-    "priors": "Copy Frequency Length Reference Template Vocabulary allowed_tokens compose_priors",
+    "priors": "Copy Frequency Hint Length Template Vocabulary allowed_tokens compose_priors",
     "rollout.generate": "generate",
     "rollout.loop": "Batching",
     "rollout.params": "GREEDY SamplingParams",

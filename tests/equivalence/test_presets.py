@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stp_rs.config.presets import PRESETS, PRUNINGS
-from stp_rs.priors import Reference
+from stp_rs.priors import Hint
 from stp_rs.train import update as module
 from tests.fixtures import LENGTH, tiny, tokenizer, trainer
 
@@ -306,7 +306,7 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
     options = {"num_mc": min(4, PRESETS[preset]["num_mc"]), "stp_constant_memory": constant, **OWN}
     if pruning == "scored":
         pruning, options = "stp", {**options, "stp_score_prior": True}
-    hints = [Reference(lambda _row: "1" * LENGTH, tokenizer(), when="all_wrong")] if preset == "igpo" else []
+    hints = [Hint(lambda _row: "1" * LENGTH, tokenizer(), when="all_wrong")] if preset == "igpo" else []
     made = trainer(tmp_path, tiny(seed=3), graded, preset=preset, pruning=pruning, priors=hints, **options)
     model, start = made.policy, copy.deepcopy(made.model.state_dict())
     with watched(made) as seen:

@@ -7,7 +7,7 @@ import pytest
 
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import CheckpointError
-from stp_rs.priors import Anneal, Frequency, Length, Prior, Reference, Template
+from stp_rs.priors import Anneal, Frequency, Hint, Length, Prior, Template
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.checkpoint import PRIORS, newest_checkpoint
@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {
     "learning_rate": 2e-2,
     "stp_temporal": "steps:0.7",
     "stp_score_prior": True,
-    "stp_rescue": "reference",
+    "stp_rescue": "hint",
 }
 
 
@@ -33,8 +33,8 @@ def learning(run: Path, **options: Any) -> STPTrainer:
     priors: list[Prior] = [
         Template({0: "["}, tokenizer()),
         Length(tokenizer(), quantile=0.75, minimum=8, slack=1),
-        Reference(share=0.5, anneal=Anneal("linear", 0.5), **words),
-        Reference(share=0.75, when="all_wrong", **words),
+        Hint(share=0.5, anneal=Anneal("linear", 0.5), **words),
+        Hint(share=0.75, when="all_wrong", **words),
         Frequency(tokenizer(), share=0.5, minimum=4, keep=0.5, per="sample"),
         offline,
     ]
@@ -83,7 +83,7 @@ def test_other_priors_cannot_resume_a_run(tmp_path: Path):
     options = {**OPTIONS, "stp_rollouts": 1}
     learning(tmp_path, stp_rollouts=1, save_strategy="steps").train()
     with pytest.raises(CheckpointError, match="resume with the same priors in the same order"):
-        resumed(trainer(tmp_path, priors=[Reference(lambda _: None, tokenizer(), when="all_wrong")], **options))
+        resumed(trainer(tmp_path, priors=[Hint(lambda _: None, tokenizer(), when="all_wrong")], **options))
     state = newest_checkpoint(tmp_path)
     assert state is not None
     (state.path / PRIORS).write_bytes(b"cut short")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stp_rs import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.errors import PriorConflictError
-from stp_rs.priors import Anneal, Copy, Frequency, Length, Prior, Reference, Template, Vocabulary, compose_priors
+from stp_rs.priors import Anneal, Copy, Frequency, Hint, Length, Prior, Template, Vocabulary, compose_priors
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.generate import Rollout, generate
 from stp_rs.rollout.params import SamplingParams
@@ -39,7 +39,7 @@ def sources(model: Tabular, prompts: PromptBatch, seed: int) -> dict[str, Prior]
         "template": Template({0: "[", 4: "]"}, tokenizer()),
         "copy": Copy(lambda row: {1: row["prompt"][0]}, tokenizer()),
         "length": Length(tokenizer(), budget=5),
-        "reference": Reference(lambda row: row["solution"], tokenizer(), 0.5, seed=seed, per="sample"),
+        "hint": Hint(lambda row: row["solution"], tokenizer(), 0.5, seed=seed, per="sample"),
         "frequency": frequency,
         "offline": offline,
         "vocabulary": Vocabulary(lambda _: None, tokenizer()),
@@ -52,7 +52,7 @@ def play(model: Tabular, prompts: PromptBatch, seed: int, prior: PriorSet | None
 
 
 texts = st.lists(st.text("0123", min_size=1, max_size=3), min_size=1, max_size=3)
-chosen = st.sets(st.sampled_from(["template", "copy", "length", "reference", "frequency", "offline", "vocabulary"]))
+chosen = st.sets(st.sampled_from(["template", "copy", "length", "hint", "frequency", "offline", "vocabulary"]))
 
 
 @settings(max_examples=25)
@@ -77,14 +77,14 @@ def test_what_priors_fix_stands_through_a_rollout(found: list[str], names: set[s
 @given(texts, st.integers(0, 2**32))
 def test_priors_that_fix_nothing_are_the_baseline_bit_for_bit(found: list[str], seed: int):
     model, prompts = Tabular(vocab=10, width=12, seed=4), prompts_of(found).repeat(2, step=1)
-    reference = Reference(lambda row: row["solution"], tokenizer(), 1.0, anneal=Anneal("cosine", 0.5))
+    reference = Hint(lambda row: row["solution"], tokenizer(), 1.0, anneal=Anneal("cosine", 0.5))
     offline = OfflineGeneration(1.0, anneal=Anneal("linear", 0.25))
     offline.build(model, prompts, tokenizer(), Unmasking(2), completion_length=LENGTH)
     frequency = Frequency(tokenizer(), minimum=1, share=0.1, anneal=Anneal("linear", 0.5))
     nothing: list[Prior] = [
         *(reference, offline, frequency, Template({}, tokenizer()), Length(tokenizer(), budget=LENGTH)),
         *(Length(tokenizer(), quantile=0.5), Vocabulary(lambda _: None, tokenizer())),
-        Reference(lambda _: None, tokenizer()),
+        Hint(lambda _: None, tokenizer()),
     ]
     plain = play(model, prompts, seed, None)
     frequency.observe(prompts, plain, np.zeros(len(prompts), np.float32))

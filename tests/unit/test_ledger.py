@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stp_rs.data.prompts import encode_prompts
-from stp_rs.priors import Reference
+from stp_rs.priors import Hint
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.metrics import Ledger, read_metrics
 from stp_rs.types import Cost
@@ -63,8 +63,8 @@ def test_everything_that_the_model_saw_is_on_the_ledger(tmp_path: Path):
     """Anchors made and refreshed, mask noise, rescues and extra batches, not only rollout and update."""
     model = tiny()
     offline = OfflineGeneration(0.4, "random", refresh=1)
-    hints = Reference(lambda _: "12", tokenizer(), when="all_wrong")
-    options = {"stp_rescue": "reference", "stp_dynamic_sampling": 2, "stp_variance_every": 1, "stp_rollouts": 3}
+    hints = Hint(lambda _: "12", tokenizer(), when="all_wrong")
+    options = {"stp_rescue": "hint", "stp_dynamic_sampling": 2, "stp_variance_every": 1, "stp_rollouts": 3}
     made = trainer(tmp_path, model, priors=[offline, hints], **options)
     seen = watched(made.policy)
     prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))

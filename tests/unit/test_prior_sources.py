@@ -1,4 +1,4 @@
-"""The sources that learn, hint or constrain: Length, Reference, Frequency, Vocabulary, and a refreshed policy prior."""
+"""The sources that learn, hint or constrain: Length, Hint, Frequency, Vocabulary, and a refreshed policy prior."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from stp_rs.priors import (
     END,
     Anneal,
     Frequency,
+    Hint,
     Length,
     Prior,
-    Reference,
     Template,
     Vocabulary,
     allowed_tokens,
     compose_priors,
-    reference_length,
+    solution_length,
     tag_span,
 )
 from stp_rs.priors import lifecycle as hooks
@@ -74,7 +74,7 @@ def test_a_known_budget_ends_every_row():
 
 def test_a_budget_by_row_is_the_references_length():
     prompts = batch("0", "1", "2", solution=["[12]", None, "0"])
-    prior = Length(tokenizer(), budget=reference_length(lambda row: row["solution"], tokenizer()), slack=1)
+    prior = Length(tokenizer(), budget=solution_length(lambda row: row["solution"], tokenizer()), slack=1)
     assert [sum(token == EOS for token in row) for row in dense(prior(prompts, LENGTH))] == [1, 0, 4]
 
 
@@ -104,11 +104,11 @@ def test_a_length_without_one_budget_says_so(options: dict[str, Any], message: s
         Length(tokenizer(), **options)
 
 
-# --- Reference ---
+# --- Hint ---
 
 
-def hint(**options: Any) -> Reference:
-    return Reference(lambda row: row["solution"], tokenizer(), **options)
+def hint(**options: Any) -> Hint:
+    return Hint(lambda row: row["solution"], tokenizer(), **options)
 
 
 def test_a_hint_is_a_share_of_the_references_own_tokens():
@@ -120,7 +120,7 @@ def test_a_hint_is_a_share_of_the_references_own_tokens():
     ]
     assert dense(hint(share=0.4, selector="prefix")(prompts, LENGTH))[0] == [OPEN, ZERO, -1, -1, -1, -1]
     assert len(dense(hint(share=1.0)(prompts, 2), 2)[0]) == 2, "a reference longer than the canvas is cut"
-    assert hint()(prompts, LENGTH).row(2)[0][2] == "reference"
+    assert hint()(prompts, LENGTH).row(2)[0][2] == "hint"
 
 
 def test_the_answer_is_no_hint_where_it_is_protected():
@@ -302,7 +302,7 @@ def test_a_certain_token_that_is_not_allowed_is_a_conflict_and_a_guess_is_left_o
 def test_certain_priors_come_first_and_guesses_fill_what_is_free():
     prompts = batch("0", solution=["012"])
     found = compose_priors([hint(share=1.0), Template({0: "["}, tokenizer())], prompts, LENGTH)
-    assert found.row(0) == [(0, OPEN, "template"), (1, ONE, "reference"), (2, TWO, "reference")]
+    assert found.row(0) == [(0, OPEN, "template"), (1, ONE, "hint"), (2, TWO, "hint")]
 
 
 # --- OfflineGeneration ---

@@ -11,7 +11,7 @@ from stp_rs import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
-from stp_rs.priors import Anneal, Prior, Reference, Template, compose_priors
+from stp_rs.priors import Anneal, Hint, Prior, Template, compose_priors
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.regroup import Play
 from stp_rs.rollout.rescue import rescue_groups
@@ -41,8 +41,8 @@ def play(model: Tabular, seen: list[PriorSet] | None = None) -> Play:
     return run
 
 
-def reference(**options: Any) -> Reference:
-    return Reference(lambda row: row["solution"], tokenizer(), 1.0, when="all_wrong", **options)
+def reference(**options: Any) -> Hint:
+    return Hint(lambda row: row["solution"], tokenizer(), 1.0, when="all_wrong", **options)
 
 
 def prompts() -> PromptBatch:
@@ -67,7 +67,7 @@ def test_failed_groups_get_hinted_rows_and_the_others_stay():
     assert count == 4
     (prior,) = seen
     assert len(prior) == 4
-    assert prior.row(0) == [*[(p, 6, "reference") for p in range(4)], (5, 9, "template")]
+    assert prior.row(0) == [*[(p, 6, "hint") for p in range(4)], (5, 9, "template")]
     rest = sorted(set(range(len(first.earned()))) - set(hinted))
     assert same(merged, first, rest)
     for row in hinted:
@@ -109,7 +109,7 @@ def test_nothing_is_decoded_where_nothing_can_be_rescued():
 
 
 def test_a_trainer_rescues_and_learns_from_it(tmp_path: Path):
-    options = {"stp_rescue": "reference", "stp_rescue_share": 0.5, "learning_rate": 5e-3}
+    options = {"stp_rescue": "hint", "stp_rescue_share": 0.5, "learning_rate": 5e-3}
     made = trainer(tmp_path / "a", reward=twos, priors=[reference()], **options)
     made.rows.dataset = [{**row, "solution": "2222"} for row in ROWS]
     plain = trainer(tmp_path / "b", reward=lambda completions, **_: [0.0] * len(completions), learning_rate=5e-3)
@@ -120,5 +120,5 @@ def test_a_trainer_rescues_and_learns_from_it(tmp_path: Path):
     assert abs(result.metrics["diffusion/ratio_max"]) < 100
     assert result.rewards == [1.0, 1.0, 0.0, 0.0] * 2
     assert made.ledger.forwards["rollout"] == result.rollout.stats["forwards"]
-    with pytest.raises(ConfigError, match="needs Reference"):
-        trainer(tmp_path / "c", stp_rescue="reference")
+    with pytest.raises(ConfigError, match="needs Hint"):
+        trainer(tmp_path / "c", stp_rescue="hint")

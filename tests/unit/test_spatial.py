@@ -12,12 +12,12 @@ from stp_rs.data.prompts import encode_prompts
 from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.models.masked_lm import MaskedLMAdapter
-from stp_rs.priors import Frequency, Length, Prior, Reference, Vocabulary, compose_priors
+from stp_rs.priors import Frequency, Hint, Length, Prior, Vocabulary, compose_priors
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Constrained, Referenced, Task
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.metrics import Ledger
-from stp_rs.train.priors import check_spatial, reference_text, static_priors, training_priors
+from stp_rs.train.priors import check_spatial, solution_text, static_priors, training_priors
 from tests.bpe import bpe
 
 GSM8K = [{"question": f"{n} + 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(9)]
@@ -51,14 +51,14 @@ def dense(priors: list[Prior], task: Task, row: int = 0) -> list[int]:
 
 def test_all_seven_sources_have_names(tmp_path: Path):
     task = get_task("sudoku")
-    every = "template+copy+length+vocabulary+offline_generation+reference+frequency"
-    found = made(task, tmp_path, stp_spatial=every, stp_rescue="reference", stp_length="18", stp_prior_refresh=3)
+    every = "template+copy+length+vocabulary+offline_generation+hint+frequency"
+    found = made(task, tmp_path, stp_spatial=every, stp_rescue="hint", stp_length="18", stp_prior_refresh=3)
     assert names(found) == [
-        *("Template", "Copy", "Length", "Vocabulary", "Reference", "OfflineGeneration", "Reference", "Frequency")
+        *("Template", "Copy", "Length", "Vocabulary", "Hint", "OfflineGeneration", "Hint", "Frequency")
     ]
     rescue, offline, hint, frequency = found[4:]
-    assert isinstance(rescue, Reference)
-    assert isinstance(hint, Reference)
+    assert isinstance(rescue, Hint)
+    assert isinstance(hint, Hint)
     assert (rescue.when, hint.when) == ("all_wrong", "always")
     assert isinstance(offline, OfflineGeneration)
     assert offline.refresh == 3
@@ -67,7 +67,7 @@ def test_all_seven_sources_have_names(tmp_path: Path):
     assert (tmp_path / "offline_generation.safetensors").is_file()
     assert min(dense(found, task)[17:]) >= 0, "template and length agree on the end"
     again = made(
-        task, tmp_path, resumed=True, stp_spatial=every, stp_rescue="reference", stp_length="18", stp_prior_refresh=3
+        task, tmp_path, resumed=True, stp_spatial=every, stp_rescue="hint", stp_length="18", stp_prior_refresh=3
     )
     assert dense(again, task) == dense(found, task), "read, not made again"
 
@@ -78,7 +78,7 @@ def test_what_needs_an_answer_or_a_run_is_not_static():
     def static(**options: Any) -> list[str]:
         return names(static_priors(TaskConfig(preset="elbo", **options), task, tokenizer))
 
-    every = "frequency+vocabulary+reference+offline_generation+length+copy+template"
+    every = "frequency+vocabulary+hint+offline_generation+length+copy+template"
     assert static(stp_spatial=every) == ["Vocabulary", "Copy", "Template"]
     assert static(stp_spatial=every, stp_length="19") == ["Vocabulary", "Length", "Copy", "Template"]
     assert static(stp_spatial="none") == static() == []
@@ -92,7 +92,7 @@ def test_what_needs_an_answer_or_a_run_is_not_static():
         ({"stp_spatial": "none+copy"}, "got 'none'"),
         ({"stp_spatial": "length", "stp_length": "quantile"}, "stp_length: got 'quantile'"),
         ({"stp_spatial": "length", "stp_length": "quantile:2"}, "stp_length: got 'quantile:2'"),
-        ({"stp_spatial": "reference", "stp_prior_anneal": "linear:3"}, "stp_prior_anneal: got linear:3"),
+        ({"stp_spatial": "hint", "stp_prior_anneal": "linear:3"}, "stp_prior_anneal: got linear:3"),
     ],
 )
 def test_a_configuration_that_cannot_be_says_so(options: dict[str, Any], message: str, tmp_path: Path):
@@ -121,7 +121,7 @@ def test_references_of_tasks_solve_their_rows(name: str):
         rows = task.rows("train", 4, 0)
         texts = [task.reference(row) for row in rows]
         assert task.score([t or "" for t in texts], rows)["solved"] == [1.0] * len(rows)
-        assert reference_text(task)(rows[0]) == texts[0]
+        assert solution_text(task)(rows[0]) == texts[0]
 
 
 PUZZLES = [{"Puzzle": r["puzzle"], "Solution": r["solution"]} for r in get_task("sudoku").rows("train", 12, 0)]
@@ -157,8 +157,8 @@ def test_hints_never_give_the_final_answer_of_a_worked_solution(tmp_path: Path):
     text = "so 3<answer>\n\\boxed{4}</answer>"
     assert span(text) == (12, 22)
     assert span("\\boxed{4}") == (7, 8)
-    (protected,) = made(task, tmp_path, stp_spatial="reference", stp_hint=1.0)
-    (open_,) = made(task, tmp_path, stp_spatial="reference", stp_hint=1.0, stp_protect_answer=False)
+    (protected,) = made(task, tmp_path, stp_spatial="hint", stp_hint=1.0)
+    (open_,) = made(task, tmp_path, stp_spatial="hint", stp_hint=1.0, stp_protect_answer=False)
     hidden = [i for i, (a, b) in enumerate(zip(dense([protected], task), dense([open_], task), strict=True)) if a != b]
     row = task.rows("train", 3, 0)[0]
     assert isinstance(task, Referenced)

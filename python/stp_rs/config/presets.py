@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "igpo": {
         **_TOKEN,
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 4},
-        **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3", "stp_rescue": "reference"},
+        **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3", "stp_rescue": "hint"},
     },
     "d2_stepmerge": {**_TOKEN, "stp_design": "step_merge", "num_mc": 16, "loss_type": "dapo"},
     "rldf": {

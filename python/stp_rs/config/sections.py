@@ -82,7 +82,7 @@ class PruningConfig:
 
     stp_spatial: str = option(
         "none",
-        "Priors joined by '+': template, copy, length, vocabulary, offline_generation, reference, frequency; or "
+        "Priors joined by '+': template, copy, length, vocabulary, offline_generation, hint, frequency; or "
         "none (docs/priors.md).",
     )
     stp_temporal: str = option(
@@ -100,20 +100,20 @@ class PruningConfig:
     stp_selector: str = option(
         "top_confidence",
         "offline_generation: top_confidence, random, not_answer (random, never the answer), prefix, span; "
-        "reference: the last two, else random.",
+        "hint: the last two, else random.",
     )
-    stp_protect_answer: bool = option(True, "offline_generation and reference: never fix tokens of the answer.")
+    stp_protect_answer: bool = option(True, "offline_generation and hint: never fix tokens of the answer.")
     stp_length: str = option(
-        "reference",
-        "length: a number of tokens, reference (the row's own solution), or quantile:Q of earlier rollouts.",
+        "solution",
+        "length: a number of tokens, solution (the length of the row's own), or quantile:Q of earlier rollouts.",
     )
-    stp_hint: float = option(0.5, "reference: share of the solution's tokens that is given.", 0.0, 1.0)
+    stp_hint: float = option(0.5, "hint: share of the solution's tokens that is given.", 0.0, 1.0)
     stp_frequency: float = option(
         0.9, "frequency: share of a prompt's earlier rollouts that agree on a token.", 1e-6, 1.0
     )
     stp_prior_anneal: str = option(
         "none",
-        "How the shares of offline_generation, reference and frequency shrink: none, linear:UNTIL, cosine:UNTIL, "
+        "How the shares of offline_generation, hint and frequency shrink: none, linear:UNTIL, cosine:UNTIL, "
         "to 0 at that share of training.",
     )
     stp_prior_per: Literal["group", "sample"] = option(
@@ -122,7 +122,7 @@ class PruningConfig:
     stp_prior_refresh: int | None = option(
         None, "offline_generation: made anew by the current policy every N rollout batches; None: never.", 1, 1 << 31
     )
-    stp_rescue: Literal["none", "reference"] = option(
+    stp_rescue: Literal["none", "hint"] = option(
         "none", "Decode rows of groups that earned nothing again, with a hint of stp_hint."
     )
     stp_rescue_share: float = option(0.5, "Share of such a group's rows.", 1e-6, 1.0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stp_rs.config.sections import LikelihoodConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import InvalidValueError
 from stp_rs.models.base import DiffusionModel
@@ -123,6 +124,11 @@ def token_bounds(
     unseen_RL = total_RL == 0
     eubo_RL = (peak_RL + total_RL.masked_fill(unseen_RL, 1.0).log()) / beta
     return elbo_RL, eubo_RL.masked_fill(unseen_RL, 0.0)
+
+
+def upper_share(config: LikelihoodConfig) -> float | None:
+    """Return the weight of the upper bound in estimates of bad completions, by `stp_bound`; None is the ELBO alone."""
+    return {"elbo": None, "eubo": 1.0, "mixture": config.stp_bound_mixture}[config.stp_bound]
 
 
 def sandwich(elbo_RL: Tensor, eubo_RL: Tensor, advantages_R: Tensor, *, mixture: float = 0.5) -> Tensor:

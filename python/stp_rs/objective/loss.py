@@ -1,7 +1,8 @@
 """Policy losses: from likelihood estimates and advantages to a scalar and its metrics.
 
-A loss is a mean over completions of a value per completion. `LOSSES` says for each `loss_type` which mean that is and,
-for those that are objectives of their own, which value; for the others `stp_objective` says the value.
+A loss is a mean over completions of a value per completion. An `Objective` is that value with all that follows from it
+(`OBJECTIVES`, by `stp_objective`); a `LossType` is the mean, and an objective of its own where it has one (`LOSSES`, by
+`loss_type`). No other file asks for the name of one.
 
 Shapes: R completions, L completion length, P passes. A "token" is a scored completion position.
 """
@@ -150,33 +151,138 @@ def gamma_weights(terms: _Terms, config: LossConfig) -> Tensor:
 
 
 Value = Callable[[_Terms, LossConfig], Tensor]
+Logged = Callable[[_Terms, LossConfig], dict[str, Tensor]]
 EXTREMES: Mapping[str, Callable[[list[float]], float]] = {
     "diffusion/ratio_max": max,
     "clip_ratio/high_max": max,
     "clip_ratio/low_min": min,
     "num_tokens": max,
 }
-"""Metrics whose value for several micro-batches or updates is an extreme; for the others it is the mean."""
-OBJECTIVES: Mapping[str, Value] = {"clip": _clip, "reinforce": _reinforce, "stable": _stable, "linear": _linear}
-"""`stp_objective` -> the value of each completion [R]."""
-LOSSES: Mapping[str, tuple[str, Value | None]] = {
-    "grpo": ("completion", None),
-    "dr_grpo": ("canvas", None),
-    "bnpo": ("micro_batch", None),
-    "dapo": ("update", None),
-    "luspo": ("length", None),
-    "sapo": ("completion", _sapo),
-    "cispo": ("update", _cispo),
-    "vespo": ("update", _vespo),
+"""Metrics whose value for several micro-batches is an extreme; for the others it is the mean."""
+
+
+def _clip_metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
+    ratio, scored_RL, advantages_R1 = terms.ratio.detach(), terms.inputs.scored_RL, terms.advantages_R1
+    counted = scored_RL if ratio.shape == scored_RL.shape else torch.ones_like(ratio)
+    low, high = clip_range(config)
+    bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
+    below, above = (bounded < low) & (advantages_R1 < 0), (bounded > high) & (advantages_R1 > 0)
+    share = counted / counted.sum(-1, keepdim=True).clamp(min=1.0)
+    metrics = {
+        "clip_ratio/low_mean": _token_mean(below.float(), scored_RL),
+        "clip_ratio/high_mean": _token_mean(above.float(), scored_RL),
+        "clip_ratio/region_mean": _token_mean((below | above).float(), scored_RL),
+    }
+    if ratio.numel():
+        metrics["clip_ratio/low_min"] = (below * share).sum(-1).min()
+        metrics["clip_ratio/high_max"] = (above * share).sum(-1).max()
+    return metrics
+
+
+def _cispo_metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
+    over = (terms.ratio.detach() > _epsilon_high(config)) & (terms.advantages_R1 > 0)
+    return {"cispo_clip_ratio": _token_mean(over.float(), terms.inputs.scored_RL)}
+
+
+def _vespo_metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
+    return {"vespo/phi_seq_mean": _token_mean(gamma_weights(terms, config)[:, None], terms.inputs.scored_RL)}
+
+
+def _nothing(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
+    del terms, config
+    return {}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The value of each completion in the loss, and what follows from it."""
+
+    value: Value
+    """Its value [R]."""
+    metrics: Logged = _clip_metrics
+    """What is logged about ratios, under TRL's names."""
+    reads_old: bool = True
+    """Whether it has a ratio to the policy that drew the completions."""
+    reads_passes: bool = False
+    """Whether it reads the estimate of each pass alone (`LossInputs.passes`)."""
+    reads_mean_ratio: bool = False
+    """Whether it divides by the mean clipped ratio of the whole update (`policy_loss(mean_ratio=...)`)."""
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "clip": Objective(_clip),
+    "reinforce": Objective(_reinforce, reads_old=False),
+    "stable": Objective(_stable, reads_mean_ratio=True),
+    "linear": Objective(_linear, reads_passes=True),
 }
-"""`loss_type` -> (what a completion counts in the mean, its value where the loss is an objective of its own)."""
+"""`stp_objective` -> what it is."""
+
+
+@dataclass(frozen=True)
+class _Over:
+    """What a mean is over: the whole update (its scored tokens where they are known), and the canvas."""
+
+    num_completions: int
+    num_tokens: float | None
+    length: int
+    loss_type: str
+
+
+def _by_completion(tokens_R: Tensor, over: _Over) -> Tensor:
+    return torch.full_like(tokens_R, 1.0 / over.num_completions)
+
+
+def _by_length(tokens_R: Tensor, over: _Over) -> Tensor:
+    return tokens_R / over.num_completions
+
+
+def _by_canvas(tokens_R: Tensor, over: _Over) -> Tensor:
+    return tokens_R / (over.num_completions * over.length)
+
+
+def _by_micro_batch(tokens_R: Tensor, over: _Over) -> Tensor:
+    return tokens_R / tokens_R.sum().clamp(min=1.0) * (len(tokens_R) / over.num_completions)
+
+
+def _by_update(tokens_R: Tensor, over: _Over) -> Tensor:
+    if over.num_tokens is None:
+        raise InvalidValueError(
+            f"num_tokens: got None, needs the scored tokens of the whole update for {over.loss_type}"
+        )
+    return tokens_R / max(over.num_tokens, 1.0)
+
+
+@dataclass(frozen=True)
+class LossType:
+    """The mean over completions that a loss is, and its objective where that is a part of the definition."""
+
+    weigh: Callable[[Tensor, _Over], Tensor]
+    """Scored tokens [R] -> what each completion counts [R]."""
+    objective: Objective | None = None
+
+
+LOSSES: Mapping[str, LossType] = {
+    "grpo": LossType(_by_completion),
+    "dr_grpo": LossType(_by_canvas),
+    "bnpo": LossType(_by_micro_batch),
+    "dapo": LossType(_by_update),
+    "luspo": LossType(_by_length),
+    "sapo": LossType(_by_completion, Objective(_sapo, _nothing)),
+    "cispo": LossType(_by_update, Objective(_cispo, _cispo_metrics)),
+    "vespo": LossType(_by_update, Objective(_vespo, _vespo_metrics)),
+}
+"""`loss_type` -> what it is."""
+
+
+def objective_of(config: LossConfig) -> Objective:
+    """Return the objective of a configuration: its loss type's own, else the one that `stp_objective` names."""
+    return LOSSES[config.loss_type].objective or OBJECTIVES[config.stp_objective]
 
 
 def reads_old(config: LossConfig) -> bool:
     """Return whether a loss reads the old policy's estimates."""
-    own = LOSSES[config.loss_type][1]
     kl = config.beta > 0 and (config.stp_kl_target == "old" or config.use_bias_correction_kl)
-    return own is not None or config.stp_objective != "reinforce" or kl or config.off_policy_mask_threshold is not None
+    return objective_of(config).reads_old or kl or config.off_policy_mask_threshold is not None
 
 
 def reads_entropy(config: LossConfig) -> bool:
@@ -227,7 +333,8 @@ def policy_loss(
             micro-batch's.
     """
     share_RL = inputs.share_RL if inputs.share_RL is not None else _even_share(inputs.scored_RL)
-    mean_R = _completion_weights(inputs.scored_RL, config, num_completions, num_tokens)
+    over = _Over(num_completions, num_tokens, inputs.scored_RL.shape[-1], config.loss_type)
+    mean_R = LOSSES[config.loss_type].weigh(inputs.scored_RL.sum(-1), over)
     log_ratio_RL = _masked(inputs.new_RL - inputs.old_RL, share_RL)
     log_ratio = log_ratio_RL
     if config.importance_sampling_level == "sequence":
@@ -236,14 +343,16 @@ def policy_loss(
     kept_RL = _high_entropy(inputs, config) if config.top_entropy_quantile < 1.0 else None
     new_RL = _masked(inputs.new_RL, share_RL)
     terms = _Terms(inputs, new_RL, log_ratio_RL, ratio, share_RL, kept_RL, mean_ratio)
-    value_R = (LOSSES[config.loss_type][1] or OBJECTIVES[config.stp_objective])(terms, config)
+    objective = objective_of(config)
+    value_R = objective.value(terms, config)
     weight_R = torch.where(inputs.advantages_R < 0, config.stp_negative_advantage_weight, 1.0)
     weight_R = weight_R * mean_R * (inputs.scored_RL.sum(-1) > 0)
     if config.off_policy_mask_threshold is not None:
         drift_R = -(log_ratio_RL.detach() * share_RL).sum(-1)
         weight_R = weight_R * ((inputs.advantages_R >= 0) | (drift_R <= config.off_policy_mask_threshold))
     loss = -(weight_R * value_R).sum()
-    metrics = _metrics(terms, config)
+    with torch.no_grad():
+        metrics = {"diffusion/ratio_max": _largest_ratio(terms), **objective.metrics(terms, config)}
     if inputs.ref_RL is not None:
         kl, kl_R = _kl(terms, inputs.ref_RL, config)
         loss = loss + config.beta * (mean_R * kl_R).sum()
@@ -302,27 +411,6 @@ def _high_entropy(inputs: LossInputs, config: LossConfig) -> Tensor:
     return (known_RL & (entropy_RL >= bound)).to(inputs.scored_RL.dtype)
 
 
-def _completion_weights(
-    scored_RL: Tensor, config: LossConfig, num_completions: int, num_tokens: float | None
-) -> Tensor:
-    """Return what each completion's value counts in the loss [R]."""
-    tokens_R = scored_RL.sum(-1)
-    kind = LOSSES[config.loss_type][0]
-    if kind == "canvas":
-        return tokens_R / (num_completions * scored_RL.shape[-1])
-    if kind == "micro_batch":
-        return tokens_R / tokens_R.sum().clamp(min=1.0) * (len(tokens_R) / num_completions)
-    if kind == "update":
-        if num_tokens is None:
-            raise InvalidValueError(
-                f"num_tokens: got None, needs the scored tokens of the whole update for {config.loss_type}"
-            )
-        return tokens_R / max(num_tokens, 1.0)
-    if kind == "length":
-        return tokens_R / num_completions
-    return torch.full_like(tokens_R, 1.0 / num_completions)
-
-
 def _even_share(scored_RL: Tensor) -> Tensor:
     return scored_RL / scored_RL.sum(-1, keepdim=True).clamp(min=1.0)
 
@@ -339,26 +427,7 @@ def _token_mean(value: Tensor, counted_RL: Tensor) -> Tensor:
     return (value * counted_RL).sum() / counted_RL.sum().clamp(min=1.0)
 
 
-@torch.no_grad()
-def _metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
-    """Return what is logged about ratios, under TRL's names; the largest ratio is of the micro-batch."""
-    ratio, scored_RL, advantages_R1 = terms.ratio.detach(), terms.inputs.scored_RL, terms.advantages_R1
+def _largest_ratio(terms: _Terms) -> Tensor:
+    ratio, scored_RL = terms.ratio.detach(), terms.inputs.scored_RL
     counted = scored_RL if ratio.shape == scored_RL.shape else torch.ones_like(ratio)
-    metrics = {"diffusion/ratio_max": (ratio * counted).max() if ratio.numel() else torch.ones(())}
-    if config.loss_type == "cispo":
-        over = (ratio > _epsilon_high(config)) & (advantages_R1 > 0)
-        metrics["cispo_clip_ratio"] = _token_mean(over.float(), scored_RL)
-    elif config.loss_type == "vespo":
-        metrics["vespo/phi_seq_mean"] = _token_mean(gamma_weights(terms, config)[:, None], scored_RL)
-    elif config.loss_type != "sapo":
-        low, high = clip_range(config)
-        bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
-        below, above = (bounded < low) & (advantages_R1 < 0), (bounded > high) & (advantages_R1 > 0)
-        share = counted / counted.sum(-1, keepdim=True).clamp(min=1.0)
-        metrics["clip_ratio/low_mean"] = _token_mean(below.float(), scored_RL)
-        metrics["clip_ratio/high_mean"] = _token_mean(above.float(), scored_RL)
-        metrics["clip_ratio/region_mean"] = _token_mean((below | above).float(), scored_RL)
-        if ratio.numel():
-            metrics["clip_ratio/low_min"] = (below * share).sum(-1).min()
-            metrics["clip_ratio/high_max"] = (above * share).sum(-1).max()
-    return metrics
+    return (ratio * counted).max() if ratio.numel() else torch.ones(())

@@ -15,9 +15,9 @@ from stp_rs.priors.choice import tag_span as tag_span
 from stp_rs.priors.frequency import Frequency as Frequency
 from stp_rs.priors.hashes import policy_hash as policy_hash
 from stp_rs.priors.hashes import tokenizer_hash as tokenizer_hash
+from stp_rs.priors.hint import Hint as Hint
 from stp_rs.priors.length import Length as Length
-from stp_rs.priors.length import reference_length as reference_length
-from stp_rs.priors.reference import Reference as Reference
+from stp_rs.priors.length import solution_length as solution_length
 from stp_rs.priors.static import END as END
 from stp_rs.priors.static import Copy as Copy
 from stp_rs.priors.static import Template as Template

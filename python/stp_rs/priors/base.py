@@ -91,7 +91,7 @@ def _refuse(fixed: PriorSet, legal_RL: NDArray[np.uint8]) -> None:
 
 @runtime_checkable
 class Referenced(Protocol):
-    """A task that knows correct completions: what the Reference prior gives hints of."""
+    """A task that knows correct completions: the prior `Hint` gives parts of them."""
 
     def reference(self, row: Row) -> str | None:
         """Return a correct completion (no end-of-text), or None where the row has none."""
@@ -100,7 +100,7 @@ class Referenced(Protocol):
 
 @runtime_checkable
 class Constrained(Protocol):
-    """A task whose completions have a known alphabet at each position: the Vocabulary prior."""
+    """A task whose completions have a known alphabet at each position: the prior `Vocabulary` reads it."""
 
     def allowed(self, position: int) -> Sequence[str] | None:
         """Return the one-token texts that are possible at a completion position ("" is end-of-text); None for all."""

@@ -19,8 +19,8 @@ from stp_rs.types import Mark, Stored
 Budget = int | Callable[[Mapping[str, Any]], int | None] | None
 
 
-def reference_length(text: Callable[[Mapping[str, Any]], str | None], tokenizer: Any) -> Budget:
-    """Return a budget: the tokens of a row's reference text; rows without one are not cut."""
+def solution_length(text: Callable[[Mapping[str, Any]], str | None], tokenizer: Any) -> Budget:
+    """Return a budget: the tokens of a row's solution; rows without one are not cut."""
 
     def tokens(row: Mapping[str, Any]) -> int | None:
         found = text(row)
@@ -39,7 +39,7 @@ class Length:
 
     Attributes:
         tokenizer: the policy's tokenizer.
-        budget: tokens before the end, the same for all rows or by row (`reference_length`; None leaves a row whole).
+        budget: tokens before the end, the same for all rows or by row (`solution_length`; None leaves a row whole).
         quantile: share of earlier completions that fit, instead of a budget.
         slack: tokens on top of the budget.
         minimum: completions seen before a quantile cuts anything.

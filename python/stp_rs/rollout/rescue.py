@@ -12,26 +12,26 @@ import numpy as np
 from stp_rs._core import PriorSet, row_uid
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
-from stp_rs.priors import Prior, Reference
+from stp_rs.priors import Hint, Prior
 from stp_rs.rollout.regroup import Play
 
 _SALT = 0x4E5C
 
 
 @dataclass(frozen=True)
-class Hint:
-    """A reference's hints as a prior, whatever its `when` says."""
+class _Hinted:
+    """The hints as a prior, whatever their `when` says."""
 
-    reference: Reference
+    hint: Hint
     soft: bool = True
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the hints of every row."""
-        return self.reference.hints(prompts, completion_length)
+        return self.hint.hints(prompts, completion_length)
 
 
 def rescue_groups(
-    rollout: Rollout, play: Play, reference: Reference, *, share: float, priors: Sequence[Prior] = ()
+    rollout: Rollout, play: Play, hint: Hint, *, share: float, priors: Sequence[Prior] = ()
 ) -> tuple[Rollout, int]:
     """Return (the batch with rescued rows in place of failed ones, their number).
 
@@ -42,19 +42,19 @@ def rescue_groups(
     Args:
         rollout: the batch.
         play: decodes and scores.
-        reference: gives the hints; rows for which it has none are not decoded again.
+        hint: gives the hints; rows for which it has none are not decoded again.
         share: of a group's rows, above 0 and at most 1.
         priors: those of the batch.
     """
     rows = _failed_rows(rollout, share)
     length = rollout.token_ids.shape[1]
     if rows:
-        hinted = reference.hints(rollout.prompts.select(rows), length)
+        hinted = hint.hints(rollout.prompts.select(rows), length)
         rows = [row for i, row in enumerate(rows) if hinted.row(i)]
     if not rows:
         return rollout, 0
     keys = [row_uid(int(rollout.uid[row]), _SALT) for row in rows]
-    again = play(rollout.prompts.select(rows, np.array(keys, dtype=np.uint64)), [Hint(reference), *priors])
+    again = play(rollout.prompts.select(rows, np.array(keys, dtype=np.uint64)), [_Hinted(hint), *priors])
     earned = np.flatnonzero(again.earned() > 0)
     return rollout.replace_rows(np.array(rows, dtype=np.int64)[earned], again.select(earned)), len(earned)
 

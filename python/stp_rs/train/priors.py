@@ -14,16 +14,16 @@ from stp_rs.priors import (
     AnswerSpan,
     Copy,
     Frequency,
+    Hint,
     Length,
     Prior,
-    Reference,
     Template,
     Vocabulary,
-    reference_length,
+    solution_length,
     tag_span,
 )
 from stp_rs.priors.base import Constrained, Referenced, is_soft
-from stp_rs.priors.reference import SELECTORS
+from stp_rs.priors.hint import SELECTORS
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.train.anchors import OfflineGeneration
 from stp_rs.train.metrics import Ledger
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stp_rs.tasks.base import Task
 
 _LOGGER = logging.getLogger(__name__)
-NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "reference", "frequency")
+NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "hint", "frequency")
 """Sources that `stp_spatial` may name."""
 _OF_A_TASK = ("template", "copy", "vocabulary")
 """Sources that fix or restrict places of the canvas, which only a task knows."""
@@ -158,15 +158,15 @@ def training_priors(
     priors = list(static)
     if "length" in names and not config.stp_length.isdecimal():
         priors.append(_length(config.stp_length, task, tokenizer))
-    if config.stp_rescue == "reference":
-        priors.append(Reference(reference_text(task), tokenizer, when="all_wrong", **hint))
+    if config.stp_rescue == "hint":
+        priors.append(Hint(solution_text(task), tokenizer, when="all_wrong", **hint))
     for name in names:
         if name == "offline_generation":
             priors.append(
                 _offline(config, task, model, tokenizer, read=read, given=priors, resumed=resumed, ledger=ledger)
             )
-        elif name == "reference":
-            priors.append(Reference(reference_text(task), tokenizer, **hint))
+        elif name == "hint":
+            priors.append(Hint(solution_text(task), tokenizer, **hint))
         elif name == "frequency":
             priors.append(Frequency(tokenizer, config.stp_frequency, config.num_generations, **shared))
     return priors
@@ -180,8 +180,8 @@ def answer_span(task: "Task | None") -> AnswerSpan:
     return lambda text: tag(text) or box(text)
 
 
-def reference_text(task: "Task | None") -> Callable[[Any], str | None]:
-    """Return how a row's reference completion is found: the task's word, or the column completion or solution."""
+def solution_text(task: "Task | None") -> Callable[[Any], str | None]:
+    """Return how a row's known solution is found: the task's word, or the column completion or solution."""
     known: object = task
     if isinstance(known, Referenced):
         return known.reference
@@ -203,8 +203,8 @@ def _anneal(config: "STPConfig") -> Anneal:
 
 
 def _quantile(budget: str) -> float | None:
-    """Return the share of `quantile:Q`; None for a number or `reference`."""
-    if budget.isdecimal() or budget == "reference":
+    """Return the share of `quantile:Q`; None for a number or `solution`."""
+    if budget.isdecimal() or budget == "solution":
         return None
     kind, _, text = budget.partition(":")
     try:
@@ -213,7 +213,7 @@ def _quantile(budget: str) -> float | None:
         share = 0.0
     if not 0.0 < share <= 1.0:
         raise ConfigError(
-            f"stp_length: got {budget!r}, needs a number, reference, or quantile:Q with Q above 0 and at most 1"
+            f"stp_length: got {budget!r}, needs a number, solution, or quantile:Q with Q above 0 and at most 1"
         )
     return share
 
@@ -221,7 +221,7 @@ def _quantile(budget: str) -> float | None:
 def _length(budget: str, task: "Task | None", tokenizer: Any) -> Length:
     share = _quantile(budget)
     if share is None:
-        return Length(tokenizer, budget=reference_length(reference_text(task), tokenizer))
+        return Length(tokenizer, budget=solution_length(solution_text(task), tokenizer))
     return Length(tokenizer, quantile=share, slack=1)
 
 

@@ -36,7 +36,7 @@ from stp_rs.models.saving import check_savable
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths
 from stp_rs.objective.noise import update_noise
-from stp_rs.priors import Prior, Reference, allowed_tokens, compose_priors
+from stp_rs.priors import Hint, Prior, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import is_soft
 from stp_rs.rollout.generate import generate, rollout_metrics
@@ -213,11 +213,9 @@ class STPTrainer(TrainingLoop):
                     resumed=resumed,
                     ledger=self.ledger,
                 )
-        self.hints = next((p for p in self.priors if isinstance(p, Reference) and p.when == "all_wrong"), None)
+        self.hints = next((p for p in self.priors if isinstance(p, Hint) and p.when == "all_wrong"), None)
         if self.args.stp_rescue != "none" and self.hints is None:
-            raise ConfigError(
-                'stp_rescue: got "reference" without hints, needs Reference(..., when="all_wrong") in priors'
-            )
+            raise ConfigError('stp_rescue: got "hint" without one, needs Hint(..., when="all_wrong") in priors')
         self.update = self._updater(self.ledger)
 
     def parts_to_save(self) -> Mapping[str, Callable[[str], Any]]:

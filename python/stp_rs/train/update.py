@@ -27,10 +27,18 @@ from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError, DivergenceError
 from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, upload
-from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds
+from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds, upper_share
 from stp_rs.objective.head import Entropies
 from stp_rs.objective.likelihood import mean_entropy, token_estimates
-from stp_rs.objective.loss import LossInputs, Passes, clipped_ratio_sum, policy_loss, reads_entropy, reads_old
+from stp_rs.objective.loss import (
+    LossInputs,
+    Passes,
+    clipped_ratio_sum,
+    objective_of,
+    policy_loss,
+    reads_entropy,
+    reads_old,
+)
 from stp_rs.objective.masks import (
     Masks,
     draw_masks,
@@ -142,15 +150,15 @@ class PolicyUpdate:
         self.tell = tell
         self.design = make_design(args)
         self.score_prior = scores_prior(self.design, args.stp_score_prior)
-        self._reads_old = reads_old(args)
+        self._objective, self._reads_old, self._upper = objective_of(args), reads_old(args), upper_share(args)
         self.replayed: Rollout | None = None
         """Rows of the last `stp_replay_batches` policy versions, with the estimates of the policies that drew them."""
-        if args.stp_replay_batches and (not self._reads_old or args.stp_objective == "linear"):
+        if args.stp_replay_batches and (not self._reads_old or self._objective.reads_passes):
             raise ConfigError(
                 f"stp_replay_batches: got {args.stp_replay_batches} with stp_objective {args.stp_objective}, needs an "
                 "objective with a ratio per token or completion to the policy that drew the rows"
             )
-        self._by_pass = args.stp_bound != "elbo" or args.stp_objective == "linear"
+        self._by_pass = self._upper is not None or self._objective.reads_passes
 
     def run(self, rollout: Rollout, allowed: Tensor | None = None) -> Metrics:
         """Make the updates of a rollout batch; return the means of their metrics."""
@@ -411,19 +419,18 @@ class PolicyUpdate:
             zero_RL = torch.zeros(masks.scored_RL.shape, device=logprob_PL.device)
             passes_RL = zero_RL.index_add(0, there.row_P, (~entropy_PL.isnan()).float())
             entropy_RL = mean_entropy(zero_RL.index_add(0, there.row_P, entropy_PL.nan_to_num(0.0)), passes_RL)
-        if self.args.stp_objective == "linear":
+        if self._objective.reads_passes:
             passes_R = np.bincount(masks.row_P, minlength=len(batch))
             tokens_R = 1 if self.design.per_token else masks.scored_RL.sum(1).clip(min=1)
             (scale_P,) = upload(logprob_PL.device, (passes_R / tokens_R)[masks.row_P].astype(np.float32))
             pass_P = scale_P * weighted_PL.sum(-1)
-        if self.args.stp_bound == "elbo":
+        if self._upper is None:
             total_RL = logprob_PL.new_zeros(masks.scored_RL.shape).index_add(0, there.row_P, weighted_PL)
             return Estimate(self._per_token(total_RL, part), pass_P, entropy_RL)
         elbo_RL, eubo_RL = token_bounds(
             logprob_PL, masks, beta=self.args.stp_bound_power, per_token=self.design.per_token
         )
-        mixture = 1.0 if self.args.stp_bound == "eubo" else self.args.stp_bound_mixture
-        token_RL = sandwich(elbo_RL, eubo_RL, there.advantages_R, mixture=mixture)
+        token_RL = sandwich(elbo_RL, eubo_RL, there.advantages_R, mixture=self._upper)
         return Estimate(token_RL, pass_P, entropy_RL)
 
     def _inputs(self, part: MicroBatch, new: Estimate) -> LossInputs:
@@ -448,7 +455,7 @@ class PolicyUpdate:
 
     def _share(self, part: MicroBatch) -> Tensor | None:
         """Return the weights of a published mean per token; None where the mean is over all scored tokens."""
-        return part.there.weight_RL if self.design.per_token and self.args.stp_bound == "elbo" else None
+        return part.there.weight_RL if self.design.per_token and self._upper is None else None
 
     def _backward(self, part: MicroBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor], Estimate]:
         """Add the micro-batch's gradient; return (loss, metrics, the new estimate)."""
@@ -497,7 +504,7 @@ class PolicyUpdate:
     @torch.no_grad()
     def _mean_ratio(self, parts: list[MicroBatch]) -> Tensor | None:
         """Return the mean clipped ratio over the update's micro-batches, where the objective reads it."""
-        if self.args.stp_objective != "stable" or len(parts) < 2 or parts[0].old is None:
+        if not self._objective.reads_mean_ratio or len(parts) < 2 or parts[0].old is None:
             return None  # one micro-batch has its own; at the first iteration every ratio is 1
         sums = [clipped_ratio_sum(self._inputs(part, self._estimate(self.model, part)), self.args) for part in parts]
         return torch.stack(sums).sum() / max(1, sum(int((part.batch.weights() != 0).sum()) for part in parts))

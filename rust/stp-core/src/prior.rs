@@ -19,7 +19,7 @@ pub struct Anchor {
 
 /// Names of the sources; an anchor stores the index.
 pub const SOURCES: [&str; 7] =
-    ["custom", "offline_generation", "template", "copy", "length", "reference", "frequency"];
+    ["custom", "offline_generation", "template", "copy", "length", "hint", "frequency"];
 
 /// A ragged batch of priors in compressed rows; positions ascend within a row.
 #[derive(Debug, Clone, PartialEq, Eq)]

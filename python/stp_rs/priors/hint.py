@@ -1,4 +1,4 @@
-"""Reference: a part of a known solution as a hint."""
+"""The prior `Hint`: a part of a known solution, given during training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ _SALT = 0x5EF
 
 
 @dataclass
-class Reference:
-    """Tokens of a reference completion: hints for training only.
+class Hint:
+    """A part of a known solution, as a hint for training only.
 
     A hint that stays whole keeps the policy from learning what it is given, so anneal it to 0, or give it to groups
     alone whose completions all failed (IGPO, arXiv 2509.10396; `stp_rs.rollout.rescue`).
@@ -25,12 +25,12 @@ class Reference:
     Attributes:
         text: dataset row -> a correct completion, or None.
         tokenizer: the policy's tokenizer.
-        share: share of the reference's tokens that is given.
+        share: share of the solution's tokens that is given.
         selector: random, prefix, span.
-        answer_span: finds the answer in the reference; it is never given. None gives any token.
+        answer_span: finds the answer in the solution; it is never given. None gives any token.
         when: always, or all_wrong: nothing in an ordinary rollout, `hints` only.
         anneal: how `share` shrinks during training.
-        per: who shares a draw.
+        per: what shares a random draw: group or sample.
         seed: key of the draws.
     """
 
@@ -48,7 +48,7 @@ class Reference:
     def __post_init__(self) -> None:
         """Check the options."""
         if self.selector not in SELECTORS:
-            raise InvalidValueError(f"reference selector: got {self.selector!r}, needs one of {', '.join(SELECTORS)}")
+            raise InvalidValueError(f"hint selector: got {self.selector!r}, needs one of {', '.join(SELECTORS)}")
         if self.when not in ("always", "all_wrong"):
             raise InvalidValueError(f"when: got {self.when!r}, needs always or all_wrong")
         seed = row_uid(self.seed, _SALT)
@@ -56,7 +56,7 @@ class Reference:
         self._progress = 0.0
 
     def begin_step(self, step: int, max_steps: int) -> None:
-        """Hear the progress of training."""
+        """Note the progress of training, which `anneal` reads."""
         self._progress = step / max(1, max_steps)
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
@@ -79,4 +79,4 @@ class Reference:
             ids_RL[row, : len(encoded[text])] = encoded[text]
             given_RL[row, : len(encoded[text])] = 1
         given_RL &= eligible_tokens(ids_RL, self.tokenizer, self.answer_span)
-        return fixed_where(self._choice.pick(prompts, given_RL, self._progress), ids_RL, "reference")
+        return fixed_where(self._choice.pick(prompts, given_RL, self._progress), ids_RL, "hint")
