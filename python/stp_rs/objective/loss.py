@@ -158,7 +158,7 @@ EXTREMES: Mapping[str, Callable[[list[float]], float]] = {
     "clip_ratio/low_min": min,
     "num_tokens": max,
 }
-"""Metrics whose value for several micro-batches is an extreme; for the others it is the mean."""
+"""Metrics whose value for several micro-batches or updates is an extreme; for the others it is the mean."""
 
 
 def _clip_metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
