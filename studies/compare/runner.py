@@ -207,6 +207,7 @@ def run_jobs(
                     job, cold, began = running.pop(work)
                     if cold:
                         queue.warmed(job)
+                        clock.learn(job.warm_up_seconds, time.monotonic() - began)
                     elif clock.left() <= 0 and work.exception() is not None:
                         late.append(job.name)
                     else:
