@@ -141,7 +141,7 @@ def test_train_loss_types(loss_type: str, tmp_path: Path):
         {"dataloader_num_workers": 1},
         {"torch_empty_cache_steps": 1},
     ],
-    ids=lambda options: "-".join(options),
+    ids="-".join,
 )
 def test_train_with_options(options: dict[str, Any], tmp_path: Path):
     assert moved(made(tmp_path, **options)) or options == {"mask_truncated_completions": True}

@@ -32,7 +32,7 @@ class Console(RolloutCallback):
         show(result_lines(summary, str(self.config.output_dir)))
 
     def on_sft(self, _step: int, loss: float) -> None:
-        """Hear of an update of the warm-up."""
+        """Show an update of the warm-up."""
         if self.bar is None:
             self._open("warm-up (SFT)", self.config.sft_steps)
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)

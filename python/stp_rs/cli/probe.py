@@ -1,4 +1,4 @@
-"""`stp-rs probe` and `stp-rs train --dry_run`: what a policy is, held against what its module computes."""
+"""`stp-rs probe` and `stp-rs train --dry_run`: what a policy declares, checked against what its module computes."""
 
 import argparse
 import tempfile

@@ -1,4 +1,4 @@
-"""Every line that goes to a terminal: shown and never obeyed; output may be refused at any time."""
+"""Output to a terminal: control characters are shown, not obeyed, and a closed pipe or full device ends a command."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from stp_rs.text import inert
 
 
 def show(text: str = "", *, file: TextIO | None = None) -> None:
-    """Print lines of our own, in which nothing that others wrote has an effect."""
+    """Print lines; control characters in them, whoever wrote them, are shown as escapes."""
     print("\n".join(map(inert, text.split("\n"))), file=file or sys.stdout, flush=True)
 
 
@@ -45,7 +45,7 @@ def guarded(run: Callable[[], int]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in inert text what it was given."""
+    """An argument parser whose messages show control characters as escapes."""
 
     def error(self, message: str) -> NoReturn:
         """Print usage and a line; exit with 2."""
@@ -60,7 +60,7 @@ def fail(message: str, *, code: int = 2) -> int:
 
 
 def _streams(act: Callable[[TextIOWrapper], object]) -> None:
-    """Act on the standard streams that are open and are files: a notebook's are not."""
+    """Return the standard streams that are open and are files; those of a notebook are not."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             with contextlib.suppress(ValueError):
@@ -68,7 +68,7 @@ def _streams(act: Callable[[TextIOWrapper], object]) -> None:
 
 
 def _mute_if_refused(stream: TextIOWrapper) -> None:
-    """Send what a refused stream still holds nowhere, or the interpreter would complain of it when it ends."""
+    """Discard what a stream that refused its output still holds: the interpreter would report it at its end."""
     try:
         stream.flush()
     except OSError:

@@ -201,7 +201,7 @@ class Source:
 def aligned(
     setting: Setting, design: Design, pruning: str, batches: Sequence[Rollout], target: Tensor | None
 ) -> Alignment | None:
-    """Return a design's alignment on batches read as a pruning, None where there are no batches."""
+    """Return a design's alignment on batches scored under a pruning, None where there are no batches."""
     if target is None:
         return None
     read = [as_pruned(batch, pruning, setting.diffusion_steps) for batch in batches]

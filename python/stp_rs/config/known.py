@@ -1,4 +1,4 @@
-"""Options that other libraries own: those of transformers that hold here, and those that are refused, each with why."""
+"""Options of transformers and TRL: which have their effect here, and which are refused, each with the reason."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""What options must be together; what each may be alone is said where it is defined."""
+"""Checks of options that depend on each other; the range of each alone stands where it is defined."""
 
 from typing import TYPE_CHECKING
 

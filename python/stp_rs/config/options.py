@@ -1,4 +1,4 @@
-"""What an option is: a dataclass field whose help text also knows its range, its section and what it decides.
+"""Options as dataclass fields whose help text carries their range, their section and what they decide.
 
 A field's metadata holds `help` and nothing else, because argument parsers of transformers hand it on to argparse; the
 rest is attached to that text.

@@ -15,7 +15,7 @@ from stp_rs.config.options import option
 
 @dataclass
 class AlgorithmConfig:
-    """Which algorithm."""
+    """The algorithm: a preset and a pruning."""
 
     preset: str = option("stp", "Algorithm: the defaults of every option that it decides (docs/presets.md).")
     pruning: str | None = option(None, "Pruning: the defaults of the pruning options; None: that of the preset.")
@@ -130,7 +130,7 @@ class PruningConfig:
 
 @dataclass
 class AdvantageConfig:
-    """From rewards to advantages."""
+    """How rewards become advantages."""
 
     stp_advantage: Literal["centred", "leave_one_out", "softmax"] = option(
         "centred",
@@ -217,7 +217,7 @@ class LikelihoodConfig:
 
 @dataclass
 class LossConfig:
-    """Policy objective."""
+    """The policy loss."""
 
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "luspo", "sapo", "cispo", "vespo"] = option(
         "grpo",
@@ -314,7 +314,7 @@ class OptimConfig:
 
 @dataclass
 class DataConfig:
-    """Prompts."""
+    """How prompts are read from a data set."""
 
     shuffle_dataset: bool = option(True, "Whether each epoch has an order of its own.")
     remove_unused_columns: bool = option(False, "Whether rewards see no column but the prompt.")

@@ -1,4 +1,4 @@
-"""Alignment: whether an update's gradient points where the rewarded trajectories say, and what turns it away.
+"""Alignment: how far an estimator's gradient agrees with the policy gradient of the rewarded trajectories, and why.
 
 The policy gradient of a batch is t = grad sum_r A_r log p(trajectory_r) / n_r, all states of every rollout; its mean T
 over batches is what an update should follow. An estimate g puts a likelihood over masks in the trajectory's place. Its

@@ -1,6 +1,6 @@
 """Evaluation as the literature does it: greedy decode at given lengths and steps, free and with priors.
 
-A cell is one way of decoding; a report is a list of cells, written after each one, so that a run can be continued.
+Each way of decoding is a cell of the report, which is written after every cell, so that a run can be continued.
 """
 
 import hashlib

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def state_mask(width: int, size: int, device: torch.device) -> Tensor:
-    """Return who sees whom on one canvas, bool [S, S]: a token its own block and those before it."""
+    """Return the attention mask of one canvas, bool [S, S]: a token sees its own block and those before it."""
     block_S = torch.arange(width, device=device) // size
     return block_S[:, None] >= block_S
 
 
 def pair_mask(noisy_S: Tensor, clean_S: Tensor, size: int) -> Tensor:
-    """Return who sees whom on a doubled canvas [noisy | clean], bool [Q, Q], from the positions of its two halves.
+    """Return the attention mask of a doubled canvas [noisy | clean], bool [Q, Q], from the positions of its two halves.
 
     A noisy token sees its own noisy block and the clean blocks before it; a clean one its own clean block and those
     before it (arXiv 2503.09573).

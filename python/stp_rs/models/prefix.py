@@ -1,4 +1,4 @@
-"""A cache of transformers that holds what was committed, and does not keep what a call adds."""
+"""A key-value cache of transformers for committed tokens, which does not keep those of the current call."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Probes: what a policy declares, held against what its module computes, on its own device and dtype.
+"""Probes: checks of what a policy declares against what its module computes, on its own device and dtype.
 
 Shapes: S canvas width, N rows, V vocabulary.
 """
@@ -56,7 +56,7 @@ def pads_are_hidden(policy: Any) -> bool:
 
 
 def probe(policy: Any, tokenizer: Any) -> list[Finding]:
-    """Return what every probe finds, those that need a trained model included."""
+    """Return the findings of all probes, those that need a trained model included."""
     with torch.no_grad(), _eval_mode(policy.module):
         return [
             head(policy),

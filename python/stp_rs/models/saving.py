@@ -72,7 +72,7 @@ def check_savable(module: nn.Module, tokenizer: Any = None) -> None:
 
 
 def remember(module: nn.Module, **how: Any) -> None:
-    """Note how a policy was opened, for its checkpoints."""
+    """Keep with a module how it was opened; its checkpoints store that."""
     module._stp_opened = {**how, "code": code_hash(module)}  # type: ignore[assignment] # a plain note on the module
 
 

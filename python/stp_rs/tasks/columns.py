@@ -1,4 +1,4 @@
-"""What every reward needs: the texts of completions and the columns of a batch."""
+"""Helpers of reward functions: the texts of completions and the columns of a batch, checked."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -114,7 +114,7 @@ class OfflineGeneration:
         return cost
 
     def follow(self, model: DiffusionModel, tokenizer: Any, unmasking: Unmasking, given: Sequence[Prior] = ()) -> None:
-        """Say who makes the completions of a refresh, where `build` was not called in this process."""
+        """Set the policy that makes the completions of a refresh, where `build` was not called in this process."""
         self._source = Source(model, tokenizer, unmasking, [p for p in given if p is not self])
 
     def begin_step(self, step: int, max_steps: int) -> None:
@@ -203,7 +203,7 @@ class OfflineGeneration:
         return Stored(arrays, dict(self.hashes))
 
     def load_state_dict(self, stored: Stored) -> None:
-        """Go on with stored completions."""
+        """Continue with stored completions."""
         if self._source is not None:
             check_tokenizer(stored, self._source.tokenizer, "offline_generation")
         names = ("ids", "confidence", "eligible", "version")

@@ -72,13 +72,6 @@ class Ledger:
                 counts = getattr(self, name)
                 counts[phase] = counts.get(phase, 0) + getattr(cost, name)
 
-    def include(self, other: "Ledger") -> None:
-        """Add what another ledger counted and timed."""
-        for name in (*_COUNTS, *_CLOCKS):
-            numbers = getattr(self, name)
-            for phase, number in other.to_dict()[name].items():
-                numbers[phase] = numbers.get(phase, 0) + number
-
     @property
     def forward_equivalents(self) -> int:
         """Training's canvases, one with a gradient counted as three forwards; evaluation is left out."""

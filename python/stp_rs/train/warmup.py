@@ -1,4 +1,4 @@
-"""Supervised warm-up: the masked-diffusion ELBO of demonstrations, with the same masks and likelihood as RL."""
+"""Supervised warm-up: maximises the masked-diffusion ELBO of demonstrations, with the masks and likelihood of RL."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
