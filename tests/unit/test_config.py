@@ -108,7 +108,7 @@ def test_help_says_the_default_of_the_preset_that_is_asked_for(capsys: pytest.Ca
         with pytest.raises(SystemExit):
             cli.main(["train", "--preset", preset, "--help"])
         shown[preset] = " ".join(capsys.readouterr().out.split())
-    assert "Policy objective" in shown["stp"], "options stand in their sections"
+    assert "The policy loss" in shown["stp"], "options stand in their sections"
     beta = "KL coefficient; 0 loads no reference and makes no reference pass. (default: {})"
     assert beta.format("0.0") in shown["stp"]
     assert beta.format("0.01") in shown["espo"]
