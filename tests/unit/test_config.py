@@ -15,6 +15,7 @@ from stp_rs.cli.flags import given_options
 from stp_rs.cli.run import write_config
 from stp_rs.config import PRESETS, PRUNINGS, STPConfig, TaskConfig
 from stp_rs.config.arguments import options as options_of
+from stp_rs.config.known import INHERITED
 from stp_rs.errors import ConfigError
 
 CHANGES: dict[str, Any] = {
@@ -100,6 +101,11 @@ def subparser() -> Any:
     parser = cli.build_parser(["train"])
     commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
     return dict(commands.choices)["train"]  # type: ignore[arg-type]
+
+
+def test_options_of_transformers_stand_in_the_sections_of_ours():
+    ours = {option.section for name, option in options_of(TaskConfig).items() if name not in INHERITED}
+    assert {place[0] for place in INHERITED.values()} - {"Hub"} <= ours
 
 
 def test_help_says_the_default_of_the_preset_that_is_asked_for(capsys: pytest.CaptureFixture[str]):

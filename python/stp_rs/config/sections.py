@@ -314,7 +314,7 @@ class OptimConfig:
 
 @dataclass
 class DataConfig:
-    """How prompts are read from a data set."""
+    """Prompts."""
 
     shuffle_dataset: bool = option(True, "Whether each epoch has an order of its own.")
     remove_unused_columns: bool = option(False, "Whether rewards see no column but the prompt.")
