@@ -324,7 +324,8 @@ def unknown_option(name: str, known: "set[str]") -> ConfigError:
         return ConfigError(f"{name}: is not supported: {REFUSED[name]}")
     if name in RENAMED:
         return ConfigError(f"{name}: has another name since 0.2: {RENAMED[name]}")
-    near = difflib.get_close_matches(name, sorted(known - REFUSED.keys()), n=1, cutoff=0.75)
+    names = sorted(known - REFUSED.keys())
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75) or [other for other in names if f"_{name}" in other]
     hint = f"; did you mean {near[0]}?" if near else "; `stp-rs train --help` lists all"
     return ConfigError(f"unknown option {name!r}{hint}")
 
