@@ -92,14 +92,9 @@ def launches(world: Small) -> None:
         return torch.as_tensor(policy.head(hidden_BSH[:, shape.prompt :].flatten(0, 1)))
 
     batch = library.prompts(shape)
-    calls = []
-    for name, graphs in (("rollout, no graphs", False), ("rollout", True)):
-        how = {"batching": stp_rs.Batching(graphs=graphs)}
-        for _ in range(4):  # a step is captured the second time that its shape is seen
-            library.roll(policy, shape, batch, **how)
-        took, found = report.wall(name, lambda how=how: library.roll(policy, shape, batch, **how))
-        calls.append(1e3 * took / found.stats["calls"])
-        report.add(f"{name}: a call", calls[-1], "ms", calls=found.stats["calls"])
+    took, found = report.wall("rollout", lambda: library.roll(policy, shape, batch))
+    call = 1e3 * took / found.stats["calls"]
+    report.add("rollout: a call", call, "ms", calls=found.stats["calls"])
     with library.clocked(policy, world.device) as read:
         library.roll(policy, shape, batch)
         parts = read()
@@ -109,8 +104,7 @@ def launches(world: Small) -> None:
         report.time("forward and head", run, repeats=20, warm=5)
         if world.device.type == "cuda":
             replayed = report.time("forward and head as a CUDA graph", captured(run), repeats=20, warm=5)
-            for name, call in zip(("rollout, no graphs", "rollout"), calls, strict=True):
-                report.add(f"{name}: over its forwards as graphs", call / replayed, "ratio")
+            report.add("rollout: over its forwards as graphs", call / replayed, "ratio")
 
 
 def captured(work: Callable[[], object]) -> Callable[[], object]:

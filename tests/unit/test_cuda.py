@@ -9,7 +9,6 @@ import torch
 
 import stp_rs
 from stp_rs.models.masked_lm import MaskedLMAdapter
-from stp_rs.rollout import graphs
 from stp_rs.rollout.logits import reduce_logits
 from stp_rs.rollout.loop import Cohort
 from stp_rs.rollout.params import check_allowed
@@ -65,31 +64,6 @@ def test_slots_change_nothing(slots: int):
     same(roll(there, stp_rs.SamplingParams(), slots=slots), roll(there, stp_rs.SamplingParams()))
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1] * 3])
-def test_captured_steps_are_the_steps(law: stp_rs.SamplingParams, rows: list[dict[str, str]]):
-    """Ragged and equal prompts, a policy whose weights move in place."""
-    _, there = both()
-    batch = stp_rs.encode_prompts(rows, tokenizer(), uids=range(len(rows))).repeat(4, step=0)
-    for number in range(4):
-        found = [
-            stp_rs.generate(
-                there, batch, SAMPLER, completion_length=LENGTH, sampling=law, seed=number % 2,
-                batching=stp_rs.Batching(graphs=captured),
-            )
-            for captured in (True, False)
-        ]  # fmt: skip
-        same(*found)
-        with torch.no_grad():
-            for parameter in there.module.parameters():
-                parameter.mul_(1.05)
-    replays = graphs.replays_of(there, 1)
-    assert replays is not None
-    print(f"captured {len(replays._known)} steps, refused {replays._refused}")
-    assert replays._known or replays._refused
-    assert False not in replays._refused, "steps without a padding mask are captured"
-
-
 def test_the_buffers_of_a_call_are_pinned():
     _, there = both()
     batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
@@ -130,6 +104,6 @@ def test_a_training_step_is_the_cpus(tmp_path: Path):
     for name in ("loss", "reward", "diffusion/nfe"):
         assert steps[0][name] == pytest.approx(steps[1][name], abs=1e-3), name
     pairs = zip(here.module.parameters(), there.module.parameters(), strict=True)
-    assert all(q.device.type == DEVICE.type and torch.allclose(p, q.cpu(), atol=1e-3) for p, q in pairs)
+    assert all(q.device.type == DEVICE.type and torch.allclose(p.cpu(), q.cpu(), atol=1e-3) for p, q in pairs)
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert torch.equal(torch.cuda.get_rng_state(DEVICE), generators[1])

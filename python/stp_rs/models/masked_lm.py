@@ -48,9 +48,6 @@ class MaskedLMAdapter:
             or a head that cannot be split off.
     """
 
-    replayable = True
-    """What it computes depends on its tensors alone: steps of small policies may be replayed as CUDA graphs."""
-
     def __init__(
         self,
         model: nn.Module,

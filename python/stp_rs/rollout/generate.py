@@ -65,7 +65,7 @@ def generate(
     lengths_R = np.full(rows, completion_length, dtype=np.int32)
     scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, unmaskings, prior)
     in_flight = max(1, min(slots, rows))
-    cohort = Cohort(model, scheduler, law, in_flight, completion_length, graphs=batching.graphs)
+    cohort = Cohort(model, scheduler, law, in_flight, completion_length)
     with passes_without_dropout(model.module), adapters_ready(model.module):
         drive(cohort)
     # the scheduler writes into the record's own columns

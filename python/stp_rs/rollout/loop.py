@@ -6,8 +6,7 @@ candidate to the host, and one call into Rust.
 Shapes: R rows, L completion length, B canvases of one call, S their width, N candidates, V vocabulary, C columns.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -17,7 +16,6 @@ from stp_rs._core import RolloutScheduler
 from stp_rs.errors import DivergenceError
 from stp_rs.models.base import DiffusionModel, block_size_of, device_of, encode, head_rows
 from stp_rs.models.blocks import BlockCache, CachedModel
-from stp_rs.rollout.graphs import Inputs, candidates_of, replays_of
 from stp_rs.rollout.logits import COLUMNS, Reads, Reducer
 from stp_rs.rollout.params import SamplingParams, allowed_rows
 
@@ -32,8 +30,6 @@ class Batching:
     """Admit long rows first and rows of one length together: less padding. Groups stay together."""
     share_first: bool = True
     """Compute the first forward of a group once."""
-    graphs: bool = True
-    """Replay steps of small policies as CUDA graphs, where that is possible (`stp_rs.rollout.graphs`)."""
 
 
 class Cohort:
@@ -45,7 +41,6 @@ class Cohort:
         law: the sampling law, from `check_allowed`.
         slots: most rows in flight.
         length: L.
-        graphs: replay steps where that is possible.
     """
 
     def __init__(
@@ -55,8 +50,6 @@ class Cohort:
         law: SamplingParams,
         slots: int,
         length: int,
-        *,
-        graphs: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self._model, self._law, self._length = model, law, length
@@ -64,10 +57,6 @@ class Cohort:
         self._device, self._head_rows = device_of(model), head_rows(model)
         cuda = self._device.type == "cuda"
         tokens, positions = scheduler.capacity()
-        self._replays = replays_of(model, tokens) if graphs and block_size_of(model) == 0 else None
-        if self._replays is not None:
-            self._law = replace(law, allowed=self._replays.allowed(law.allowed))
-        self._vocab = int(getattr(getattr(model.module, "config", None), "vocab_size", 1 << 15))
 
         def host(size: int | tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
             return torch.empty(size, dtype=dtype, pin_memory=cuda)
@@ -95,8 +84,6 @@ class Cohort:
             return False
         if len(self._places):
             self.scheduler.places(self._length, self._places_view)
-        if self._replay(rows, width):
-            return True
         count, lengths_B = self._count, self._views[1][:rows]
         ids_BS = self._ids[: rows * width].view(rows, width).to(self._device, non_blocking=True)
         at_N, uniforms_N, places_N = (
@@ -108,8 +95,11 @@ class Cohort:
             hidden_BSH = encode(self._model, ids_BS, lengths_B)
         else:
             hidden_BSH, at_N = self._block(ids_BS, at_N)
-        self._reduce(hidden_BSH, at_N, uniforms_N, places_N, self._reduced[:count], (self._reducer, self._reads))
-        self._fetch(self._reduced)
+        self._reduce(hidden_BSH, at_N, uniforms_N, places_N)
+        if self._reduced is not self._packed:
+            self._packed[:count].copy_(self._reduced[:count], non_blocking=True)
+        if self._done is not None:
+            self._done.record()
         return True
 
     def _block(self, ids_BS: torch.Tensor, at_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,77 +114,18 @@ class Cohort:
         start_N = torch.from_numpy(start_B).to(self._device)[canvas_N]
         return hidden_BQH, canvas_N * hidden_BQH.shape[1] + at_N % width - start_N
 
-    def _fetch(self, reduced_NC: torch.Tensor) -> None:
-        if reduced_NC is not self._packed:
-            self._packed[: self._count].copy_(reduced_NC[: self._count], non_blocking=True)
-        if self._done is not None:
-            self._done.record()
-
     def _reduce(
-        self,
-        hidden_BSH: torch.Tensor,
-        at_N: torch.Tensor,
-        uniforms_N: torch.Tensor,
-        places_N: torch.Tensor,
-        out_NC: torch.Tensor,
-        how: tuple[Reducer, Reads],
+        self, hidden_BSH: torch.Tensor, at_N: torch.Tensor, uniforms_N: torch.Tensor, places_N: torch.Tensor
     ) -> None:
         """Write the numbers of the candidates of hidden states."""
-        reducer, reads = how
         model, allowed = self._model, self._law.allowed
         hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, at_N)
         for start in range(0, len(at_N), self._head_rows):
             part = slice(start, min(start + self._head_rows, len(at_N)))
             if len(places_N):
                 allowed = allowed_rows(self._law, places_N[part], self._length)
-            reducer(model.head(hidden_NH[part]), uniforms_N[part], out_NC[part], allowed, reads)
-
-    def _replay(self, rows: int, width: int) -> bool:
-        """Launch the step as a captured one; return False where there is none of its shape."""
-        model, count = self._model, self._count
-        size = candidates_of(count, len(self._at), self._vocab)
-        if self._replays is None or size == 0:
-            return False
-        ragged = bool((self._views[1][:rows] != width).any())
-        if ragged and not model.respects_padding:
-            return False
-
-        def make() -> tuple[Inputs, Callable[[], None]]:
-            there = Inputs.empty((rows, width, size), self._device, ragged=ragged, placed=len(self._places) > 0)
-            how = Reducer(self._law, model.mask_token_id), self._reads  # its memory is kept at one address
-            there.at_N.fill_(model.logit_shift)
-            if there.lengths_B is not None:
-                there.lengths_B.fill_(width)
-
-            def work() -> None:
-                hidden_BSH = model.hidden(there.ids_BS, there.lengths_B)
-                at_N = there.at_N - model.logit_shift if model.logit_shift else there.at_N
-                self._reduce(hidden_BSH, at_N, there.uniforms_N, there.places_N, there.out_NC, how)
-
-            return there, work
-
-        law = self._law
-        numbers = (law.temperature, law.top_k, law.top_p, law.min_p)
-        table = None if law.allowed is None else tuple(law.allowed.shape)
-        kind = self._device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (rows, width, size, ragged, self._reads, numbers, table, self._length, cast)
-        found = self._replays.step(key, make, ragged=ragged)
-        if found is None:
-            return False
-        there, run = found
-        self._views[2][count:size], self._views[3][count:size] = model.logit_shift, 0.5
-        self._places_view[count:size] = 0
-        there.ids_BS.view(-1).copy_(self._ids[: rows * width], non_blocking=True)
-        there.at_N.copy_(self._at[:size], non_blocking=True)
-        there.uniforms_N.copy_(self._uniforms[:size], non_blocking=True)
-        if len(self._places):
-            there.places_N.copy_(self._places[:size], non_blocking=True)
-        if there.lengths_B is not None:
-            there.lengths_B.copy_(self._lengths[:rows], non_blocking=True)
-        run()
-        self._fetch(there.out_NC)
-        return True
+            logits_NV = model.head(hidden_NH[part])
+            self._reducer(logits_NV, uniforms_N[part], self._reduced[part], allowed, self._reads)
 
     def finish(self) -> None:
         """Wait for the step and commit its numbers.
