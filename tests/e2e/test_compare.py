@@ -71,7 +71,7 @@ def test_a_comparison_holds_curves_scores_and_what_made_them(compared: Path):
         *(("stp", "stp", 1), ("k4", "elbo", 1)),
     ]
     for run in report["runs"]:
-        assert [point["update"] for point in run["curve"]] == [0, 1, 2]
+        assert [point["update"] for point in run["curve"]] == [0, 2, 4], "optimiser updates: two per rollout batch"
         assert [point["rollouts"] for point in run["curve"]] == [0, 8, 16]
         for before, after in zip(run["curve"], run["curve"][1:], strict=False):
             assert after["forward_equivalents"] > before["forward_equivalents"]
@@ -121,7 +121,7 @@ def test_another_run_in_the_folder_is_named_and_left_alone(compared: Path, capsy
     report = compared / "other.json"
     assert main([*command(compared, "stp,k4=elbo/stp;num_mc=4", num_mc=8), f"--json={report}"]) == 1
     printed = capsys.readouterr().err
-    assert "[1/4] stp seed 0: FAILED:" in printed
+    assert "[1/4] sudoku, stp seed 0: FAILED:" in printed
     assert "holds a run of other settings (num_mc)" in printed
     assert "FAILED: stp seed 1" in printed
     assert result.read_text() == before

@@ -173,7 +173,7 @@ def evaluated(
     model, cost = tiny(seed=seed), Cost()
     with pytest.MonkeyPatch.context() as patch:
         if apart:
-            patch.setattr(likelihood, "distinct_canvases", lambda ids, _: (np.arange(len(ids)), np.arange(len(ids))))
+            patch.setattr(likelihood, "distinct_canvases", lambda ids, *_: (np.arange(len(ids)), np.arange(len(ids))))
         out = token_elbo(model, rows, masks, cost=cost, **options)
     (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
     gradient = torch.cat([p.grad.reshape(-1) for p in model.module.parameters() if p.grad is not None])
