@@ -168,6 +168,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 UNCHANGED = {
     "stp_slots": "rows do not depend on their batch",
+    "stp_allow_changed": "read at a resume (tests/unit/test_damage.py)",
     "stp_max_tokens": "rows do not depend on their batch",
     "stp_constant_memory": "memory alone: the same gradient (tests/invariant/test_objectives.py)",
     "stp_forward_batch_size": "memory alone: the same estimates (tests/properties/test_likelihood.py)",

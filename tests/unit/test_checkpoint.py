@@ -57,11 +57,14 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path):
     (tmp_path / "checkpoint-50").mkdir()  # no state: not complete
     (tmp_path / "checkpoint-60").mkdir()
     (tmp_path / "checkpoint-60" / checkpoint.STATE).write_text('{"step": 6')
-    newest = newest_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="checkpoint-[56]0/manifest.json: is missing") as told:
+        newest = newest_checkpoint(tmp_path)
+    assert len(told) == 2
     assert newest is not None
     assert (newest.step, newest.path.name) == (10, "checkpoint-10")
     assert contents(newest.path) == ("old", "old", "old", 10.0)
-    assert policy_folder(tmp_path) == newest.path
+    with pytest.warns(UserWarning, match="checkpoint-10 is used instead"):
+        assert policy_folder(tmp_path) == newest.path
     assert policy_folder(newest.path) == newest.path
     with pytest.raises(CheckpointError, match="no model and no checkpoint-N in it"):
         policy_folder(tmp_path / "elsewhere")

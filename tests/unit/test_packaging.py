@@ -17,7 +17,7 @@ from stp_rs import _renamed
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
-EXTRAS = {"dev", "peft", "datasets", "tasks", "math", "trl", "plot", "tensorboard", "accelerate"}
+EXTRAS = {"dev", "peft", "datasets", "tasks", "math", "plot", "tensorboard"}
 
 
 def requirements() -> list[str]:

@@ -42,7 +42,7 @@ from stp_rs.train.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from stp_rs.train.loop import resumable
+from stp_rs.train.loop import check_folder, resumable
 from stp_rs.train.metrics import PHASES
 from stp_rs.train.priors import check_spatial, static_priors
 from stp_rs.train.trainer import StepResult, STPTrainer
@@ -76,6 +76,7 @@ def run_training(
     make_unmasking(config)
     make_design(config)
     checkpoint = resumable(config, config.resume_from_checkpoint)  # before anything in the folder is touched
+    check_folder(run)
     write_config(config, run)
     if checkpoint is not None and (done := finished(config, checkpoint)) is not None:
         write_report(run)

@@ -227,6 +227,8 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
         known = options(type(self))
         values = {name: _plain(getattr(self, name)) for name in known if known[name].identity in kinds}
         values.pop("stp_rollouts", None)  # max_steps says it
+        if "numbers" in kinds and self.stp_temporal.startswith("fill_ratio_batch"):
+            values["stp_slots"] = self.stp_slots  # that rule reads the rows in flight
         return values
 
     def __repr__(self) -> str:

@@ -337,6 +337,11 @@ class LoggingConfig:
         None, "Most completions of one print; None: all.", 1, identity="output"
     )
     log_unique_prompts: bool = option(False, "Print one completion per prompt.", identity="output")
+    stp_allow_changed: str | None = option(
+        None,
+        "Options, joined by commas, that a resumed run may have otherwise than its checkpoint; None: none.",
+        identity="output",
+    )
     stp_variance_every: int | None = option(
         None,
         "Log the mask noise of the update's gradient every N rollout batches (docs/variance.md); None: never.",
@@ -356,10 +361,10 @@ class DeviceConfig:
     )
     stp_num_threads: int | None = option(
         None,
-        "Torch threads; None leaves the choice to torch. One is fastest for tiny policies.",
+        "Torch threads; None leaves the choice to torch. One is fastest for tiny policies. Sums of other threads round "
+        "otherwise.",
         1,
         1 << 12,
-        identity="speed",
     )
     stp_compile: Literal["auto", "blocks", "none"] = option(
         "auto",

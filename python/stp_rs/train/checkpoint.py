@@ -1,9 +1,11 @@
-"""Checkpoints that survive kill -9: everything is written beside its place and renamed into it."""
+"""Checkpoints that survive kill -9 and notice a flipped bit: written beside their place, with a manifest of hashes."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ STATE = "stp_state.json"
 TRAINER = "trainer_state.json"
 """What it keeps of transformers'."""
 PRIORS = "priors.safetensors"
+MANIFEST = "manifest.json"
+"""Size and sha256 of every other file of a checkpoint: what is not as it says is damaged."""
 
 
 @contextlib.contextmanager
@@ -83,9 +87,19 @@ class Checkpoint:
         return int(self.state["step"])
 
     def part(self, name: str) -> dict[str, Any] | None:
-        """Return the state dict of the `optimizer` or the `scheduler`, None where only the model was saved."""
+        """Return the state dict of the `optimizer` or the `scheduler`, None where only the model was saved.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
         file = self.path / f"{name}.pt"
-        return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+        return loaded
 
     def prior_states(self) -> dict[str, Stored]:
         """Return the states of the run's priors."""
@@ -127,6 +141,7 @@ def save_checkpoint(
     if priors:
         write_stored(temporary / PRIORS, priors)
     (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    (temporary / MANIFEST).write_text(json.dumps(_contents(temporary), indent=1) + "\n", encoding="utf-8")
     for file in temporary.iterdir():
         _sync(file)
     old = run / f"{final.name}.old"
@@ -152,27 +167,107 @@ def load_weights(model: Any, folder: Path) -> None:
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
-    """Return the complete checkpoint of the highest step in a run folder, or None."""
-    found = [c for c in map(read_checkpoint, run.glob("checkpoint-*")) if c is not None]
-    return max(found, key=lambda c: (c.step, c.path.suffix != ".old"), default=None)
+    """Return the intact checkpoint of the highest step in a run folder, None where there is none at all.
+
+    A damaged one is left where it is, and a warning names the file.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is intact.
+    """
+    damaged: list[str] = []
+    for folder in sorted(filter(Path.is_dir, run.glob("checkpoint-*")), key=_age, reverse=True):
+        try:
+            found = read_checkpoint(folder)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        for problem in damaged:
+            warnings.warn(f"{problem}; {found.path.name} is used instead", stacklevel=2)
+        return found
+    if damaged:
+        raise CheckpointError(
+            f"{damaged[0]}; no checkpoint in {run} is intact: restore it, or start anew in another output_dir"
+        )
+    return None
 
 
-def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint of a folder, None where it is none or incomplete."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Return the checkpoint of a folder.
+
+    Raises:
+        CheckpointError: it holds none, or a file of it is not what was written.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint")
+    if (problem := damage(folder)) is not None:
+        raise CheckpointError(problem)
+    try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         int(state["step"])
-        return Checkpoint(folder, state)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / STATE}: cannot be read: {error}") from error
+    return Checkpoint(folder, state)
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint, None where they are as they were written.
+
+    Files that came later (a model card, say) are not looked at. A folder is hashed once for as long as its files stay
+    as they are.
+    """
+    try:
+        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in written.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{folder / MANIFEST}: is missing or cannot be read, so the checkpoint is not known to be whole"
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{file}: is missing"
+        if file.stat().st_size != size:
+            return f"{file}: has {file.stat().st_size} bytes, was written with {size}"
+        if _hash(file) != digest:
+            return f"{file}: its content is not what was written (sha256 differs)"
     return None
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in files
+    }
+
+
+_HASHED: dict[tuple[str, int, int, int], str] = {}
+
+
+def _hash(path: Path) -> str:
+    status = path.stat()
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _HASHED:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        _HASHED[key] = digest.hexdigest()
+    return _HASHED[key]
+
+
+def _age(folder: Path) -> tuple[int, bool]:
+    """Return what orders checkpoints: the step in the folder's name, and whether it is not one that stands aside."""
+    step = folder.name.removeprefix("checkpoint-").removesuffix(".old")
+    return (int(step) if step.isdecimal() else -1, folder.suffix != ".old")
 
 
 def policy_folder(path: str | Path) -> Path:
     """Return the folder that holds a model: `path` itself, or the newest checkpoint of the run folder `path`.
 
     Raises:
-        CheckpointError: neither is there.
+        CheckpointError: neither is there, or what is there is damaged.
     """
     folder = Path(path)
+    if (folder / MANIFEST).is_file() and (problem := damage(folder)) is not None:
+        raise CheckpointError(problem)
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return folder
     checkpoint = newest_checkpoint(folder)

@@ -26,13 +26,14 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 
 from stp_rs.config.arguments import STPConfig
-from stp_rs.errors import CheckpointError
+from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
 from stp_rs.train.checkpoint import (
     TRAINER,
     Checkpoint,
+    atomic_file,
     clear_partial,
     load_weights,
     newest_checkpoint,
@@ -145,6 +146,7 @@ class TrainingLoop(Trainer):
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
         if self._trained:  # a second call trains again, as transformers' does
             self.rollouts, self._prepared, self._trained = 0, False, False
+        check_folder(Path(str(self.args.output_dir)))
         self.prepare(checkpoint)
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
@@ -366,12 +368,48 @@ def resumable(config: STPConfig, asked: str | bool | None) -> Checkpoint | None:
     if checkpoint is None:
         if asked == "auto":
             return None
-        raise CheckpointError(f"{run if newest else asked}: no checkpoint to resume from")
+        raise CheckpointError(f"{run}: no checkpoint to resume from")
     ours, theirs = config.identity("numbers"), checkpoint.state.get("config", {})
-    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    accepted = {name.strip() for name in (config.stp_allow_changed or "").split(",")}
+    changed = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} - accepted
+    if changed <= _LENGTH and _goes_on(config):
+        changed = set()
+    if changed and changed <= _LENGTH:
+        raise CheckpointError(
+            f"{checkpoint.path}: was made for {theirs.get('max_steps')} updates, not {ours.get('max_steps')}; its "
+            f"learning rate ({config.lr_scheduler_type}) or priors shrink over the whole run, so the updates that are "
+            f"left would not be those of one run: accept that with stp_allow_changed={','.join(sorted(changed))}, or "
+            "use another output_dir"
+        )
     if changed:
         raise CheckpointError(
-            f"{checkpoint.path}: was made with other settings ({', '.join(changed)}); use another output_dir, "
-            "delete the folder, or restore the settings"
+            f"{checkpoint.path}: was made with other settings ({', '.join(sorted(changed))}); use another output_dir, "
+            "delete the folder, restore the settings, or accept them with stp_allow_changed"
         )
     return checkpoint
+
+
+_LENGTH = {"max_steps", "num_train_epochs"}
+"""Options that say how long a run is."""
+
+
+def _goes_on(config: STPConfig) -> bool:
+    """Return whether a longer run begins with the updates of a shorter one: nothing reads how much is left."""
+    constant = str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)).startswith("constant")
+    return constant and config.stp_prior_anneal == "none" and not config.stp_dynamic_sampling
+
+
+def check_folder(run: Path) -> None:
+    """Check that a run can write its folder, before anything is trained.
+
+    Raises:
+        ConfigError: it is a file, lies under one, or cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with atomic_file(run / "writable") as probe:
+            probe.write_text("", encoding="utf-8")
+        (run / "writable").unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"output_dir: {run} cannot be written ({reason}); needs a folder of yours") from error
