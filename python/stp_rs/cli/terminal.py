@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from stp_rs.errors import StpError
 from stp_rs.text import inert
@@ -45,11 +46,15 @@ def guarded(run: Callable[[], int]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose messages show control characters as escapes."""
+    """An argument parser whose errors are one line, and which takes `-1e-4` for a number."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and a line; exit with 2."""
-        super().error(inert(message))
+        """Print a line; exit with 2."""
+        self.exit(2, f"{self.prog}: {inert(message)}; {self.prog} --help lists everything\n")
 
 
 def fail(message: str, *, code: int = 2) -> int:
