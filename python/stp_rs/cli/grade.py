@@ -150,6 +150,12 @@ def grade_file(task: str, path: Path | str, mode: str = "corrected", explain: bo
     return grade_items(task, read_items(path), mode, explain)
 
 
+def _mode(text: str) -> str:
+    if text == "paper_compat":
+        raise argparse.ArgumentTypeError("paper_compat has the name published since 0.2")
+    return text
+
+
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `grade`; its function is `run`."""
     parser = subparsers.add_parser(
@@ -159,7 +165,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("file", metavar="FILE", help="JSON or JSONL with a completion and a ground truth per record")
     parser.add_argument("--task", required=True, choices=sorted(PUBLISHED), help="what the completions answer")
-    parser.add_argument("--mode", default="corrected", choices=MODES, help="default: %(default)s")
+    parser.add_argument("--mode", default="corrected", choices=MODES, type=_mode, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--explain", action="store_true", help="list every item on which the two modes differ, and why")
     parser.set_defaults(run=run)
