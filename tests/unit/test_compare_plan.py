@@ -93,8 +93,14 @@ def test_what_decides_a_curve_is_its_identity():
     def of(**options: Any) -> dict[str, Any]:
         return run_identity(make("stp", seeds=(0,), options=options).jobs()[0].config)
 
-    assert of() == of(stp_num_threads=3, stp_device="cpu")
-    for name, value in (("eval_size", 9), ("num_mc", 9), ("hidden_size", 32), ("stp_rollouts", 9)):
+    assert of() == of(stp_slots=3, stp_device="cpu")
+    for name, value in (
+        ("eval_size", 9),
+        ("num_mc", 9),
+        ("hidden_size", 32),
+        ("stp_rollouts", 9),
+        ("stp_num_threads", 3),
+    ):
         assert of() != of(**{name: value}), name
 
 
