@@ -4,7 +4,9 @@ A run is what it leaves behind: weights, logs, files, events, and what it says. 
 what they need beside them.
 """
 
+import argparse
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from transformers import TrainerCallback
 
 from stp_rs import STPConfig, STPTrainer
+from stp_rs.cli.flags import add_option_flags, given_options
 from stp_rs.config.arguments import TaskConfig, options
 from stp_rs.errors import ConfigError
 from stp_rs.priors import Hint
@@ -298,3 +301,19 @@ def test_options_about_opening_a_model_are_refused_with_one_that_is_open(tmp_pat
 def test_a_configuration_of_the_command_line_is_refused_without_its_task():
     with pytest.raises(ConfigError, match="args: got the TaskConfig of sudoku"):
         STPTrainer(tiny().module, reward, TaskConfig(), ROWS, processing_class=tokenizer())
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_flag_and_a_line_of_yaml_are_the_argument(name: str, tmp_path: Path):
+    needs, change = EFFECTS[name]
+    sizes = {"per_device_train_batch_size": 8, "num_generations": 4}
+    given = {key: value for key, value in {**sizes, **needs, **change}.items() if value is not None}
+    parser = argparse.ArgumentParser()
+    add_option_flags(parser)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
+    flags = given_options(parser.parse_args([f"--{key}={text}" for key, text in texts.items()]))
+    path = tmp_path / "options.yaml"
+    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in given.items()))
+    direct = TaskConfig(**given).to_flat()
+    assert TaskConfig(**flags).to_flat() == direct
+    assert TaskConfig.from_yaml(path).to_flat() == direct

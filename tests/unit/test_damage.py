@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.train.checkpoint import MANIFEST, damage, newest_checkpoint, policy_folder
@@ -157,3 +159,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Pa
     check_folder(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     assert "~" not in str(trainer(Path("~") / "x", **SMALL).args.output_dir), os.environ.get("HOME")
+
+
+def test_metrics_of_any_kind_of_number_neither_end_a_run_nor_its_checkpoint(tmp_path: Path):
+    made = trainer(tmp_path, **TWO)
+    values = {"f32": np.float32(0.5), "i64": np.int64(3), "tensor": torch.tensor(2.0), "nan": np.float32("nan")}
+    made.log(values)
+    wrong = {"text": "high", "pair": [1, 2], "none": None, "two": np.zeros(2), "mapping": {"a": 1}}
+    for name, value in wrong.items():
+        with pytest.warns(UserWarning, match=f"metric {name}: got .*, needs one number"):
+            made.log({name: value, "kept": 1.0})
+    made.train()
+    history = made.state.log_history
+    assert history[0]["f32"] == 0.5
+    assert (history[0]["i64"], history[0]["tensor"]) == (3, 2.0)
+    assert all(not wrong.keys() & line.keys() for line in history)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2

@@ -5,6 +5,7 @@ is the order of events around our step, where a rollout batch makes several upda
 """
 
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -270,6 +271,17 @@ class TrainingLoop(Trainer):
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
+
+    def log(self, logs: Mapping[str, Any], start_time: float | None = None) -> None:
+        """Log numbers, those of numpy and torch as plain ones; a warning names what is none and is left out."""
+        plain: dict[str, float] = {}
+        for name, value in logs.items():
+            try:
+                number = value.item() if hasattr(value, "item") else value
+                plain[name] = number if isinstance(number, int | float) else float(number)
+            except (TypeError, ValueError, RuntimeError):
+                warnings.warn(f"metric {name}: got {value!r:.80}, needs one number; it is not logged", stacklevel=2)
+        super().log(plain, start_time)
 
     # saving
 
