@@ -465,8 +465,14 @@ def test_checkpoints_have_the_files_of_transformers(tmp_path: Path):
     (folder,) = tmp_path.glob("checkpoint-*")
     assert folder.name == "checkpoint-3"
     names = {path.name for path in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= names
-    assert {"training_args.bin", "tokenizer_config.json", "stp_state.json"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "optimizer.safetensors",
+        "scheduler.safetensors",
+        "trainer_state.json",
+    } <= names
+    assert {"training_args.json", "tokenizer_config.json", "stp_state.json"} <= names
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     assert state.global_step == 3
     assert len(state.log_history) == 3
@@ -474,7 +480,7 @@ def test_checkpoints_have_the_files_of_transformers(tmp_path: Path):
 
 def test_only_the_model_is_saved_where_asked(tmp_path: Path):
     made(tmp_path, save_strategy="steps", save_only_model=True).train()
-    assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+    assert not (tmp_path / "checkpoint-2" / "optimizer.safetensors").exists()
 
 
 def test_save_model_and_state(tmp_path: Path):

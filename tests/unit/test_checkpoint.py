@@ -80,7 +80,7 @@ CALLS = [
     (Path, "replace"),
     (Path, "unlink"),
     (Path, "write_text"),
-    (torch, "save"),
+    (checkpoint, "write_state_dict"),
     (checkpoint.shutil, "rmtree"),
 ]
 
@@ -89,8 +89,8 @@ def half(name: str, original: Any, args: tuple[Any, ...]) -> None:
     """Do the part of a file operation that a kill in its middle leaves done."""
     if name == "write_text":
         original(args[0], args[1][: len(args[1]) // 2])
-    elif name == "save":
-        Path(args[1]).write_bytes(b"half a file")
+    elif name == "write_state_dict":
+        Path(args[0]).write_bytes(b"half a file")
     elif name == "rmtree" and Path(args[0]).is_dir():
         sorted(Path(args[0]).iterdir())[0].unlink()
 

@@ -48,7 +48,14 @@ def empty(file: Path) -> None:
 
 HARM = {"flip": flip, "cut": cut, "empty": empty, "remove": Path.unlink}
 FILES = [
-    *["model.safetensors", "optimizer.pt", "scheduler.pt", "config.json", "tokenizer.json", "tokenizer_config.json"],
+    *[
+        "model.safetensors",
+        "optimizer.safetensors",
+        "scheduler.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
     *["trainer_state.json", "stp_state.json", MANIFEST],
 ]
 
@@ -82,7 +89,7 @@ def test_a_run_goes_on_from_the_intact_checkpoint_with_the_same_numbers(run: Pat
 
 def test_where_nothing_is_intact_nothing_is_started_anew(run: Path):
     for folder in run.glob("checkpoint-*"):
-        flip(folder / "optimizer.pt")
+        flip(folder / "optimizer.safetensors")
     for asked in (True, "auto"):
         with pytest.raises(CheckpointError, match=r"no checkpoint in .* is intact"):
             trainer(run, **TWO).train(resume_from_checkpoint=asked)

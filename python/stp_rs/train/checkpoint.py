@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from stp_rs.errors import CheckpointError
 from stp_rs.models.saving import load_module, save_module
+from stp_rs.train.state_dicts import read_state_dict, write_state_dict
 from stp_rs.types import Stored
 
 STATE = "stp_state.json"
 """What a checkpoint keeps of ours: the ledger, and the options that decide the run's numbers."""
 TRAINER = "trainer_state.json"
 """What it keeps of transformers'."""
+ARGUMENTS = "training_args.json"
+"""Every option of the run (transformers pickles them as training_args.bin)."""
 PRIORS = "priors.safetensors"
 MANIFEST = "manifest.json"
 """Size and sha256 of every other file of a checkpoint: what is not as it says is damaged."""
@@ -90,16 +92,17 @@ class Checkpoint:
         """Return the state dict of the `optimizer` or the `scheduler`, None where only the model was saved.
 
         Raises:
-            CheckpointError: the file cannot be read.
+            CheckpointError: the file cannot be read, or is a pickle of an earlier version, which nothing here opens.
         """
-        file = self.path / f"{name}.pt"
-        if not file.is_file():
-            return None
-        try:
-            loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from error
-        return loaded
+        file = self.path / f"{name}.safetensors"
+        if file.is_file():
+            return read_state_dict(file)
+        if (self.path / f"{name}.pt").is_file():
+            raise CheckpointError(
+                f"{self.path / name}.pt: is of an earlier version, which pickled it, and needs that version to go on; "
+                f"or start a new run from its weights: give {self.path} as the model, in another output_dir"
+            )
+        return None
 
     def prior_states(self) -> dict[str, Stored]:
         """Return the states of the run's priors."""
@@ -123,7 +126,7 @@ def save_checkpoint(
         model: what `save_pretrained` writes, or a module of which the weights are written.
         tokenizer: written beside it.
         state: ours; `step` names the folder.
-        parts: state dicts, written as NAME.pt.
+        parts: state dicts, written as NAME.safetensors.
         write: file name -> what writes it.
         priors: states of the run's priors.
 
@@ -135,7 +138,7 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     save_policy(temporary, model, tokenizer)
     for name, part in (parts or {}).items():
-        torch.save(part, temporary / f"{name}.pt")
+        write_state_dict(temporary / f"{name}.safetensors", part)
     for name, written in (write or {}).items():
         written(str(temporary / name))
     if priors:

@@ -4,6 +4,7 @@ Optimiser, schedule, callbacks, trackers, logs, best model, model card and hub a
 is the order of events around our step, where a rollout batch makes several updates, and checkpoints written atomically.
 """
 
+import json
 import time
 import warnings
 from collections import defaultdict
@@ -32,6 +33,7 @@ from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
 from stp_rs.train.checkpoint import (
+    ARGUMENTS,
     TRAINER,
     Checkpoint,
     atomic_file,
@@ -305,7 +307,7 @@ class TrainingLoop(Trainer):
             else {},
             write={
                 TRAINER: self.state.save_to_json,
-                "training_args.bin": lambda path: torch.save(self.args, path),
+                ARGUMENTS: self._write_arguments,
                 **self.parts_to_save(),
             },
             priors=hooks.take_states(self.priors),
@@ -328,9 +330,13 @@ class TrainingLoop(Trainer):
         """Write the policy and its tokenizer so that `from_pretrained` opens them."""
         folder = Path(str(output_dir or self.args.output_dir))
         save_policy(folder, self.model, self.processing_class)
-        torch.save(self.args, folder / "training_args.bin")
+        self._write_arguments(folder / ARGUMENTS)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_arguments(self, path: str | Path) -> None:
+        text = json.dumps(self.args.to_flat(), indent=2, default=str) + "\n"
+        Path(path).write_text(text, encoding="utf-8")
 
     def _new_state(self, updates: int) -> TrainerState:
         state = TrainerState(
@@ -350,7 +356,8 @@ class TrainingLoop(Trainer):
         optimizer, scheduler = checkpoint.part("optimizer"), checkpoint.part("scheduler")
         if optimizer is None or scheduler is None:
             raise CheckpointError(
-                f"{checkpoint.path}: has no optimizer.pt (save_only_model was on); give it as the model instead"
+                f"{checkpoint.path}: has no optimizer.safetensors (save_only_model was on); give it as the model "
+                "instead"
             )
         load_weights(self.model, checkpoint.path)
         self.optimizer.load_state_dict(optimizer)
