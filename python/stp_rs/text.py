@@ -4,14 +4,18 @@ Completions, prompts, reward functions and file names are written by others. A t
 them: it clears the screen, sets its title, writes from right to left.
 """
 
+import sys
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TextIO
 
 _MARKS = 4
 """Combining marks that one character may carry; a pile of them covers the lines above."""
 _CELL = 36
+_NARROW = 9
+"""Columns of a cell of a table, and those that are left of one that must give way."""
 
 
 def inert(text: str) -> str:
@@ -32,6 +36,11 @@ def inert(text: str) -> str:
     return "".join(shown)
 
 
+def show(text: str = "", *, file: TextIO | None = None) -> None:
+    """Print lines; control characters in them, whoever wrote them, are shown as escapes."""
+    print("\n".join(map(inert, text.split("\n"))), file=file or sys.stdout, flush=True)
+
+
 def width(text: str) -> int:
     """Return the columns that inert text takes in a terminal: two for wide characters, none for combining marks."""
     return sum(map(_columns, text))
@@ -45,13 +54,17 @@ def clip(text: str, columns: int) -> str:
     return f"{_start(text, half)}...{_start(text[::-1], half)[::-1]}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, columns: int = _CELL) -> str:
-    """Return a plain table; every cell is inert and clipped."""
-    cells = [[clip(inert(cell), columns) for cell in row] for row in [head, *rows]]
-    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, columns: int = _CELL, total: int | None = None) -> str:
+    """Return a plain table; every cell is inert and clipped to `columns`, and the widest further, to `total` in all."""
+    cells = [[inert(cell) for cell in row] for row in [head, *rows]]
+    widths = [min(columns, max(map(width, column))) for column in zip(*cells, strict=True)]
+    while total is not None and sum(w + 3 for w in widths) - 1 > total and max(widths) > _NARROW:
+        widths[widths.index(max(widths))] -= 1
+    cells = [[clip(cell, w) for cell, w in zip(row, widths, strict=True)] for row in cells]
     lines = [
         " " + " | ".join(cell + " " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)) for row in cells
     ]
+    lines = [line.rstrip() for line in lines]
     return "\n".join([lines[0], "+".join("-" * (w + 2) for w in widths), *lines[1:]])
 
 

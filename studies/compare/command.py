@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs import _core
-from stp_rs.cli import terminal
 from stp_rs.cli.flags import add_option_flags, given_options
 from stp_rs.cli.terminal import Parser
 from stp_rs.errors import ConfigError
 from stp_rs.eval.plot import require_matplotlib
+from stp_rs.text import show as say
 from stp_rs.train.checkpoint import atomic_file, write_json
 from studies.compare.curves import AXES, Record, aggregate, by_variant
 from studies.compare.plan import EVALUATIONS, Comparison, Study, read_study
@@ -142,7 +142,7 @@ def run_study(study: Study, at_once: int, budget_seconds: float = 0.0) -> dict[s
     }
 
     def tell(line: str) -> None:
-        terminal.show(line, file=sys.stderr)
+        say(line, file=sys.stderr)
 
     def keep(runs: list[dict[str, Any]]) -> None:
         if path := comparison.outputs.get("json"):
@@ -171,16 +171,16 @@ def show(report: dict[str, Any], outputs: Mapping[str, str], x: str = "") -> Non
         write_json(Path(outputs["json"]), {**report, "aggregates": sums, "table": rows})
     if runs:
         text = markdown(runs, baseline, reference, report["hypotheses"])
-        terminal.show(text)
+        say(text)
         if "markdown" in outputs:
             with atomic_file(Path(outputs["markdown"])) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
         if "plot" in outputs:
             draw(runs, Path(outputs["plot"]), x)
     for name in report["left_out"]:
-        terminal.show(f"no time for {name}", file=sys.stderr)
+        say(f"no time for {name}", file=sys.stderr)
     for failure in report["failures"]:
-        terminal.show(f"FAILED: {failure['variant']} seed {failure['seed']}: {failure['error']}", file=sys.stderr)
+        say(f"FAILED: {failure['variant']} seed {failure['seed']}: {failure['error']}", file=sys.stderr)
 
 
 def merge(paths: Sequence[str]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from stp_rs.cli.run import complete, make_task, write_config
+from stp_rs.cli.run import complete, make_task
 from stp_rs.config import TaskConfig
 from stp_rs.errors import StpError
+from stp_rs.train.folder import write_config
 from studies.compare.plan import Job, run_identity
 from studies.compare.worker import RESULT, shared_warm_up
 

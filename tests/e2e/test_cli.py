@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from stp_rs.cli.main import main
-from stp_rs.eval.kept import Keeper
 from stp_rs.models import load_policy
 from stp_rs.train.checkpoint import read_stored
+from stp_rs.train.kept import Keeper
 from stp_rs.train.metrics import read_metrics
 from stp_rs.train.trainer import StepResult
 

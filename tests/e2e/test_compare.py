@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from stp_rs.cli.run import TEST_SEED, complete, make_task, prepare_policy, write_config
+from stp_rs.cli.run import TEST_SEED, complete, make_task, prepare_policy
 from stp_rs.errors import StpError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models import load_policy
 from stp_rs.train.checkpoint import newest_checkpoint
+from stp_rs.train.folder import write_config
 from studies.compare import worker
 from studies.compare.__main__ import main
 from studies.compare.plan import Comparison, Job

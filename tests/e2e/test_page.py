@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stp_rs.eval.report import page
-from stp_rs.eval.report.facts import collect
+from stp_rs.train.report import page
+from stp_rs.train.report.facts import collect
 from tests.browser import MISSING, Browser, available, browser
 from tests.unit.test_report import HOSTILE, SUMMARY, write_run
 

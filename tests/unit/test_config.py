@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from stp_rs.cli import main as cli
 from stp_rs.cli.flags import given_options
-from stp_rs.cli.run import write_config
 from stp_rs.config import PRESETS, PRUNINGS, STPConfig, TaskConfig
 from stp_rs.config.arguments import options as options_of
 from stp_rs.config.known import INHERITED
 from stp_rs.errors import ConfigError
+from stp_rs.train.folder import write_config
 
 CHANGES: dict[str, Any] = {
     "learning_rate": 1e-5,

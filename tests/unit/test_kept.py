@@ -10,13 +10,13 @@ from stp_rs.config import TaskConfig
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import CheckpointError
-from stp_rs.eval.kept import GROUPS, Keeper, kept_files, read_scenes, shown_rows, unpruned
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.models.masked_lm import MaskedLMAdapter
 from stp_rs.priors import compose_priors
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.tasks import get_task
+from stp_rs.train.kept import GROUPS, Keeper, kept_files, read_scenes, shown_rows, unpruned
 from stp_rs.train.priors import static_priors
 from stp_rs.train.trainer import StepResult
 from stp_rs.types import Mark

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from stp_rs.cli.console import Console, result_lines
 from stp_rs.config import TaskConfig
 from stp_rs.errors import CheckpointError
-from stp_rs.eval.report import page, write_report
-from stp_rs.eval.report.facts import POINTS, collect, curves, healthy, learned, ledger, saved, wilson
 from stp_rs.text import table
+from stp_rs.train.console import Console, result_lines
+from stp_rs.train.report import page, write_report
+from stp_rs.train.report.facts import POINTS, collect, curves, healthy, learned, ledger, saved, wilson
 
 HOSTILE = "</script><script>document.title='pwned'</script><img src=x onerror=f()> & \u202e\x1b[2J \ud800 🦀 \u2028"
 SUMMARY: dict[str, Any] = {
@@ -176,9 +176,9 @@ def test_the_closing_lines_state_the_result(capsys: pytest.CaptureFixture[str]):
     text = result_lines(SUMMARY, "runs/x")
     assert "solved 0.250 -> 0.875 (with priors 1.000) on 8 held-out problems" in text
     assert "rollout 12,345" in text
-    console = Console(TaskConfig(), quiet=True)
-    console.on_sft(0, 0.5)
-    console.finish(SUMMARY)
+    console = Console(quiet=True, closes=False)
+    console.on_sft(0, 0.5, 10)
+    console.finish(SUMMARY, "runs/quickstart")
     printed = capsys.readouterr()
     assert "report: runs/quickstart/report.html" in printed.out
     assert printed.err == "", "quiet shows no bar"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stp_rs.cli.main import main
-from stp_rs.cli.terminal import guarded, show
+from stp_rs.cli.terminal import guarded
 from stp_rs.errors import ConfigError
-from stp_rs.text import clip, inert, table, width
+from stp_rs.text import clip, inert, show, table, width
 
 HOSTILE = {
     "escape": ("\x1b[31mred", "\\x1b[31mred"),
@@ -102,7 +102,8 @@ def test_errors_of_the_system_are_one_line(error: BaseException, capsys: pytest.
 
 SCRIPT = """
 import sys
-from stp_rs.cli.terminal import guarded, show
+from stp_rs.cli.terminal import guarded
+from stp_rs.text import show
 def run():
     for _ in range(5000):
         show("日本 é " + "x" * 50)

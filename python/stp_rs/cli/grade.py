@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stp_rs.cli.terminal import show
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.data import load_rows, shown
 from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PUBLISHED, RULES, Grade, Item
-from stp_rs.text import inert
+from stp_rs.text import inert, show
 
 _COMPLETION = ("generations", "completion", "completions", "generation", "response", "output", "prediction")
 _TRUTH = ("ground_truth", "answer", "solution", "Solution", "target", "truth", "label")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from stp_rs.cli.terminal import show
+from stp_rs.text import show
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is; return the exit code."""
-    from stp_rs.eval.report import write_viewer
+    from stp_rs.train.report import write_viewer
 
     show(str(write_viewer(Path(args.run_folder))))
     return 0

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs._core import __version__
-from stp_rs.cli.terminal import Parser, guarded, show
-from stp_rs.text import table
+from stp_rs.cli.terminal import Parser, guarded
+from stp_rs.text import show, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,10 +118,10 @@ def asked_preset(argv: Sequence[str]) -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from stp_rs.cli.console import Console
     from stp_rs.cli.flags import given_options
     from stp_rs.cli.run import run_training
     from stp_rs.config import TaskConfig
+    from stp_rs.train.console import Console
 
     flags = given_options(args)
     config = TaskConfig.from_yaml(args.config, **flags) if args.config else TaskConfig(**flags)
@@ -129,8 +129,9 @@ def _train(args: argparse.Namespace) -> int:
         from stp_rs.cli.probe import dry_run
 
         return dry_run(config)
-    console = Console(config, quiet=args.quiet)
-    console.finish(run_training(config, [console], console.on_sft))
+    console = Console(quiet=args.quiet, closes=False)
+    done = run_training(config, [console], lambda step, loss: console.on_sft(step, loss, config.sft_steps))
+    console.finish(done, str(config.output_dir))
     return 0
 
 
@@ -221,7 +222,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _env(_args: argparse.Namespace) -> int:
-    from stp_rs.cli.environment import environment
+    from stp_rs.train.environment import environment
 
     show(json.dumps(environment(), indent=2))
     return 0

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stp_rs.cli.terminal import show
+from stp_rs.text import show
 
 if TYPE_CHECKING:
     from stp_rs.config import TaskConfig

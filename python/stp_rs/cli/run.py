@@ -9,22 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_callback import (
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from stp_rs.cli.environment import environment
 from stp_rs.config import TaskConfig
 from stp_rs.config.sections import PolicyConfig, TaskSection
+from stp_rs.config.yaml import read_yaml
 from stp_rs.errors import CheckpointError
 from stp_rs.eval.evaluate import evaluate
-from stp_rs.eval.kept import Keeper
-from stp_rs.eval.report import write_report
 from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.masked_lm import as_diffusion_model
@@ -36,15 +28,19 @@ from stp_rs.tasks.base import Row, Task
 from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import (
     Checkpoint,
-    atomic_file,
     newest_checkpoint,
     policy_folder,
     save_checkpoint,
     write_json,
 )
+from stp_rs.train.console import Console
+from stp_rs.train.environment import environment
+from stp_rs.train.folder import write_config
+from stp_rs.train.kept import Keeper
 from stp_rs.train.loop import check_folder, resumable
 from stp_rs.train.metrics import PHASES
 from stp_rs.train.priors import check_spatial, static_priors
+from stp_rs.train.report import write_report
 from stp_rs.train.trainer import StepResult, STPTrainer
 from stp_rs.train.warmup import warm_up
 from stp_rs.types import Cost
@@ -88,14 +84,12 @@ def run_training(
     static = static_priors(config, task, tokenizer, model)
     before = evaluate(model, tokenizer, task, test_rows, config)
     kept = KeptRollouts(Keeper(run, model, tokenizer, task, config))
-    trainer = TaskTrainer(config, task, model, tokenizer, [*callbacks, kept])
-    for shown in (ProgressCallback, PrinterCallback):  # the console is its own
+    trainer = TaskTrainer(config, task, model, tokenizer, [kept])
+    for shown in (Console, PrinterCallback):  # the caller's are shown, or none
         trainer.remove_callback(shown)
-    try:
-        trainer.train()
-    finally:
-        if trainer.state.global_step:
-            write_report(run)  # of what there is, if the run is stopped
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    trainer.train()
     with trainer.ledger.time("eval"):
         after = evaluate(trainer.policy, tokenizer, task, test_rows, config)
         pruned = evaluate(trainer.policy, tokenizer, task, test_rows, config, priors=static)
@@ -309,16 +303,6 @@ def last_nfe(trainer: STPTrainer) -> float | None:
     return next((line["diffusion/nfe"] for line in trainer.state.log_history[::-1] if "diffusion/nfe" in line), None)
 
 
-def write_config(config: TaskConfig, run: Path) -> None:
-    """Write config.yaml: the options of this run by their flat names."""
-    import yaml
-
-    run.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.to_flat(), sort_keys=False)
-    with atomic_file(run / "config.yaml") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, TaskConfig, Task]:
     """Return (model, tokenizer, config, task) of a run folder, or of a checkpoint inside one.
 
@@ -329,6 +313,8 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, TaskConfig, Task]:
     configs = [f / "config.yaml" for f in (Path(path), folder.parent) if (f / "config.yaml").is_file()]
     if not configs:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
+    if "task" not in read_yaml(configs[0]):
+        raise CheckpointError(f"{path}: is the run of a script, which has no task; needs one of `stp-rs train`")
     config = TaskConfig.from_yaml(configs[0])
     set_threads(config)
     task = make_task(config, folder)

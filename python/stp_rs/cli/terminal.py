@@ -8,15 +8,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from stp_rs.errors import StpError
-from stp_rs.text import inert
-
-
-def show(text: str = "", *, file: TextIO | None = None) -> None:
-    """Print lines; control characters in them, whoever wrote them, are shown as escapes."""
-    print("\n".join(map(inert, text.split("\n"))), file=file or sys.stdout, flush=True)
+from stp_rs.text import inert, show
 
 
 def guarded(run: Callable[[], int]) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stp_rs._core import Design
-from stp_rs.cli.terminal import show
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
@@ -45,6 +44,7 @@ from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.rollout.rewards import Rewards, decode_completions
 from stp_rs.testing import gram
 from stp_rs.testing.variance import independent_variance
+from stp_rs.text import show
 from stp_rs.train.checkpoint import policy_folder, write_json
 from stp_rs.train.priors import static_priors
 from stp_rs.types import Floats

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stp_rs.cli.terminal import show
 from stp_rs.errors import CheckpointError
-from stp_rs.text import width
+from stp_rs.text import show, width
 from stp_rs.types import Mark
 
 _COLUMNS = 100
@@ -28,7 +27,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show rollouts until Ctrl-C; return the exit code."""
-    from stp_rs.eval.kept import kept_files, read_scenes
+    from stp_rs.train.kept import kept_files, read_scenes
 
     folder, seen = Path(args.run_folder), None
     while True:

@@ -27,6 +27,9 @@ class RolloutCallback(TrainerCallback):
     def on_rollout_end(self, args: Any, state: TrainerState, control: TrainerControl, result: "StepResult") -> None:
         """Hear of a batch after its updates."""
 
+    def on_stop(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        """Hear that training ends before its end: an error, or Ctrl-C."""
+
 
 class LastLog(TrainerCallback):
     """Logs at the last update, so that no update is in no line."""
@@ -105,10 +108,10 @@ def store_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
     return path.with_suffix(".parquet")
 
 
-def table_of(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Return columns as a plain table."""
+def table_of(columns: Mapping[str, Sequence[Any]], *, total: int | None = None) -> str:
+    """Return columns as a plain table, at most `total` wide."""
     cells = [[f"{v:.3f}" if isinstance(v, float) else _said(v) for v in values] for values in columns.values()]
-    return table(list(columns), list(zip(*cells, strict=True)))
+    return table(list(columns), list(zip(*cells, strict=True)), total=total)
 
 
 def _said(value: Any) -> str:

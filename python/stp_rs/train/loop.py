@@ -21,7 +21,6 @@ from transformers.trainer_callback import (
     DefaultFlowCallback,
     ExportableState,
     PrinterCallback,
-    ProgressCallback,
     TrainerControl,
     TrainerState,
 )
@@ -44,6 +43,8 @@ from stp_rs.train.checkpoint import (
     save_checkpoint,
     save_policy,
 )
+from stp_rs.train.console import Console
+from stp_rs.train.folder import RunFolder
 from stp_rs.train.metrics import Ledger, averaged
 from stp_rs.types import Metrics
 
@@ -95,7 +96,8 @@ class TrainingLoop(Trainer):
         given = [DefaultFlowCallback, LastLog, *get_reporting_integration_callbacks(args.report_to), *(callbacks or ())]
         self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)
         self.add_callback(MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl"))
-        self.add_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.add_callback(RunFolder)
+        self.add_callback(PrinterCallback if args.disable_tqdm else Console)
         self.control = TrainerControl()
         self.state = self._new_state(0)
         if args.push_to_hub:
@@ -154,9 +156,19 @@ class TrainingLoop(Trainer):
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
         self._losses.clear()
-        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        if self.args.eval_on_start:
-            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+        try:
+            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+            if self.args.eval_on_start:
+                self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+            self._steps()
+        except BaseException:  # Ctrl-C too: what was done has its report
+            self.is_in_train = False
+            self.tell_ours("on_stop")
+            raise
+        return self._finish(started, first)
+
+    def _steps(self) -> None:
+        """Make every step that is left."""
         epoch = self.passes_of(self.rollouts)
         begins = True
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
@@ -170,7 +182,6 @@ class TrainingLoop(Trainer):
                 self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
                 self._log_if_due()
                 self.act()
-        return self._finish(started, first)
 
     def prepare(self, checkpoint: Checkpoint | None = None) -> None:
         """Make optimiser, schedule and state, once, and go on from a checkpoint where one is given."""
@@ -209,11 +220,11 @@ class TrainingLoop(Trainer):
             return
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control)
 
-    def tell_rollout(self, result: Any) -> None:
-        """Tell the callbacks that want to know of a rollout batch."""
+    def tell_ours(self, event: str, *heard: Any) -> None:
+        """Tell the callbacks that know our own events: the result of a rollout batch, or that training is stopped."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RolloutCallback):
-                callback.on_rollout_end(self.args, self.state, self.control, result)
+                getattr(callback, event)(self.args, self.state, self.control, *heard)
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Add values whose mean belongs in the next log."""

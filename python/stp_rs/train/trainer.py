@@ -287,7 +287,7 @@ class STPTrainer(TrainingLoop):
         metrics |= {"epoch": float(self.state.epoch or 0.0), "learning_rate": self._rate, **self.ledger.counts()}
         rewards = rollout.earned().tolist()
         result = StepResult(self.state.global_step, rollout, list(rollout.completions), rewards, metrics, extra)
-        self.tell_rollout(result)
+        self.tell_ours("on_rollout_end", result)
         return result
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

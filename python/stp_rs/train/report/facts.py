@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from stp_rs.config import TaskConfig
+from stp_rs.config import STPConfig, TaskConfig
+from stp_rs.config.yaml import read_yaml
 from stp_rs.errors import CheckpointError, StpError
-from stp_rs.eval.kept import kept_files, read_scenes
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.text import inert
+from stp_rs.train.kept import kept_files, read_scenes
 from stp_rs.train.metrics import read_metrics
 
+ENVIRONMENT = "environment.json"
+"""In a run folder: versions and devices of what ran last."""
 POINTS = 400
 """Most points of a curve; of a longer run each is the mean of several lines."""
 KEPT = 8
@@ -43,6 +46,7 @@ def collect(run: Path) -> dict[str, Any]:
     options = {**config.to_flat(), "max_steps": config.max_steps} if config else {}
     name = " / ".join(inert(str(summary.get(key) or options.get(key) or "")) for key in ("task", "preset"))
     steps = int(lines[-1]["step"]) if lines else int(summary.get("steps", 0))
+    environment = summary.get("environment") or _read_json(run / ENVIRONMENT)
     return {
         "title": name,
         "about": f"seed {summary.get('seed', options.get('seed', '?'))}, step {steps:,} of "
@@ -54,7 +58,7 @@ def collect(run: Path) -> dict[str, Any]:
         "held_out": [{k: _cut(v) for k, v in s.items()} for s in summary.get("samples", [])],
         "ledger": ledger(lines),
         "options": _options(config),
-        "environment": [[inert(str(k)), inert(str(v))] for k, v in summary.get("environment", {}).items()],
+        "environment": [[inert(str(k)), inert(str(v))] for k, v in environment.items()],
     }
 
 
@@ -84,7 +88,7 @@ def learned(lines: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) ->
     return _answer("Did it learn?", word, f"{_percent(before)} → {_percent(after)}", f"{text} {note}", state)
 
 
-def saved(lines: Sequence[Mapping[str, float]], config: TaskConfig | None) -> dict[str, Any]:
+def saved(lines: Sequence[Mapping[str, float]], config: STPConfig | None) -> dict[str, Any]:
     """Return the answer to "What did pruning save?": forwards and seconds against the unpruned plan."""
     question = "What did pruning save?"
     nfes = [line["diffusion/nfe"] for line in lines if "diffusion/nfe" in line]
@@ -207,18 +211,18 @@ def _reading(name: str, value: float | None, form: str, fine: Any, missing: str 
     return {"name": name, "value": form.format(value), "fine": bool(fine(value))}
 
 
-def _plan_steps(config: TaskConfig) -> int | None:
+def _plan_steps(config: STPConfig) -> int | None:
     """Return the forwards of a completion by the unpruned plan; None where the model decides."""
     length = config.max_completion_length
     plan = make_unmasking(config, prune=False).plan(np.ones(length, dtype=np.uint8)) if length else None
     return None if plan is None else len(plan)
 
 
-def _options(config: TaskConfig | None) -> dict[str, Any]:
+def _options(config: STPConfig | None) -> dict[str, Any]:
     """Return [name, value, the preset's] of options that differ from the preset, and [name, value] of the rest."""
     if config is None:
         return {"changed": [], "rest": []}
-    ours, theirs = config.to_flat(), TaskConfig(preset=config.preset).to_flat()
+    ours, theirs = config.to_flat(), type(config)(preset=config.preset).to_flat()
     shown = {name: inert(str(value)) for name, value in ours.items()}
     other = [name for name in ours if ours[name] != theirs.get(name)]
     changed = [[name, shown[name], inert(str(theirs.get(name)))] for name in other]
@@ -232,9 +236,11 @@ def _kept(run: Path) -> list[dict[str, Any]]:
     return [read_scenes(path) for path in files]
 
 
-def _read_config(run: Path) -> TaskConfig | None:
+def _read_config(run: Path) -> STPConfig | None:
+    """Return the options of a run: a task's, or a trainer's; None where they cannot be read."""
+    path = run / "config.yaml"
     try:
-        return TaskConfig.from_yaml(run / "config.yaml")
+        return (TaskConfig if "task" in read_yaml(path) else STPConfig).from_yaml(path)
     except StpError:
         return None
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,12 @@ from stp_rs.models.base import DiffusionModel
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.rollout.rewards import decode_completions, score_rewards
-from stp_rs.tasks.base import Task
 from stp_rs.text import inert
 from stp_rs.train.checkpoint import atomic_file, write_json
-from stp_rs.train.trainer import StepResult
 from stp_rs.types import Mark, StopReason
+
+if TYPE_CHECKING:
+    from stp_rs.train.trainer import StepResult
 
 FOLDER = "rollouts"
 GROUPS = 3
@@ -42,11 +43,11 @@ _STOPS = {
 class Keeper:
     """Keeps rollout batches of a task's run: the first, the last, and one every `stp_keep_rollouts` steps."""
 
-    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Task, config: TaskConfig) -> None:
+    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Any, config: TaskConfig) -> None:
         self.folder, self.model, self.tokenizer, self.task = run / FOLDER, model, tokenizer, task
         self.config, self.seen = config, 0
 
-    def __call__(self, result: StepResult) -> None:
+    def __call__(self, result: "StepResult") -> None:
         """Write the files of a step if it is due."""
         every, first = (self.config.stp_keep_rollouts or 0) * self.config.updates_per_rollout, self.seen == 0
         due = first or result.step // max(1, every) > self.seen // max(1, every) or result.step == self.config.max_steps

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs.errors import CheckpointError
-from stp_rs.eval.kept import kept_files, read_scenes
-from stp_rs.eval.report.facts import KEPT_NOTE, collect
 from stp_rs.text import inert
 from stp_rs.train.checkpoint import atomic_file
+from stp_rs.train.kept import kept_files, read_scenes
+from stp_rs.train.report.facts import KEPT_NOTE, collect
 
 
 def write_report(run: Path) -> Path:
@@ -48,7 +48,7 @@ def _write(path: Path, data: dict[str, Any]) -> Path:
 
 def page(data: str) -> str:
     """Return the page that shows JSON data: a report, or a viewer alone."""
-    assets = resources.files("stp_rs.eval.report") / "assets"
+    assets = resources.files("stp_rs.train.report") / "assets"
     read = {name: (assets / name).read_text(encoding="utf-8") for name in _PARTS}
     scripts = [read[name] for name in _PARTS if name.endswith(".js")]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
