@@ -44,6 +44,12 @@ class Row:
     new: list[dict[int, Tensor]]
     old: list[dict[int, float]]
     ref: list[dict[int, float]]
+    steps: int = 0
+    """Steps of the whole rollout."""
+    entropy: tuple[float, ...] = ()
+    """Mean entropy of what each pass scores, before the update."""
+    one_step: tuple[float, ...] = ()
+    """Reward of each pass's greedy one-step completion."""
 
     def mean_score(self, which: str) -> dict[int, Any]:
         """Return each token's estimate: the weighted sum of its scores over passes."""
@@ -201,9 +207,47 @@ def bgpo(rows: list[Row]) -> Any:
     return loss
 
 
+def egspo(rows: list[Row], lam: float = 0.0) -> Any:
+    """EGSPO: a ratio per state, of all tokens revealed there; mean over states, per token that a step reveals; k3.
+
+    With lambda a state's return is (R + lambda (R - r)) / (1 + lambda), centred within the group by rank of entropy.
+    """
+    returns: dict[int, list[float]] = {}
+    for place, row in enumerate(rows):
+        ranked = sorted(range(len(row.new)), key=lambda k: (-row.entropy[k], k))
+        returns[place] = [(row.reward + lam * (row.reward - row.one_step[k])) / (1 + lam) for k in ranked]
+    loss: Any = 0.0
+    for place, row in enumerate(rows):
+        group = [place // 4 * 4 + j for j in range(4)]
+        ranked = sorted(range(len(row.new)), key=lambda k: (-row.entropy[k], k))
+        for rank, k in enumerate(ranked):
+            others = [returns[j][rank] for j in group if rank < len(returns[j])]
+            advantage = returns[place][rank] - sum(others) / len(others)
+            gap = sum(row.new[k].values()) - sum(row.old[k].values())
+            apart = sum(row.new[k].values()) - sum(row.ref[k].values())
+            high = torch.exp(torch.as_tensor(gap)).clamp(0.8, 1.5)
+            term = -torch.minimum(torch.exp(torch.as_tensor(gap)) * advantage, high * advantage) + 0.04 * k3(apart)
+            loss = loss + term / len(row.new) / (row.n / row.steps) / len(rows)
+    return loss
+
+
+def gdsd(rows: list[Row]) -> Any:
+    """GDSD: the clamped change of the masked tokens' log-prob, over n, is drawn to the advantage; k2 as in ESPO."""
+    loss: Any = 0.0
+    for row in rows:
+        gap = sum(row.new[0].values()) - sum(row.old[0].values())
+        held = torch.as_tensor(gap).clamp(math.log(1 - 4e-4), math.log(1 + 4e-4))
+        apart = sum(row.new[0].values()) - sum(row.ref[0].values())
+        loss = loss + ((held / row.n - row.advantage) ** 2 + 0.001 * k2(apart / row.n)) / len(rows)
+    return loss
+
+
 FORMULAS: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
     "stp": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
     "d2_stepmerge": ("z", merged_steps),
+    "egspo": ("mean", egspo),
+    "egspo_sa": ("mean", lambda rows: egspo(rows, 0.5)),
+    "gdsd": ("loo", gdsd),
     "rldf": ("z", visited),
     "stp_canvas": ("z", visited),
     "stp_state": ("z", visited),
@@ -260,6 +304,24 @@ def scores(model: Any, batch: Any, masks: Any, row: int) -> list[dict[int, Tenso
         }
         result.append(at)
     return result
+
+
+def state_facts(model: Any, batch: Any, masks: Any, row: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return, by pass of a completion, the mean entropy of what it scores and the reward of its one-step completion."""
+    entropies, rewards = [], []
+    for k in np.flatnonzero(masks.row_P == row):
+        prompt = batch.prompt_ids[row, : batch.prompt_length[row]].tolist()
+        shown = np.where(masks.mask_PL[k] == 1, model.mask_token_id, batch.token_ids[row])
+        with torch.no_grad():
+            logits = model.head(model.hidden(torch.tensor([prompt + shown.tolist()]), None)[0])[len(prompt) :]
+        logits[:, model.mask_token_id] = -1e30
+        law = torch.distributions.Categorical(logits=logits.double())
+        entropies.append(float(law.entropy()[torch.from_numpy(masks.weight_PL[k] > 0)].mean()))
+        ids = torch.where(torch.from_numpy(masks.mask_PL[k] == 1), logits.argmax(-1), torch.from_numpy(shown)).tolist()
+        end = ids.index(tokenizer().eos_token_id) if tokenizer().eos_token_id in ids else len(ids)
+        text = tokenizer().decode(ids[:end], skip_special_tokens=True)
+        rewards.append(text.count("1") / LENGTH + (int(k) % 3) / 10)
+    return tuple(entropies), tuple(rewards)
 
 
 @contextmanager
@@ -323,6 +385,7 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
         model.module.load_state_dict(start)
         with torch.no_grad():
             before = [scores(model, batch, masks, row) for row in range(len(batch))]
+            facts = [state_facts(model, batch, masks, row) for row in range(len(batch))]
         model.module.load_state_dict(weights)
         rows, kept = [], 0
         for place, advantage in enumerate(expected):
@@ -336,7 +399,8 @@ def test_loss_and_gradient_are_the_published_formula(preset: str, pruning: str, 
             old: Any = [{i: float(v) for i, v in score.items()} for score in before[kept]]
             new = scores(model, batch, masks, kept)
             n = int(masks.scored_RL[kept].sum())
-            rows.append(Row(advantage, rewards[place], n, weight, new, old, old))
+            steps = len(set(batch.unmask_step[kept][batch.unmask_step[kept] >= 0].tolist()))
+            rows.append(Row(advantage, rewards[place], n, weight, new, old, old, steps, *facts[kept]))
             kept += 1
         total = formula(rows)
         got = torch.autograd.grad(total, list(model.module.parameters()), allow_unused=True)

@@ -88,6 +88,18 @@ def decision(plan: list[int], order: Sequence[int], num_mc: int, mass: Sequence[
     ]
 
 
+def top_states(plan: list[int], order: Sequence[int], num_mc: int, mass: Sequence[float] | None = None) -> Law:
+    """Return the one outcome: the K states of the largest mass, the earlier of equals, each a mean over its tokens."""
+    revealed, steps = blocks(plan, order), len(plan)
+    total = masses(revealed, mass)
+    taken = sorted(range(steps), key=lambda s: (-total[s], s))[: num_mc or steps]
+    scale = steps / plan[0] / len(taken)  # one over the tokens of a step, over the states taken
+    passes = tuple(
+        (frozenset(masked_at(s, revealed)), {i: scale / len(revealed[s]) for i in revealed[s]}) for s in sorted(taken)
+    )
+    return [(1.0, passes)]
+
+
 def state(
     plan: list[int],
     order: Sequence[int],

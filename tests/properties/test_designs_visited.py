@@ -58,6 +58,16 @@ def test_merged_steps_go_from_the_one_step_product_to_the_trajectory(case, num_m
         assert_same_law(law, oracle.decision(plan, order, 0))
 
 
+@settings(max_examples=60)
+@given(case=CASES, num_mc=st.integers(0, 7))
+def test_the_states_of_the_largest_mass_are_taken(case, num_mc):
+    plan, order, mass = case
+    design = Design("top_states", num_mc)
+    assert_same_law(rust_law(design, plan, order, mass=mass), oracle.top_states(plan, order, num_mc, mass))
+    assert design.recorded
+    assert not Design("state").recorded
+
+
 @settings(max_examples=80)
 @given(
     case=CASES,

@@ -72,6 +72,7 @@ WHAT_THEY_ARE = {
     "state": ("states", False, False, True, True),
     "canvas": ("states", False, False, True, True),
     "decision": ("trajectory", True, False, False, True),
+    "top_states": ("states", False, True, True, True),
     "autoregressive": ("autoregressive", True, True, False, False),
     "block_random": ("published", False, True, True, False),
     "cover": ("plan_elbo", True, False, False, True),

@@ -25,10 +25,10 @@ def check(config: "STPConfig") -> None:
             f"{config.generation_batch_size} completions, needs a multiple of num_generations "
             f"({config.num_generations}) so that groups stay whole"
         )
-    if config.num_mc == 0 and config.stp_design not in ("trajectory", "state", "decision"):
+    if config.num_mc == 0 and config.stp_design not in ("trajectory", "state", "decision", "top_states"):
         raise ConfigError(
             f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
-            "trajectory, state and decision take every state of a rollout"
+            "trajectory, state, decision and top_states take every state of a rollout"
         )
     _check_loss(config)
 
@@ -44,8 +44,9 @@ def _check_loss(config: "STPConfig") -> None:
             f"loss_type {config.loss_type}: is an objective of its own, needs stp_objective clip (the default), got "
             f"{config.stp_objective}"
         )
-    if config.loss_type == "luspo" and config.importance_sampling_level == "token":
-        raise ConfigError("loss_type luspo: needs importance_sampling_level sequence, got token")
+    level = config.importance_sampling_level
+    if config.loss_type == "luspo" and level != "sequence":
+        raise ConfigError(f"loss_type luspo: needs importance_sampling_level sequence, got {level}")
     own = config.loss_type in ("sapo", "cispo", "vespo") or config.stp_objective != "clip"
     if config.delta is not None and own:
         raise ConfigError(
@@ -54,12 +55,30 @@ def _check_loss(config: "STPConfig") -> None:
         )
     if config.top_entropy_quantile < 1.0 and config.stp_objective == "linear":
         raise ConfigError("top_entropy_quantile: needs values per token, which stp_objective linear does not have")
-    if config.stp_objective in ("stable", "linear") and config.importance_sampling_level == "token":
+    if config.stp_objective in ("stable", "linear", "distil") and level != "sequence":
         raise ConfigError(
             f"stp_objective {config.stp_objective}: needs importance_sampling_level sequence (one ratio per "
-            "completion), got token"
+            f"completion), got {level}"
         )
+    if config.stp_objective == "distil" and config.epsilon >= 1.0:
+        raise ConfigError(f"epsilon: got {config.epsilon:g}, needs less than 1: distil takes the log of 1 - epsilon")
+    if config.stp_stepwise > 0.0:
+        _check_stepwise(config)
     if config.stp_objective == "linear" and config.stp_bound != "elbo":
         raise ConfigError(
             f"stp_objective linear: needs stp_bound elbo (its terms are the passes of an ELBO), got {config.stp_bound}"
         )
+
+
+def _check_stepwise(config: "STPConfig") -> None:
+    needs = {
+        "stp_design": ("top_states",),
+        "stp_objective": ("clip",),
+        "stp_advantage": ("centred",),
+        "scale_rewards": ("none",),
+        "stp_replay_batches": (0,),
+    }
+    for name, allowed in needs.items():
+        got = getattr(config, name)
+        if got not in allowed:
+            raise ConfigError(f"stp_stepwise: got {config.stp_stepwise:g} with {name} {got}, needs {allowed[0]}")

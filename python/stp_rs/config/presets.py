@@ -23,6 +23,11 @@ PRUNINGS: dict[str, dict[str, Any]] = {
 _TOKEN = {"importance_sampling_level": "token", "stp_negative_advantage_weight": 1.0}
 _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_weight": 1.0}
 
+_EGSPO = {
+    **{"importance_sampling_level": "step", "stp_negative_advantage_weight": 1.0, "scale_rewards": "none"},
+    **{"stp_design": "top_states", "num_mc": 8, "stp_states": "entropy", "epsilon_high": 0.5, "beta": 0.04, "stp_kl": "k3"},
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
@@ -78,6 +83,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_TOKEN,
         **{"stp_design": "mean_field", "num_mc": 1, "stp_prompt_mask": 0.15, "num_iterations": 4},
         **{"epsilon": 0.5, "beta": 0.01, "stp_kl": "k3", "stp_rescue": "hint"},
+    },
+    "egspo": _EGSPO,
+    "egspo_sa": {**_EGSPO, "stp_stepwise": 0.5},
+    "gdsd": {
+        **_SEQUENCE,
+        **{"stp_design": "stp_paper", "num_mc": 1, "stp_objective": "distil", "epsilon": 4e-4, "num_iterations": 8},
+        **{"beta": 1e-3, "stp_kl": "k2", "stp_advantage": "leave_one_out", "scale_rewards": "none"},
     },
     "d2_stepmerge": {**_TOKEN, "stp_design": "step_merge", "num_mc": 16, "loss_type": "dapo"},
     "rldf": {

@@ -139,6 +139,13 @@ class AdvantageConfig:
     scale_rewards: Literal["group", "batch", "none"] = option(
         "group", "Divide centred rewards by the group's or the batch's standard deviation, or not at all."
     )
+    stp_stepwise: float = option(
+        0.0,
+        "top_states: EGSPO's lambda: a state's return also has this times the reward that the policy's one-step completion "
+        "of the state lacks, all over 1 + lambda; 0 gives every state its completion's advantage.",
+        0.0,
+        1e9,
+    )
     reward_weights: list[float] | None = option(None, "What each reward function counts in the sum; None: 1 each.")
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
         "sum_then_normalize",
@@ -174,10 +181,10 @@ class LikelihoodConfig:
         "coupled, bernoulli: range LOW:HIGH of the mask ratio (coupled-GRPO: 0.2:0.8); state, canvas: range LOW:1"
         " of the mask ratio of their states; None: the whole range.",
     )
-    stp_states: Literal["reveals", "uniform", "doubt", "surprisal"] = option(
+    stp_states: Literal["reveals", "uniform", "doubt", "surprisal", "entropy"] = option(
         "reveals",
-        "state, canvas, decision: draw states by the tokens revealed there, alike, by 1 - p of these tokens, or by the "
-        "surprisal of RLDF.",
+        "state, canvas, decision, top_states: take states by the tokens revealed there, alike, by 1 - p of these tokens, "
+        "by the surprisal of RLDF, or by their mean entropy (EGSPO).",
     )
     stp_least_prob: float = option(
         0.0,
@@ -225,13 +232,18 @@ class LossConfig:
         "the micro-batch; by the tokens of the whole update; times the length of each one (luspo). The last three are "
         "objectives of their own (docs/losses.md).",
     )
-    stp_objective: Literal["clip", "reinforce", "stable", "linear"] = option(
+    stp_objective: Literal["clip", "reinforce", "stable", "linear", "distil"] = option(
         "clip",
         "Clipped ratio (PPO, GRPO); no ratio (SPG, wd1); clipped and self-normalised weights (StableDRL); BGPO's "
-        "bound.",
+        "bound; the squared distance of the log-ratio from the advantage (GDSD).",
     )
-    importance_sampling_level: Literal["token", "sequence"] = option(
-        "sequence", "Ratios per token, or one length-normalised ratio per completion."
+    stp_guidance: float = option(
+        1.0, "distil: GDSD's psi, what an advantage of 1 asks of a completion's mean log-ratio per token.", 0.0, 1e9
+    )
+    importance_sampling_level: Literal["token", "step", "sequence"] = option(
+        "sequence",
+        "Ratios per token, per step of the rollout (of the tokens that it revealed together), or one length-normalised "
+        "ratio per completion.",
     )
     epsilon: float = option(0.2, "Lower clip range.", 0.0, 1e9)
     epsilon_high: float | None = option(

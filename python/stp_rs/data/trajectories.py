@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from stp_rs._core import permutation
 from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.steps import StepMap
 from stp_rs.errors import CheckpointError, DtypeError, InvalidValueError, ShapeError
-from stp_rs.types import Cost
+from stp_rs.types import Cost, Mark
 
 Rows = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -62,6 +63,10 @@ class Rollout:
     """[R] their sum."""
     advantage: NDArray[np.float32] | None = None
     """[R]."""
+    entropy: NDArray[np.float32] | None = None
+    """[R, L] nats of the untempered law at the forward that drew the token, 0 elsewhere; kept where asked for."""
+    token_advantage: NDArray[np.float32] | None = None
+    """[R, L] advantages of tokens, in place of their completion's; 0 where no loss reads them."""
     old_estimate: NDArray[np.float32] | None = None
     """[R, J, L] estimates under the policy that drew the row, by mask set; kept where batches are trained on again."""
 
@@ -221,6 +226,20 @@ class Rollout:
     def evict(self, older_than: int) -> "Rollout":
         """Return the rows that a policy of version `older_than` or newer drew."""
         return self.select(np.flatnonzero(self.policy_version >= older_than))
+
+    def step_map(self, block_length: int = 0) -> StepMap:
+        """Return which forward revealed each token, with the policy's version, for other trainers (docs/step_map.md).
+
+        Forwards count from 0 without gaps: within each block of `block_length` tokens, or in the whole row where it
+        is 0. A token that a later forward revealed has the larger step.
+
+        Raises:
+            InvalidValueError: a negative block length.
+        """
+        if block_length < 0:
+            raise InvalidValueError(f"block_length: got {block_length}, needs 0 or a number of tokens")
+        length_R = (self.unmask_step != Mark.OUTSIDE).sum(1, dtype=np.int32)
+        return StepMap.of(self.unmask_step, self.policy_version, length_R, block_length)
 
     def save(self, path: Path) -> None:
         """Write everything to a safetensors file; dataset rows and texts as JSON in its header."""

@@ -46,6 +46,10 @@ class LossInputs:
     weights make a mean per token put those weights here (`UniGRPO`: 1 / |M| on masked tokens)."""
     passes: Passes | None = None
     """Read by the objective `linear` only."""
+    step_RL: Tensor | None = None
+    """The step that revealed each token, i64, negative where none did; read by ratios per step."""
+    advantages_RL: Tensor | None = None
+    """Advantages of tokens, in place of their completion's (EGSPO's stepwise ones)."""
     entropy_RL: Tensor | None = None
     """Entropy of the policy at each token, in nats, with gradient where `entropy_coef` asks for one; NaN where no pass
     masked the token."""
@@ -68,7 +72,8 @@ class _Terms:
 
     @property
     def advantages_R1(self) -> Tensor:
-        return self.inputs.advantages_R[:, None]
+        own_RL = self.inputs.advantages_RL
+        return self.inputs.advantages_R[:, None] if own_RL is None else own_RL
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean over tokens [R] of values [R, L], or of one value [R, 1] for all tokens."""
@@ -118,6 +123,14 @@ def _linear(terms: _Terms, config: LossConfig) -> Tensor:
     return zero_R.index_add(0, passes.row_P, term_P) / count_R.clamp(min=1.0)
 
 
+def _distil(terms: _Terms, config: LossConfig) -> Tensor:
+    tokens_R = terms.inputs.scored_RL.sum(-1)
+    low, high = (math.log(bound) for bound in clip_range(config))
+    whole_R = tokens_R * (terms.log_ratio_RL * terms.share_RL).sum(-1)
+    gap_R = whole_R.clamp(low, high) / tokens_R.clamp(min=1.0)
+    return -((gap_R - config.stp_guidance * terms.inputs.advantages_R) ** 2)
+
+
 def _cispo(terms: _Terms, config: LossConfig) -> Tensor:
     weight = terms.ratio.detach().clamp(max=_epsilon_high(config))
     return terms.inputs.advantages_R * terms.mean(weight * terms.new_RL)
@@ -163,10 +176,10 @@ EXTREMES: Mapping[str, Callable[[list[float]], float]] = {
 
 def _clip_metrics(terms: _Terms, config: LossConfig) -> dict[str, Tensor]:
     ratio, scored_RL, advantages_R1 = terms.ratio.detach(), terms.inputs.scored_RL, terms.advantages_R1
-    counted = scored_RL if ratio.shape == scored_RL.shape else torch.ones_like(ratio)
     low, high = clip_range(config)
     bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
     below, above = (bounded < low) & (advantages_R1 < 0), (bounded > high) & (advantages_R1 > 0)
+    counted = scored_RL if below.shape == scored_RL.shape else torch.ones_like(ratio)
     share = counted / counted.sum(-1, keepdim=True).clamp(min=1.0)
     metrics = {
         "clip_ratio/low_mean": _token_mean(below.float(), scored_RL),
@@ -205,6 +218,8 @@ class Objective:
     """Whether it has a ratio to the policy that drew the completions."""
     reads_passes: bool = False
     """Whether it reads the estimate of each pass alone (`LossInputs.passes`)."""
+    trains_zero: bool = False
+    """Whether a completion of advantage 0 has a gradient."""
     reads_mean_ratio: bool = False
     """Whether it divides by the mean clipped ratio of the whole update (`policy_loss(mean_ratio=...)`)."""
 
@@ -214,6 +229,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "reinforce": Objective(_reinforce, reads_old=False),
     "stable": Objective(_stable, reads_mean_ratio=True),
     "linear": Objective(_linear, reads_passes=True),
+    "distil": Objective(_distil, _nothing, trains_zero=True),
 }
 """`stp_objective` -> what it is."""
 
@@ -301,7 +317,8 @@ def policy_loss(
     """Return (loss, metrics) of one micro-batch: minus the weighted mean of the completions' values, plus beta KL.
 
     A completion's value, with A its advantage, n its tokens, L_hat its estimate, r = exp((L_new - L_old) / n) its
-    ratio at sequence level (GSPO arXiv 2507.18071, ESPO arXiv 2512.03759) or r_i per token (GRPO, arXiv 2402.03300):
+    ratio at sequence level (GSPO arXiv 2507.18071, ESPO arXiv 2512.03759), r_i per token (GRPO, arXiv 2402.03300), or
+    the product of r_i over the tokens of a step (EGSPO, arXiv 2603.12554), which all of them then have:
 
     - `clip`: min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A), at token level the mean over tokens; with `delta` the
       first r is at most that (two-sided clipping, INTELLECT-2, arXiv 2505.07291);
@@ -310,6 +327,8 @@ def policy_loss(
       self-normalised (StableDRL, arXiv 2603.06743);
     - `linear`: the mean over passes of (1 + d_k) A where A >= 0, of exp(d_k) A elsewhere, d_k = the pass's own
       log-ratio (BGPO, arXiv 2510.11683, with length-normalised ratios): a lower bound of r A that is linear in passes;
+    - `distil`: minus (clip(L_new - L_old, log(1 - epsilon), log(1 + epsilon_high)) / n - psi A)^2, psi `stp_guidance`
+      (GDSD, arXiv 2605.29398);
     - loss_type `cispo`: w A L_hat / n, w = min(r, epsilon_high) without gradient (MiniMax-M1, arXiv 2506.13585, as
       ScaleRL, arXiv 2510.13786, has it: the bound is epsilon_high itself);
     - loss_type `sapo`: 4 / tau sigmoid(tau (r - 1)) A, tau by the sign of A (arXiv 2511.20347);
@@ -339,6 +358,8 @@ def policy_loss(
     log_ratio = log_ratio_RL
     if config.importance_sampling_level == "sequence":
         log_ratio = (log_ratio_RL * share_RL).sum(-1, keepdim=True)
+    elif config.importance_sampling_level == "step":
+        log_ratio = _by_step(log_ratio_RL, inputs.step_RL)
     ratio = torch.exp(log_ratio)
     kept_RL = _high_entropy(inputs, config) if config.top_entropy_quantile < 1.0 else None
     new_RL = _masked(inputs.new_RL, share_RL)
@@ -393,10 +414,23 @@ def _kl(terms: _Terms, ref_RL: Tensor, config: LossConfig) -> tuple[Tensor, Tens
     gap = _masked(terms.inputs.new_RL - ref_RL, share_RL)
     if config.importance_sampling_level == "sequence":
         gap = (gap * share_RL).sum(-1, keepdim=True)
+    elif config.importance_sampling_level == "step":
+        gap = _by_step(gap, terms.inputs.step_RL)
     kl = kl_terms(gap, config.stp_kl)
     if config.use_bias_correction_kl:
         kl = kl * terms.ratio
     return kl, kl.squeeze(-1) if kl.shape != share_RL.shape else (kl * share_RL).sum(-1)
+
+
+def _by_step(value_RL: Tensor, step_RL: Tensor | None) -> Tensor:
+    """Return, for each token, the sum of the values of the tokens that were revealed with it."""
+    if step_RL is None:
+        raise InvalidValueError("step_RL: got None, needs the step of each token for importance_sampling_level step")
+    revealed_RL = step_RL >= 0
+    place_RL = step_RL.clamp(min=0)
+    steps = int(place_RL.max()) + 1 if place_RL.numel() else 1
+    total_RT = value_RL.new_zeros(len(value_RL), steps).scatter_add(1, place_RL, value_RL * revealed_RL)
+    return torch.where(revealed_RL, total_RT.gather(1, place_RL), value_RL)
 
 
 def _high_entropy(inputs: LossInputs, config: LossConfig) -> Tensor:

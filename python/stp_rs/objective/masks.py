@@ -71,15 +71,21 @@ DOUBT_FLOOR = 0.05
 """Least mass of a token under `doubt`: no state is drawn so rarely that its weight dominates an update."""
 
 
+_LEAST_ENTROPY = 1e-9
+"""Nats of a token that was certain: a mass is positive."""
+
+
 def state_mass(kind: str, completions: Rollout) -> NDArray[np.float32] | None:
     """Return what each token adds to the mass of the state that revealed it, f32 [R, L], or None for one each.
 
     States are drawn in proportion to the sum: to the tokens revealed there (`reveals`), alike (`uniform`), to the
-    probability that the policy left to other tokens (`doubt`: 1 - p), or to the exponential of the mean surprisal
-    (`surprisal`: RLDF, arXiv 2605.25638, at temperature 1).
+    probability that the policy left to other tokens (`doubt`: 1 - p), to the exponential of the mean surprisal
+    (`surprisal`: RLDF, arXiv 2605.25638, at temperature 1), or to the mean entropy of the tokens revealed there
+    (`entropy`: EGSPO, arXiv 2603.12554).
 
     Raises:
-        InvalidValueError: the completions hold no recorded log-probs, which the last two read.
+        InvalidValueError: the completions hold no recorded log-probs, which `doubt` and `surprisal` read, or no
+            entropies.
     """
     if kind == "reveals":
         return None
@@ -92,7 +98,11 @@ def state_mass(kind: str, completions: Rollout) -> NDArray[np.float32] | None:
         return np.asarray(total[state_RL], dtype=np.float64)
 
     mass_RL = 1.0 / np.maximum(of_state(np.ones(step_RL.shape)), 1.0)
-    if kind != "uniform":
+    if kind == "entropy":
+        if completions.entropy is None:
+            raise InvalidValueError("entropy: got none recorded, which stp_states entropy reads; see generate(entropies)")
+        mass_RL *= np.maximum(completions.entropy, _LEAST_ENTROPY)
+    elif kind != "uniform":
         if np.isnan(completions.logprob[revealed_RL]).any():
             raise InvalidValueError(f"logprob: got none recorded, which stp_states {kind} reads")
         logprob_RL = completions.logprob.astype(np.float64)

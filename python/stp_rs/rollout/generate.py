@@ -30,6 +30,7 @@ def generate(
     seed: int = 0,
     slots: int = 64,
     batching: Batching | None = None,
+    entropies: bool = False,
 ) -> Rollout:
     """Return one completion per row of `prompts`.
 
@@ -43,6 +44,7 @@ def generate(
         seed: key of the run's randomness.
         slots: most rows in flight.
         batching: how rows are batched.
+        entropies: record the entropy at every drawn token too.
 
     Raises:
         DivergenceError: the model returned NaN logits.
@@ -65,7 +67,8 @@ def generate(
     lengths_R = np.full(rows, completion_length, dtype=np.int32)
     scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, unmaskings, prior)
     in_flight = max(1, min(slots, rows))
-    cohort = Cohort(model, scheduler, law, in_flight, completion_length)
+    entropy_RL = np.zeros((rows, completion_length), dtype=np.float32) if entropies else None
+    cohort = Cohort(model, scheduler, law, in_flight, completion_length, entropy_RL)
     with passes_without_dropout(model.module), adapters_ready(model.module):
         drive(cohort)
     # the scheduler writes into the record's own columns
@@ -73,6 +76,8 @@ def generate(
     stats = scheduler.stats()
     if cohort.cache is not None:  # what went through the model, not the canvases that it stands for
         stats |= {"calls": cohort.cache.calls, "tokens": cohort.cache.tokens, "padding": cohort.cache.padding}
+    if entropy_RL is not None:  # every candidate of every forward wrote there, those that were drawn last
+        rollout = rollout.replaced(entropy=np.where(rollout.unmask_step >= 0, entropy_RL, np.float32(0.0)))
     return rollout.replaced(stats=stats)
 
 

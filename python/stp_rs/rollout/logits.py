@@ -14,6 +14,8 @@ from stp_rs.errors import InvalidValueError
 from stp_rs.rollout.params import SamplingParams
 
 COLUMNS = 7
+ENTROPY = 4
+"""The column of the entropy."""
 
 _NEVER = -1e30
 """Logit of an impossible token: finite, so that 0 * log 0 is 0 and not NaN."""

@@ -11,12 +11,13 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stp_rs._core import RolloutScheduler
 from stp_rs.errors import DivergenceError
 from stp_rs.models.base import DiffusionModel, block_size_of, device_of, encode, head_rows
 from stp_rs.models.blocks import BlockCache, CachedModel
-from stp_rs.rollout.logits import COLUMNS, Reads, Reducer
+from stp_rs.rollout.logits import COLUMNS, ENTROPY, Reads, Reducer
 from stp_rs.rollout.params import SamplingParams, allowed_rows
 
 
@@ -41,6 +42,7 @@ class Cohort:
         law: the sampling law, from `check_allowed`.
         slots: most rows in flight.
         length: L.
+        entropy_RL: where to write the entropy of every candidate, or None; what a row draws it writes last.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Cohort:
         law: SamplingParams,
         slots: int,
         length: int,
+        entropy_RL: NDArray[np.float32] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._model, self._law, self._length = model, law, length
@@ -67,6 +70,8 @@ class Cohort:
         self._packed = host((positions, COLUMNS), torch.float32)
         # on the CPU the reduction writes where the scheduler reads
         self._reduced = torch.empty_like(self._packed, device=self._device) if cuda else self._packed
+        self._entropy = None if entropy_RL is None else entropy_RL.reshape(-1)
+        self._entropy_places = np.empty(positions if entropy_RL is not None else 0, dtype=np.int32)
         self._done = torch.cuda.Event() if cuda else None
         self._views = (self._ids.numpy(), self._lengths.numpy(), self._at.numpy(), self._uniforms.numpy())
         self._places_view, self._packed_view = self._places.numpy(), self._packed.numpy()
@@ -84,6 +89,9 @@ class Cohort:
             return False
         if len(self._places):
             self.scheduler.places(self._length, self._places_view)
+        if self._entropy is not None:
+            self._reads = self._reads._replace(entropy=True)
+            self.scheduler.places(self._length, self._entropy_places)
         count, lengths_B = self._count, self._views[1][:rows]
         ids_BS = self._ids[: rows * width].view(rows, width).to(self._device, non_blocking=True)
         at_N, uniforms_N, places_N = (
@@ -143,6 +151,8 @@ class Cohort:
                 f"the model returned NaN logits for {bad} of {self._count} candidates of a forward; its weights or "
                 "activations have overflowed: lower learning_rate, or check bf16 and the checkpoint"
             )
+        if self._entropy is not None:
+            self._entropy[self._entropy_places[: self._count]] = packed[:, ENTROPY]
         self.scheduler.commit(packed)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 
 from stp_rs.config.arguments import STPConfig, TaskConfig
@@ -34,7 +35,7 @@ from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.reference import move_reference, reference_parameters, reference_policy
 from stp_rs.models.saving import check_savable
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
-from stp_rs.objective.masks import canvas_lengths
+from stp_rs.objective.masks import canvas_lengths, draw_masks, state_mass
 from stp_rs.objective.noise import update_noise
 from stp_rs.priors import Hint, Prior, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
@@ -50,6 +51,7 @@ from stp_rs.train.checkpoint import Checkpoint
 from stp_rs.train.loop import TrainingLoop
 from stp_rs.train.metrics import Ledger, averaged, mean
 from stp_rs.train.priors import configured_priors
+from stp_rs.train.stepwise import stepwise
 from stp_rs.train.update import PolicyUpdate, micro_batches
 from stp_rs.types import Cost, Metrics
 
@@ -261,6 +263,8 @@ class STPTrainer(TrainingLoop):
         if most:
             metrics["diffusion/replaced_groups"] = float(replaced)
         allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
+        if config.stp_stepwise > 0.0:
+            rollout = self._stepwise(rollout, allowed)
         if config.stp_variance_every and number % config.stp_variance_every == 0:
             with self.ledger.time("variance"), self._autocast():
                 for rows in micro_batches(rollout, config, end_token_ids(self.policy))[:1]:
@@ -383,6 +387,7 @@ class STPTrainer(TrainingLoop):
                 seed=self.args.seed,
                 slots=self.args.stp_slots,
                 batching=Batching(max_tokens=self.args.stp_max_tokens or 0),
+                entropies=self.args.stp_states == "entropy",
             )
             ledger.add(rollout.cost, "rollout")
             ledger.completions += len(rollout)
@@ -398,6 +403,24 @@ class STPTrainer(TrainingLoop):
         version = np.full(len(rollout), self.rollouts, dtype=np.int64)
         earned = {"reward": scores.total, "rewards": scores.by_name}
         return rollout.replaced(completions=completions, policy_version=version, **earned)
+
+    def _stepwise(self, rollout: Rollout, allowed: Tensor | None) -> Rollout:
+        """Return the rollout with EGSPO's advantages of the states that the update scores."""
+        states = self.args.stp_states
+
+        def score(ids_PL: NDArray[np.int64], row_P: NDArray[np.int64]) -> NDArray[np.float32]:
+            lengths = canvas_lengths(rollout.unmask_step)[row_P]
+            texts = decode_completions(ids_PL, lengths, self.tokenizer)
+            ids = completion_token_ids(ids_PL, lengths, self.tokenizer)
+            rows = [rollout.prompts.rows[row] for row in row_P.tolist()]
+            return self.rewards.score(texts, rows, ids, trainer_state=self.state).total
+
+        with self.ledger.time("reward"), self._autocast():
+            masks = draw_masks(self.update.design, rollout, seed=self.args.seed, states=states)
+            given = masks, state_mass(states, rollout), score, self.args.stp_stepwise, allowed
+            rollout, cost = stepwise(self.policy, rollout, *given)
+            self.ledger.add(cost, "likelihood")
+        return rollout
 
     def _logged_by_rewards(self, builtin: Metrics) -> Metrics:
         """Return the means of what reward functions logged since the last call."""

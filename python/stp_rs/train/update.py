@@ -102,6 +102,10 @@ class OnDevice:
     """The row of each pass, i64."""
     weight_PL: Tensor
     """The masks' weights; empty where estimates are not made pass by pass."""
+    step_RL: Tensor
+    """The step that revealed each token, i64."""
+    advantages_RL: Tensor
+    """Advantages of tokens; empty where a completion's holds for all of its tokens."""
 
     @staticmethod
     def of(batch: Rollout, masks: Masks, device: torch.device, *, by_pass: bool) -> "OnDevice":
@@ -109,7 +113,9 @@ class OnDevice:
         total_RL = np.zeros(masks.scored_RL.shape, dtype=np.float32)
         np.add.at(total_RL, masks.row_P, masks.weight_PL)
         scored_RL, weight_PL = masks.scored_RL.astype(np.float32), masks.weight_PL if by_pass else masks.weight_PL[:0]
-        return OnDevice(*upload(device, scored_RL, batch.weights(), total_RL, masks.row_P.astype(np.int64), weight_PL))
+        own_RL = total_RL[:0] if batch.token_advantage is None else batch.token_advantage
+        row_P, step_RL = masks.row_P.astype(np.int64), batch.unmask_step.astype(np.int64)
+        return OnDevice(*upload(device, scored_RL, batch.weights(), total_RL, row_P, weight_PL, step_RL, own_RL))
 
 
 @dataclass(frozen=True)
@@ -336,8 +342,7 @@ class PolicyUpdate:
     def _recorded(self) -> bool:
         """Whether the rollout recorded the old policy's number: its own states, under the law that is scored."""
         same_law = not sampling_law(self.args).cuts and self.args.temperature > 0.0
-        own = self.design.target == "trajectory" and self.design.unbiased
-        same_states = own and self.args.stp_prompt_mask == 0.0
+        same_states = self.design.recorded and self.args.stp_prompt_mask == 0.0
         same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
         return same_law and same_states and same_weights
 
@@ -450,6 +455,8 @@ class PolicyUpdate:
             scored_RL=part.there.scored_RL,
             share_RL=self._share(part),
             passes=passes,
+            step_RL=part.there.step_RL,
+            advantages_RL=part.there.advantages_RL if len(part.there.advantages_RL) else None,
             entropy_RL=new.entropy_RL,
         )
 
@@ -522,7 +529,8 @@ class PolicyUpdate:
         if self.args.mask_truncated_completions:  # they count as completions and not as tokens, as in TRL
             tokens_R = tokens_R * _ended(rollout, end_token_ids(self.model))
         if self.args.stp_zero_std == "drop":
-            tokens_R = tokens_R[rollout.weights() != 0]
+            own_RL = rollout.token_advantage
+            tokens_R = tokens_R[rollout.weights() != 0 if own_RL is None else (own_RL != 0).any(1)]
         return Totals(max(1, len(tokens_R)), float(tokens_R.sum()), len(rollout))
 
     def _parameters(self) -> list[torch.nn.Parameter]:
@@ -555,12 +563,14 @@ def micro_batches(rollout: Rollout, args: "STPConfig", eos_token_ids: Sequence[i
     the rows that are computed.)
     """
     advantage = rollout.weights()
+    own_RL = rollout.token_advantage
+    used = advantage != 0 if own_RL is None else (own_RL != 0).any(1)
     rows = np.arange(len(rollout))
-    if args.beta == 0 and not reads_entropy(args):
+    if args.beta == 0 and not reads_entropy(args) and not objective_of(args).trains_zero:
         silent = advantage < 0 if args.stp_negative_advantage_weight == 0 else np.zeros_like(rows, bool)
-        rows = rows[(advantage != 0) & ~silent]
+        rows = rows[used & ~silent]
     elif args.stp_zero_std == "drop":
-        rows = rows[advantage != 0]
+        rows = rows[used]
     if args.mask_truncated_completions:
         rows = rows[_ended(rollout, eos_token_ids)[rows]]
     size = args.per_device_train_batch_size

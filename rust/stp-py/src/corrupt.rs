@@ -59,6 +59,12 @@ impl Design {
         self.design.options().num_mc
     }
 
+    /// Whether it scores what the rollout drew, where it drew it: recorded log-probs are the old ones.
+    #[getter]
+    fn recorded(&self) -> bool {
+        self.design.info().recorded()
+    }
+
     /// Whether the weights of a row sum to 1 (a mean per token) instead of n (a log-likelihood), on average.
     #[getter]
     fn per_token(&self) -> bool {

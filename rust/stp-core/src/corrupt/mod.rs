@@ -236,7 +236,7 @@ impl Design {
             Kind::Ordered => steps,
             Kind::Trajectory if num_mc == 0 => steps,
             Kind::Trajectory | Kind::StepMerge => num_mc.min(steps),
-            Kind::Decision => visited::count(num_mc, steps),
+            Kind::Decision | Kind::TopStates => visited::count(num_mc, steps),
             Kind::State => visited::count(num_mc, visited::upper(row, self.options.truncate)),
             Kind::Canvas => num_mc.min(visited::upper(row, self.options.truncate)),
             Kind::Balanced => {
@@ -265,6 +265,7 @@ impl Design {
             Kind::State => visited::state(job)?,
             Kind::Canvas => visited::canvas(job)?,
             Kind::Decision => visited::decision(job)?,
+            Kind::TopStates => visited::top_states(job)?,
             Kind::Autoregressive => states::autoregressive(job),
             Kind::BlockRandom => states::block_random(job),
             Kind::Cover => cover::cover(job),

@@ -20,6 +20,7 @@ pub(super) enum Kind {
     State,
     Canvas,
     Decision,
+    TopStates,
     Autoregressive,
     BlockRandom,
     Cover,
@@ -39,7 +40,7 @@ pub enum Target {
     FullElbo,
     /// The log-likelihood of the realised trajectory.
     Trajectory,
-    /// The mean log-prob of the masked tokens at states that the rollout visited.
+    /// A mean per token of log-probs at states that the rollout visited.
     States,
     /// All tokens at once from the fully masked canvas.
     OneStep,
@@ -112,7 +113,7 @@ impl Info {
     }
 }
 
-static DESIGNS: [Info; 21] = [
+static DESIGNS: [Info; 22] = [
     Info::new("mean_field", Kind::MeanField, "all masked, each token once, one pass (Diffu-GRPO)")
         .target(Target::OneStep)
         .biased(),
@@ -191,6 +192,13 @@ static DESIGNS: [Info; 21] = [
     )
     .target(Target::Trajectory)
     .ours(),
+    Info::new(
+        "top_states",
+        Kind::TopStates,
+        "the K states of the rollout with the largest mass, a mean over states (EGSPO, with entropy as mass)",
+    )
+    .target(Target::States)
+    .biased(),
     Info::new("autoregressive", Kind::Autoregressive, "n left-to-right states (JustGRPO)")
         .target(Target::Autoregressive),
     Info::new(
@@ -235,6 +243,16 @@ impl Info {
         matches!(self.target, Target::Published | Target::States)
     }
 
+    /// Whether it scores what the rollout drew, where it drew it: the recorded log-probs are then the old policy's.
+    pub fn recorded(&self) -> bool {
+        matches!(self.kind, Kind::Trajectory | Kind::Decision | Kind::TopStates)
+    }
+
+    /// Whether its states have expected weights and a bound on their mask ratio.
+    fn bounded(&self) -> bool {
+        matches!(self.kind, Kind::State | Kind::Canvas)
+    }
+
     /// Checks the options that do not depend on a row.
     pub(super) fn check(&self, options: &Options) -> Result<()> {
         let value = |name, got: usize, need: String| {
@@ -242,7 +260,7 @@ impl Info {
         };
         let num_mc = options.num_mc;
         let (smallest, largest) = match self.kind {
-            Kind::Trajectory | Kind::State | Kind::Decision => (0, MAX_NUM_MC),
+            Kind::Trajectory | Kind::State | Kind::Decision | Kind::TopStates => (0, MAX_NUM_MC),
             Kind::Coupled | Kind::Pairs => (2, MAX_NUM_MC),
             // the set of passes that mask a position is one u64
             Kind::Sink | Kind::Spread => (1, 64),
@@ -263,7 +281,7 @@ impl Info {
         if self.kind == Kind::BlockRandom && !(1..=usize::from(u16::MAX)).contains(&options.block_length) {
             return value("block_length", options.block_length, "1 to 65535".into());
         }
-        if options.divide_weights && self.target != Target::States {
+        if options.divide_weights && !self.bounded() {
             let need = format!("false: design '{}' has no expected weights (state and canvas do)", self.name);
             return Err(Error::value("divide_weights", true, need));
         }
@@ -272,7 +290,7 @@ impl Info {
 
     fn check_truncate(&self, truncate: Option<(f64, f64)>) -> Result<()> {
         let Some((low, high)) = truncate else { return Ok(()) };
-        let states = self.target == Target::States;
+        let states = self.bounded();
         let reads = states || matches!(self.kind, Kind::Bernoulli | Kind::Coupled);
         if reads && 0.0 <= low && low < high && high <= 1.0 && (!states || high >= 1.0) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Designs that score states which the rollout visited: `state`, `canvas` and `decision`.
+//! Designs that score states which the rollout visited: `state`, `canvas`, `decision` and `top_states`.
 //!
 //! A confidence decoder never visits a random context, so a likelihood over random masks has little noise around the
 //! wrong target (`docs/variance.md`). With `p_s` the law of the states, the first two estimate
@@ -76,6 +76,36 @@ pub(super) fn decision<C: Chance, W: Real>(job: &mut Job<'_, C, W>) -> Result<()
             let mut pass = job.out.pass();
             pass.mask(&order[start..]);
             pass.score(&order[start..start + revealed(&job.row, s)], 1.0 / visits.inclusion[s]);
+        }
+    }
+    Ok(())
+}
+
+/// `top_states` (EGSPO): the K states of the largest mass, of equals the earlier, scoring what was revealed there.
+///
+/// The weights make a mean over the states taken, per token that a step reveals on average: `T / (K n c_s)` for each
+/// of the `c_s` tokens. K = 0 takes every state. Nothing is drawn.
+pub(super) fn top_states<C: Chance, W: Real>(job: &mut Job<'_, C, W>) -> Result<()> {
+    by_step(&job.row, &mut job.work.items)?;
+    let states = job.row.plan.len();
+    let take = count(job.num_mc(), states);
+    let visits = &mut job.work.visits;
+    visits.weigh(&job.row, 0, states, &job.work.items)?;
+    for _ in 0..take {
+        let left = (0..states).rev().filter(|&s| !visits.taken[s]);
+        // of equals `max_by` returns the last, in reverse the earliest
+        if let Some(best) = left.max_by(|&a, &b| visits.mass[a].total_cmp(&visits.mass[b])) {
+            visits.taken[best] = true;
+        }
+    }
+    let n = job.row.n();
+    for s in 0..states {
+        let (order, visits) = (&job.work.items, &job.work.visits);
+        if visits.taken[s] {
+            let (start, size) = (order.len() - job.row.plan[s] as usize, revealed(&job.row, s));
+            let mut pass = job.out.pass();
+            pass.mask(&order[start..]);
+            pass.score(&order[start..start + size], states as f64 / (take * n * size) as f64);
         }
     }
     Ok(())

@@ -67,12 +67,13 @@ fn any_design(which: usize, num_mc: usize) -> (Design, Option<bool>) {
         22 => (truncated("canvas", num_mc, (0.25, 1.0)), None),
         23 => (with("decision", num_mc), None),
         24 => (with("step_merge", num_mc), Some(true)),
+        25 => (with("top_states", num_mc), None),
         _ => (truncated("bernoulli", num_mc, (1e-3, 1.0)), None),
     }
 }
 
 /// How many designs `any_design` knows.
-const ANY: usize = 26;
+const ANY: usize = 27;
 
 proptest! {
     #[test]

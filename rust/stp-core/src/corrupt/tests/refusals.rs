@@ -109,7 +109,7 @@ fn trajectory_needs_the_realised_plan_of_exactly_the_free_positions() {
 
 #[test]
 fn states_need_a_chance_and_a_range_that_holds_the_canvas() {
-    for name in ["state", "canvas", "decision"] {
+    for name in ["state", "canvas", "decision", "top_states"] {
         for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             let case = Case { mass: vec![1.0, bad, 1.0], ..Case::row(3, &[3, 2, 1]) };
             let error = case.draw(&design(name, 2), 0, &[1], 0).unwrap_err().to_string();
@@ -129,6 +129,8 @@ fn states_need_a_chance_and_a_range_that_holds_the_canvas() {
     }
     assert!(refusal("decision", Options { truncate: Some((0.5, 1.0)), ..base }).contains("truncate"));
     assert!(refusal("decision", Options { divide_weights: true, ..base }).contains("divide_weights"));
+    assert!(refusal("top_states", Options { truncate: Some((0.5, 1.0)), ..base }).contains("truncate"));
+    assert!(refusal("top_states", Options { divide_weights: true, ..base }).contains("divide_weights"));
     assert!(refusal("canvas", Options { num_mc: 0, ..base }).contains("1 to"));
 }
 
