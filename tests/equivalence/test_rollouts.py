@@ -12,7 +12,9 @@ from stp_rs.models import base as engine
 from stp_rs.models.masked_lm import MaskedLMAdapter
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks
+from stp_rs.objective.replay import state_at
 from stp_rs.rollout.generate import Rollout, generate
+from stp_rs.rollout.loop import Batching
 from stp_rs.rollout.params import GREEDY, SamplingParams
 from stp_rs.types import Mark, StopReason
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer
@@ -146,3 +148,22 @@ def test_an_empty_batch_is_an_empty_rollout(model: MaskedLMAdapter):
     assert len(done) == 0
     assert done.token_ids.shape == (0, LENGTH)
     assert done.stats["calls"] == 0
+
+
+def test_recorded_entropies_are_those_of_the_states_that_drew_the_tokens():
+    model = tiny(seed=2)
+    prompts = encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS))).repeat(2, step=1)
+    unmasking = Unmasking(LENGTH, temporal="steps:0.5")
+    plain = generate(model, prompts, unmasking, completion_length=LENGTH, slots=5)
+    seen = generate(model, prompts, unmasking, completion_length=LENGTH, slots=5, batching=Batching(entropies=True))
+    assert np.array_equal(plain.token_ids, seen.token_ids)
+    assert plain.entropy is None
+    for row, step in np.ndindex(len(seen), int(seen.unmask_step.max()) + 1):
+        canvas = state_at(seen, step, model.mask_token_id)[row].tolist()
+        prompt = seen.prompt_ids[row, : seen.prompt_length[row]].tolist()
+        with torch.no_grad():
+            logits = model.head(model.hidden(torch.tensor([prompt + canvas]), None)[0])[len(prompt) :].double()
+        logits[:, model.mask_token_id] = -1e30
+        entropy = torch.distributions.Categorical(logits=logits).entropy().numpy()
+        drawn = seen.unmask_step[row] == step
+        assert seen.entropy[row][drawn] == pytest.approx(entropy[drawn], abs=1e-5)

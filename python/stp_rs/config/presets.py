@@ -25,7 +25,14 @@ _SEQUENCE = {"importance_sampling_level": "sequence", "stp_negative_advantage_we
 
 _EGSPO = {
     **{"importance_sampling_level": "step", "stp_negative_advantage_weight": 1.0, "scale_rewards": "none"},
-    **{"stp_design": "top_states", "num_mc": 8, "stp_states": "entropy", "epsilon_high": 0.5, "beta": 0.04, "stp_kl": "k3"},
+    **{
+        "stp_design": "top_states",
+        "num_mc": 8,
+        "stp_states": "entropy",
+        "epsilon_high": 0.5,
+        "beta": 0.04,
+        "stp_kl": "k3",
+    },
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -141,8 +141,8 @@ class AdvantageConfig:
     )
     stp_stepwise: float = option(
         0.0,
-        "top_states: EGSPO's lambda: a state's return also has this times the reward that the policy's one-step completion "
-        "of the state lacks, all over 1 + lambda; 0 gives every state its completion's advantage.",
+        "top_states: EGSPO's lambda: a state's return also has this times the reward that the policy's one-step "
+        "completion of the state lacks, all over 1 + lambda; 0 gives every state its completion's advantage.",
         0.0,
         1e9,
     )
@@ -183,8 +183,8 @@ class LikelihoodConfig:
     )
     stp_states: Literal["reveals", "uniform", "doubt", "surprisal", "entropy"] = option(
         "reveals",
-        "state, canvas, decision, top_states: take states by the tokens revealed there, alike, by 1 - p of these tokens, "
-        "by the surprisal of RLDF, or by their mean entropy (EGSPO).",
+        "state, canvas, decision, top_states: take states by the tokens revealed there, alike, by 1 - p of these "
+        "tokens, by the surprisal of RLDF, or by their mean entropy (EGSPO).",
     )
     stp_least_prob: float = option(
         0.0,

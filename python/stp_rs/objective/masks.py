@@ -100,7 +100,9 @@ def state_mass(kind: str, completions: Rollout) -> NDArray[np.float32] | None:
     mass_RL = 1.0 / np.maximum(of_state(np.ones(step_RL.shape)), 1.0)
     if kind == "entropy":
         if completions.entropy is None:
-            raise InvalidValueError("entropy: got none recorded, which stp_states entropy reads; see generate(entropies)")
+            raise InvalidValueError(
+                "entropy: got none recorded, which stp_states entropy reads; see Batching(entropies)"
+            )
         mass_RL *= np.maximum(completions.entropy, _LEAST_ENTROPY)
     elif kind != "uniform":
         if np.isnan(completions.logprob[revealed_RL]).any():

@@ -30,7 +30,6 @@ def generate(
     seed: int = 0,
     slots: int = 64,
     batching: Batching | None = None,
-    entropies: bool = False,
 ) -> Rollout:
     """Return one completion per row of `prompts`.
 
@@ -43,8 +42,7 @@ def generate(
         prior: fixed completion tokens, R rows.
         seed: key of the run's randomness.
         slots: most rows in flight.
-        batching: how rows are batched.
-        entropies: record the entropy at every drawn token too.
+        batching: how rows are batched, and whether entropies are recorded.
 
     Raises:
         DivergenceError: the model returned NaN logits.
@@ -67,7 +65,7 @@ def generate(
     lengths_R = np.full(rows, completion_length, dtype=np.int32)
     scheduler.submit(prompts.uid, prompts.prompt_ids, prompts.prompt_length, lengths_R, unmaskings, prior)
     in_flight = max(1, min(slots, rows))
-    entropy_RL = np.zeros((rows, completion_length), dtype=np.float32) if entropies else None
+    entropy_RL = np.zeros((rows, completion_length), dtype=np.float32) if batching.entropies else None
     cohort = Cohort(model, scheduler, law, in_flight, completion_length, entropy_RL)
     with passes_without_dropout(model.module), adapters_ready(model.module):
         drive(cohort)

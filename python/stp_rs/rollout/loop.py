@@ -23,7 +23,10 @@ from stp_rs.rollout.params import SamplingParams, allowed_rows
 
 @dataclass(frozen=True)
 class Batching:
-    """How rows are batched. None of it changes a completion (but see `fill_ratio_batch`, which reads the batch)."""
+    """How rows are batched, and what is recorded.
+
+    None of it changes a completion (but see `fill_ratio_batch`, which reads the batch).
+    """
 
     max_tokens: int = 0
     """Most tokens of one model call, padding included; 0 means no bound but the slots."""
@@ -31,6 +34,8 @@ class Batching:
     """Admit long rows first and rows of one length together: less padding. Groups stay together."""
     share_first: bool = True
     """Compute the first forward of a group once."""
+    entropies: bool = False
+    """Record the entropy at every drawn token (`Rollout.entropy`)."""
 
 
 class Cohort:

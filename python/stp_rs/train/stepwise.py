@@ -1,4 +1,4 @@
-"""Stepwise advantages (EGSPO, arXiv 2603.12554): what the states of a rollout were worth, by their one-step completions.
+"""Stepwise advantages (EGSPO, arXiv 2603.12554): what states of a rollout were worth, by their one-step completions.
 
 Shapes: R rows, L completion length, P passes (a row's state each), S canvas width, N masked positions.
 """

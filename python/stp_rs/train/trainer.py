@@ -386,8 +386,7 @@ class STPTrainer(TrainingLoop):
                 prior=compose_priors(priors, prompts, length),
                 seed=self.args.seed,
                 slots=self.args.stp_slots,
-                batching=Batching(max_tokens=self.args.stp_max_tokens or 0),
-                entropies=self.args.stp_states == "entropy",
+                batching=Batching(self.args.stp_max_tokens or 0, entropies=self.args.stp_states == "entropy"),
             )
             ledger.add(rollout.cost, "rollout")
             ledger.completions += len(rollout)
