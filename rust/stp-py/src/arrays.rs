@@ -1,7 +1,5 @@
 //! Checked views of numpy arrays: exact dtype, C-contiguous, right shape, writable where written, never aliased.
 
-use std::sync::{Mutex, PoisonError};
-
 use numpy::{
     Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
     PyUntypedArray, PyUntypedArrayMethods,
@@ -9,10 +7,11 @@ use numpy::{
 use pyo3::prelude::*;
 
 use crate::boundary::raise;
+use crate::shared::Shared;
 
 /// Memory that calls are using now, of all threads. numpy's own check compares the arrays that own memory; two arrays
 /// over one foreign buffer (`numpy.frombuffer`) have different owners, so addresses are compared here.
-static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
+static CLAIMS: Shared<Vec<Claim>> = Shared::new(Vec::new());
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Claim {
@@ -35,7 +34,8 @@ impl Claimed {
             return Some(Self(None));
         }
         let claim = Claim { start, end, written, process: std::process::id() };
-        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        // in a child that was forked in the middle of a claim, numpy's own check is what is left
+        let Some(mut claims) = CLAIMS.lock() else { return Some(Self(None)) };
         // what another process left in a forked child's memory is claimed by nobody there
         claims.retain(|other| other.process == claim.process);
         let clash = |other: &Claim| start < other.end && other.start < end && (written || other.written);
@@ -50,7 +50,7 @@ impl Claimed {
 impl Drop for Claimed {
     fn drop(&mut self) {
         let Some(claim) = self.0 else { return };
-        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut claims) = CLAIMS.lock() else { return };
         if let Some(at) = claims.iter().rposition(|other| *other == claim) {
             claims.swap_remove(at);
         }

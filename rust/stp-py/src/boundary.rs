@@ -12,11 +12,6 @@ pub(crate) fn enter<T: Send>(
     py.detach(|| stp_core::error::catch(work)).map_err(|error| to_python(py, &error))
 }
 
-/// Locks state shared between Python threads; a state poisoned by an earlier panic is used as it is.
-pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 /// The Python exception of a core error.
 pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let class = match error {

@@ -1,6 +1,6 @@
 //! Python face of `stp_core::corrupt`.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, TryLockError};
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
@@ -8,13 +8,25 @@ use pyo3::types::PyDict;
 use stp_core::corrupt::{self, Batch, Keys, Options, Out, Scratch};
 
 use crate::arrays::{bounded, dim, read, slice, slice_mut, write};
-use crate::boundary::{enter, lock, to_python};
+use crate::boundary::{enter, raise, to_python};
 
 /// A law over weighted masks.
 #[pyclass(frozen, module = "stp_rs._core")]
 struct Design {
     design: corrupt::Design,
     scratch: Mutex<Scratch>,
+}
+
+impl Design {
+    /// What `work` returns, given the design's working memory; a thread that finds it in use has memory of its own. So
+    /// threads do not wait for each other, and a child that was forked in the middle of a draw does not wait for ever.
+    fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        match self.scratch.try_lock() {
+            Ok(mut scratch) => work(&mut scratch),
+            Err(TryLockError::Poisoned(poisoned)) => work(&mut poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => work(&mut Scratch::default()),
+        }
+    }
 }
 
 #[pymethods]
@@ -28,9 +40,17 @@ impl Design {
         num_mc: usize,
         num_iterations: usize,
         block_length: usize,
-        truncate: Option<(f64, f64)>,
+        truncate: Option<Vec<f64>>,
         divide_weights: bool,
     ) -> PyResult<Self> {
+        let truncate = match truncate.as_deref() {
+            None => None,
+            Some(&[low, high]) => Some((low, high)),
+            Some(other) => {
+                let text = format!("truncate: got {} numbers, needs two, from and to", other.len());
+                return Err(raise(py, "InvalidValueError", &text));
+            }
+        };
         let options = Options { num_mc, num_iterations, block_length, truncate, divide_weights };
         let design = corrupt::Design::new(name, options).map_err(|error| to_python(py, &error))?;
         Ok(Self { design, scratch: Mutex::default() })
@@ -116,7 +136,7 @@ impl Design {
         let out = PyArray1::<i32>::zeros(py, rows, false);
         let mut view = out.readwrite();
         let passes = view.as_slice_mut()?;
-        enter(py, || self.design.passes(&batch, &mut lock(&self.scratch), passes))?;
+        enter(py, || self.with_scratch(|scratch| self.design.passes(&batch, scratch, passes)))?;
         drop(view);
         Ok(out)
     }
@@ -162,7 +182,7 @@ impl Design {
         let keys = Keys { seed, uids: slice(&uids)?, iteration };
         let mut out =
             Out { mask: slice_mut(&mut mask)?, weight: slice_mut(&mut weight)?, row: slice_mut(&mut row)? };
-        enter(py, || self.design.draw(&batch, &keys, &mut out, &mut lock(&self.scratch)))
+        enter(py, || self.with_scratch(|scratch| self.design.draw(&batch, &keys, &mut out, scratch)))
     }
 
     /// Every outcome of one row with its probability: (probability, mask [P][L], weight [P][L]).

@@ -13,6 +13,7 @@ mod prior;
 mod rng;
 mod rollout;
 mod schedule;
+mod shared;
 
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;

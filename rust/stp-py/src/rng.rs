@@ -5,12 +5,17 @@ use pyo3::prelude::*;
 use stp_core::error::Error;
 use stp_core::rng;
 
-use crate::boundary::enter;
+use crate::boundary::{enter, raise};
 
 /// One Philox4x32-10 block: four u32 for a key of two and a counter of four.
 #[pyfunction]
-fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
-    rng::philox4x32(key, counter)
+fn philox4x32(py: Python<'_>, key: Vec<u32>, counter: Vec<u32>) -> PyResult<[u32; 4]> {
+    Ok(rng::philox4x32(numbers(py, "key", &key)?, numbers(py, "counter", &counter)?))
+}
+
+fn numbers<const N: usize>(py: Python<'_>, name: &str, given: &[u32]) -> PyResult<[u32; N]> {
+    let text = || format!("{name}: got {} numbers, needs {N}", given.len());
+    given.try_into().map_err(|_| raise(py, "InvalidValueError", &text()))
 }
 
 /// A 64-bit row uid from up to three coordinates, for example (update, prompt, sample).

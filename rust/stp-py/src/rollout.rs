@@ -1,6 +1,6 @@
 //! The rollout scheduler for Python.
 
-use std::sync::Mutex;
+use std::sync::MutexGuard;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -10,9 +10,10 @@ use stp_core::select::Score;
 use stp_core::unmasking::Unmasking;
 
 use crate::arrays::{dim, read, slice, slice_mut, write};
-use crate::boundary::{enter, lock, raise, to_python};
+use crate::boundary::{enter, raise, to_python};
 use crate::prior::PyPriorSet;
 use crate::schedule::PyUnmasking;
+use crate::shared::Shared;
 
 /// Rows, width and candidates of a model call; whether top2, entropy and argmax are read.
 type NextCall = (usize, usize, usize, (bool, bool, bool));
@@ -20,7 +21,24 @@ type NextCall = (usize, usize, usize, (bool, bool, bool));
 /// Decodes a queue of rows through model calls that the caller makes.
 #[pyclass(name = "RolloutScheduler", module = "stp_rs._core", frozen)]
 struct PyScheduler {
-    inner: Mutex<Scheduler>,
+    inner: Shared<Scheduler>,
+}
+
+impl PyScheduler {
+    /// The scheduler, for this thread alone.
+    fn lock(&self) -> stp_core::Result<MutexGuard<'_, Scheduler>> {
+        self.inner.lock().ok_or_else(|| {
+            Error::state(
+                "the process was forked in the middle of a call of this scheduler by another thread",
+                "make a new scheduler in the child",
+            )
+        })
+    }
+
+    /// The same outside of `enter`.
+    fn get(&self, py: Python<'_>) -> PyResult<MutexGuard<'_, Scheduler>> {
+        self.lock().map_err(|error| to_python(py, &error))
+    }
 }
 
 #[pymethods]
@@ -45,7 +63,7 @@ impl PyScheduler {
                 .with_blocks(block_size)
                 .with_admission(max_tokens, length_sorted)
         });
-        inner.map(|s| Self { inner: Mutex::new(s) }).map_err(|e| to_python(py, &e))
+        inner.map(|s| Self { inner: Shared::new(s) }).map_err(|e| to_python(py, &e))
     }
 
     /// Queues rows: `uids` u64 `[R]`, `prompt_ids` i64 `[R, P]` right-padded, lengths i32 `[R]`; one
@@ -93,13 +111,13 @@ impl PyScheduler {
                 unmasking: unmaskings[if unmaskings.len() == 1 { 0 } else { row }],
             };
             let requests: Vec<Request<'_>> = (0..rows).map(request).collect();
-            lock(&self.inner).submit(&requests)
+            self.lock()?.submit(&requests)
         })
     }
 
     /// Sizes that hold any step: (canvas tokens, candidates).
-    fn capacity(&self) -> (usize, usize) {
-        lock(&self.inner).capacity()
+    fn capacity(&self, py: Python<'_>) -> PyResult<(usize, usize)> {
+        Ok(self.get(py)?.capacity())
     }
 
     /// Fills the next model call and returns (rows, width, candidates, reads); rows is 0 when all rows are finished.
@@ -118,7 +136,7 @@ impl PyScheduler {
         let mut uniforms = write::<f32>("uniforms", uniforms, &[-1])?;
         let (ids, lengths) = (slice_mut(&mut ids)?, slice_mut(&mut lengths)?);
         let (candidates, uniforms) = (slice_mut(&mut candidates)?, slice_mut(&mut uniforms)?);
-        let step = enter(py, || lock(&self.inner).next_step(ids, lengths, candidates, uniforms))?;
+        let step = enter(py, || self.lock()?.next_step(ids, lengths, candidates, uniforms))?;
         let reads = (step.reads.top2, step.reads.entropy, step.reads.argmax);
         Ok((step.rows, step.width, step.candidates, reads))
     }
@@ -127,7 +145,7 @@ impl PyScheduler {
     fn places(&self, length: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
         let mut view = write::<i32>("places", out, &[-1])?;
         let target = slice_mut(&mut view)?;
-        enter(out.py(), || lock(&self.inner).places(length, target))
+        enter(out.py(), || self.lock()?.places(length, target))
     }
 
     /// Writes the row of every canvas of the pending step, and where its current block starts.
@@ -135,14 +153,14 @@ impl PyScheduler {
         let mut row_view = write::<i32>("rows", rows, &[-1])?;
         let mut start_view = write::<i32>("starts", starts, &[-1])?;
         let (row_target, start_target) = (slice_mut(&mut row_view)?, slice_mut(&mut start_view)?);
-        enter(rows.py(), || lock(&self.inner).blocks(row_target, start_target))
+        enter(rows.py(), || self.lock()?.blocks(row_target, start_target))
     }
 
     /// Commits the numbers f32 `[N, 7]` of the pending step.
     fn commit(&self, packed: &Bound<'_, PyAny>) -> PyResult<()> {
         let view = read::<f32>("packed", packed, &[-1, Score::COLUMNS as isize])?;
         let values = slice(&view)?;
-        enter(packed.py(), || lock(&self.inner).commit(values))
+        enter(packed.py(), || self.lock()?.commit(values))
     }
 
     /// Writes all trajectories in the order of submission.
@@ -155,7 +173,7 @@ impl PyScheduler {
         stop: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let py = token_ids.py();
-        let rows = lock(&self.inner).len();
+        let rows = self.get(py)?.len();
         let length = dim("token_ids", token_ids, 1)?;
         let shape = [rows as isize, length as isize];
         let mut token_ids = write::<i64>("token_ids", token_ids, &shape)?;
@@ -170,12 +188,12 @@ impl PyScheduler {
             nfe: slice_mut(&mut nfe)?,
             stop: slice_mut(&mut stop)?,
         };
-        enter(py, || lock(&self.inner).results(length, &mut out))
+        enter(py, || self.lock()?.results(length, &mut out))
     }
 
     /// Counters: forwards, calls, nfe, head_rows, tokens, padding, nan.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let s = lock(&self.inner).stats();
+        let s = self.get(py)?.stats();
         let dict = PyDict::new(py);
         for (name, value) in [
             ("forwards", s.forwards),
@@ -193,12 +211,12 @@ impl PyScheduler {
 
     /// Rows that are not finished.
     #[getter]
-    fn unfinished(&self) -> usize {
-        lock(&self.inner).unfinished()
+    fn unfinished(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.get(py)?.unfinished())
     }
 
-    fn __len__(&self) -> usize {
-        lock(&self.inner).len()
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.get(py)?.len())
     }
 }
 

@@ -11,10 +11,10 @@ use stp_tasks::number::Verdict;
 use stp_tasks::ratio::Ratio;
 use stp_tasks::{cells, countdown, format, math, number, sudoku9};
 
-use super::{texts, write_score};
+use super::{Many, texts, write_score};
 use crate::{arrays, boundary};
 
-type Strings<'py> = Vec<Bound<'py, PyString>>;
+type Strings<'py> = Many<Bound<'py, PyString>>;
 type Comparison = (&'static str, String, String, Option<usize>);
 
 /// The final numbers of completions: (value as `3` or `1/3`, text it was read from), or None where no answer is stated.
@@ -142,12 +142,12 @@ fn sudoku9_grade(
 fn tag_layout(
     py: Python<'_>,
     completions: Strings<'_>,
-    tags: Vec<String>,
+    tags: Strings<'_>,
     prefilled: bool,
 ) -> PyResult<Vec<(f32, bool)>> {
-    let completions = texts(&completions);
+    let (completions, tags) = (texts(&completions), texts(&tags));
     boundary::enter(py, || {
-        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        let tags: Vec<&str> = tags.iter().map(AsRef::as_ref).collect();
         let layout = |c: &str| {
             let found = format::layout(c, &tags, prefilled);
             (found.share, found.strict)

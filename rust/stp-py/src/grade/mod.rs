@@ -12,6 +12,45 @@ use stp_tasks::sudoku::{self, Score};
 
 use crate::{arrays, boundary};
 
+/// Most texts or problems of a call: more is a mistake, and the memory of its answer would end the process.
+const MOST: usize = 1 << 22;
+
+/// A list of a call, of bounded length.
+struct Many<T>(Vec<T>);
+
+impl<T> std::ops::Deref for Many<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Many<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl<'a, 'py, T> FromPyObject<'a, 'py> for Many<T>
+where
+    Vec<T>: FromPyObject<'a, 'py, Error: Into<PyErr>>,
+{
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let got = object.len().unwrap_or(0); // what has no length is no sequence, which `Vec` says
+        if got > MOST {
+            let text = format!("got a list of {got}, needs at most {MOST} at a time");
+            return Err(boundary::raise(object.py(), "InvalidValueError", &text));
+        }
+        object.extract().map(Self).map_err(Into::into)
+    }
+}
+
 /// The texts of Python strings; lone surrogates, which UTF-8 cannot hold, become U+FFFD instead of an error.
 fn texts<'a>(strings: &'a [Bound<'_, PyString>]) -> Vec<Cow<'a, str>> {
     strings.iter().map(|s| s.to_string_lossy()).collect()
@@ -29,8 +68,8 @@ fn write_score(row: &mut [f32], score: Score) {
 #[pyfunction]
 fn sudoku4_grade(
     py: Python<'_>,
-    completions: Vec<Bound<'_, PyString>>,
-    puzzles: Vec<Bound<'_, PyString>>,
+    completions: Many<Bound<'_, PyString>>,
+    puzzles: Many<Bound<'_, PyString>>,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let (completions, puzzles) = (texts(&completions), texts(&puzzles));
@@ -62,8 +101,8 @@ fn sudoku4_grids() -> Vec<String> {
 #[pyfunction]
 fn sudoku4_puzzles(
     py: Python<'_>,
-    grids: Vec<usize>,
-    uids: Vec<u64>,
+    grids: Many<usize>,
+    uids: Many<u64>,
     blanks: usize,
     seed: u64,
 ) -> PyResult<Vec<String>> {
@@ -82,9 +121,9 @@ fn digits(grid: &sudoku::Grid) -> String {
 #[pyfunction]
 fn countdown_grade(
     py: Python<'_>,
-    completions: Vec<Bound<'_, PyString>>,
-    numbers: Vec<Vec<i64>>,
-    targets: Vec<i64>,
+    completions: Many<Bound<'_, PyString>>,
+    numbers: Many<Vec<i64>>,
+    targets: Many<i64>,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let completions = texts(&completions);
@@ -106,7 +145,7 @@ fn countdown_grade(
 #[pyfunction]
 fn countdown_numbers(
     py: Python<'_>,
-    uids: Vec<u64>,
+    uids: Many<u64>,
     count: usize,
     max_number: i64,
     seed: u64,
@@ -122,8 +161,8 @@ fn countdown_numbers(
 #[pyfunction]
 fn countdown_problems(
     py: Python<'_>,
-    numbers: Vec<Vec<i64>>,
-    uids: Vec<u64>,
+    numbers: Many<Vec<i64>>,
+    uids: Many<u64>,
     max_target: i64,
     operators: &str,
     seed: u64,
@@ -146,8 +185,8 @@ fn countdown_problems(
 #[pyfunction]
 fn countdown_solutions(
     py: Python<'_>,
-    numbers: Vec<Vec<i64>>,
-    targets: Vec<i64>,
+    numbers: Many<Vec<i64>>,
+    targets: Many<i64>,
 ) -> PyResult<Vec<Option<String>>> {
     boundary::enter(py, || {
         stp_core::error::check_len("targets", targets.len(), numbers.len())?;
@@ -157,6 +196,7 @@ fn countdown_solutions(
 
 /// Adds this file's functions to the module.
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    sudoku::grids(); // made while one thread runs: a child that is forked in the middle of it would wait for ever
     m.add_function(wrap_pyfunction!(sudoku4_grade, m)?)?;
     m.add_function(wrap_pyfunction!(sudoku4_grids, m)?)?;
     m.add_function(wrap_pyfunction!(sudoku4_puzzles, m)?)?;
