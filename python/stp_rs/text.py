@@ -7,12 +7,15 @@ them: it clears the screen, sets its title, writes from right to left.
 import sys
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from itertools import accumulate
 from typing import TextIO
 
 _MARKS = 4
 """Combining marks that one character may carry; a pile of them covers the lines above."""
+_NEAR = 0.72
+"""Least likeness of a name that is worth a hint."""
 _CELL = 36
 _NARROW = 9
 """Columns of a cell of a table, and those that are left of one that must give way."""
@@ -52,6 +55,55 @@ def clip(text: str, columns: int) -> str:
         return text
     half = (columns - 3) // 2
     return f"{_start(text, half)}...{_start(text[::-1], half)[::-1]}"
+
+
+def nearest(word: str, known: Iterable[str], other: Iterable[str] = ()) -> str | None:
+    """Return the known name that a misspelt one most likely stands for, or None where nothing is near.
+
+    Compared are the letters, the words in any order, and whether the word is a part of the name; `stp_` and the
+    difference of `-` and `_` do not count. Of `other` names the letters alone are compared.
+    """
+    asked, plain = _bare(word), _plain(word)
+    scored = [(max(_likeness(asked, _bare(n)), _letters(plain, _plain(n))), -len(n), n) for n in known]
+    scored += [(_letters(plain, _plain(n)), -len(n), n) for n in other]
+    score, _, name = max(scored, default=(0.0, 0, ""))
+    return name if score >= _NEAR else None
+
+
+def one_of(word: object, known: Iterable[object]) -> str:
+    """Return the end of an error: what a value needs to be, and which of those is near."""
+    names = [str(name) for name in known]
+    near = nearest(str(word), names)
+    return f"needs one of {', '.join(names)}" + (f"; did you mean {near}?" if near else "")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").strip("_")
+
+
+def _bare(name: str) -> str:
+    return _plain(name).removeprefix("stp_")
+
+
+def _letters(asked: str, name: str) -> float:
+    letters = SequenceMatcher(None, asked, name, autojunk=False)
+    return letters.ratio() if letters.real_quick_ratio() >= _NEAR and letters.quick_ratio() >= _NEAR else 0.0
+
+
+def _likeness(asked: str, name: str) -> float:
+    """Return 0 to 1: how alike two names are."""
+    if asked == name:
+        return 1.0
+    if len(asked) > 2 and sorted(asked) == sorted(name):  # letters in another order
+        return 0.95
+    best = _letters(asked, name)
+    ours, theirs = sorted(asked.split("_")), sorted(name.split("_"))
+    if len(ours) > 1:
+        best = max(best, 0.99 * _letters("_".join(ours), "_".join(theirs)))
+    if len(asked) > 2 and (set(ours) <= set(theirs) or name.startswith(asked)):  # words of it: one may be of many names, several are of few
+        least = 0.84 if len(ours) == 1 else 0.9
+        best = max(best, least + (0.95 - least) * len(asked) / len(name))
+    return best
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, columns: int = _CELL, total: int | None = None) -> str:

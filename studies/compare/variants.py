@@ -9,6 +9,7 @@ from stp_rs.cli.flags import option_value
 from stp_rs.config import arguments
 from stp_rs.config.presets import PRESETS, PRUNINGS
 from stp_rs.errors import ConfigError
+from stp_rs.text import one_of
 
 ALL = "all"
 """In place of variants: every preset."""
@@ -79,7 +80,7 @@ def make_variant(name: str, options: Mapping[str, Any]) -> Variant:
         raise ConfigError(f"variant {name!r}: needs a name before '='")
     for key, known in (("preset", PRESETS), ("pruning", PRUNINGS)):
         if key in options and options[key] not in known:
-            raise ConfigError(f"variant {name!r}: {key} {options[key]!r} is unknown, needs one of {', '.join(known)}")
+            raise ConfigError(f"variant {name!r}: {key} {options[key]!r} is unknown, {one_of(options[key], known)}")
     for key in options:
         if key in OWN:
             raise ConfigError(f"variant {name!r}: {key} belongs to the whole comparison; give it as --{key}")

@@ -125,7 +125,7 @@ def test_help_says_the_default_of_the_preset_that_is_asked_for(capsys: pytest.Ca
     [
         ({"learning_rat": 1.0}, "unknown option 'learning_rat'; did you mean learning_rate?"),
         ({"stp_spacial": "none"}, "unknown option 'stp_spacial'; did you mean stp_spatial?"),
-        ({"epochs": 1}, "unknown option 'epochs'; did you mean num_train_epochs?"),
+        ({"epochs": 1}, "unknown option 'epochs'; here it is num_train_epochs"),
         ({"zzz": 1}, "unknown option 'zzz'; `stp-rs train --help` lists all"),
         ({"preset": "spt"}, "preset: got 'spt', needs one of stp, elbo, grpo, "),
         ({"pruning": "some"}, "pruning: got 'some', needs one of none, stp"),

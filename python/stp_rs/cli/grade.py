@@ -6,13 +6,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stp_rs.errors import ConfigError
-from stp_rs.tasks.data import load_rows, shown
-from stp_rs.tasks.graders.modes import CORRECTED, EXPLAIN, MODES, PUBLISHED, RULES, Grade, Item
-from stp_rs.text import inert, show
+from stp_rs.progress import Bar
+from stp_rs.text import inert, one_of, show
 
+if TYPE_CHECKING:  # graders import torch
+    from stp_rs.tasks.graders.modes import Grade, Item
+
+TASKS = ("countdown", "gsm8k", "math", "sudoku")
+MODES = ("published", "corrected")
+_CHUNK = 500
+"""Items that are graded at once, between two moves of the bar."""
+_LARGE = 2000
+"""Items from which there is a bar."""
 _COMPLETION = ("generations", "completion", "completions", "generation", "response", "output", "prediction")
 _TRUTH = ("ground_truth", "answer", "solution", "Solution", "target", "truth", "label")
 _QUESTION = ("question", "problem", "prompt", "input")
@@ -49,18 +57,23 @@ class Report:
         if self.cells is not None:
             found.update(cells=self.cells, solved=self.solved)
         if self.explained:
+            from stp_rs.tasks.graders.modes import RULES
+
             counts = Counter(d["rule"] for d in self.differences)
             found["rules"] = {rule: {"items": n, "meaning": RULES[rule]} for rule, n in counts.most_common()}
             found["differences"] = self.differences
         return found
 
 
-def read_items(path: Path | str) -> list[Item]:
+def read_items(path: Path | str) -> "list[Item]":
     """Return the items of a JSON or JSONL file with a completion and a ground truth in each record.
 
     Raises:
         ConfigError: names the missing column and shows the row.
     """
+    from stp_rs.tasks.data import load_rows, shown
+    from stp_rs.tasks.graders.modes import Item
+
     items = []
     for number, record in enumerate(load_rows(Path(path))):
         completion = _first(record, _COMPLETION)
@@ -77,7 +90,7 @@ def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
-def grade_items(task: str, items: Sequence[Item], mode: str = "corrected", explain: bool = False) -> Report:
+def grade_items(task: str, items: "Sequence[Item]", mode: str = "corrected", explain: bool = False) -> Report:
     """Return the report of stored completions in one mode.
 
     Args:
@@ -86,22 +99,28 @@ def grade_items(task: str, items: Sequence[Item], mode: str = "corrected", expla
         mode: `published` or `corrected`.
         explain: grade in both modes and list every item on which they differ, with the rule that explains it.
     """
+    from stp_rs.tasks.graders.modes import CORRECTED, PUBLISHED
+
     if task not in PUBLISHED:
-        raise ConfigError(f"task: got '{task}', needs one of {', '.join(PUBLISHED)}")
+        raise ConfigError(f"task: got '{task}', {one_of(task, PUBLISHED)}")
     if mode not in MODES:
-        raise ConfigError(f"mode: got '{mode}', needs one of {', '.join(MODES)}")
+        raise ConfigError(f"mode: got '{mode}', {one_of(mode, MODES)}")
     graders = {"published": PUBLISHED[task], "corrected": CORRECTED[task]}
-    grades = graders[mode](items)
-    differences = []
-    if explain:
-        other = graders[MODES[1 - MODES.index(mode)]](items)
-        published, right = (grades, other) if mode == MODES[0] else (other, grades)
-        differences = _differences(task, items, published, right)
-    return _report(task, mode, grades, differences, explain)
+    wanted = MODES if explain else (mode,)
+    found: dict[str, list[Grade]] = {name: [] for name in wanted}
+    bar = Bar(len(items), f"grade {task}", "completions", quiet=len(items) < _LARGE)
+    for start in range(0, len(items), _CHUNK):
+        chunk = items[start : start + _CHUNK]
+        for name in wanted:
+            found[name] += graders[name](chunk)
+        bar.update(len(chunk))
+    bar.close()
+    differences = _differences(task, items, found["published"], found["corrected"]) if explain else []
+    return _report(task, mode, found[mode], differences, explain)
 
 
 def _report(
-    task: str, mode: str, grades: Sequence[Grade], differences: list[dict[str, Any]], explained: bool
+    task: str, mode: str, grades: "Sequence[Grade]", differences: list[dict[str, Any]], explained: bool
 ) -> Report:
     graded = [g for g in grades if g.correct is not None]
     n = len(graded)
@@ -117,8 +136,10 @@ def _report(
 
 
 def _differences(
-    task: str, items: Sequence[Item], published: Sequence[Grade], corrected: Sequence[Grade]
+    task: str, items: "Sequence[Item]", published: "Sequence[Grade]", corrected: "Sequence[Grade]"
 ) -> list[dict[str, Any]]:
+    from stp_rs.tasks.graders.modes import EXPLAIN
+
     found = []
     for index, (item, p, c) in enumerate(zip(items, published, corrected, strict=True)):
         if (p.correct, p.right) == (c.correct, c.right):
@@ -163,7 +184,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Score stored completions, as published or corrected.",
     )
     parser.add_argument("file", metavar="FILE", help="JSON or JSONL with a completion and a ground truth per record")
-    parser.add_argument("--task", required=True, choices=sorted(PUBLISHED), help="what the completions answer")
+    parser.add_argument("--task", required=True, choices=TASKS, help="what the completions answer")
     parser.add_argument("--mode", default="corrected", choices=MODES, type=_mode, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--explain", action="store_true", help="list every item on which the two modes differ, and why")
@@ -192,6 +213,8 @@ def _table(report: Report) -> str:
         lines.append(f"#{d['index']} [{d['rule']}] {d['question']!r}")
         lines += [f"    {mode:<12} {_verdict(d[mode])}" for mode in MODES]
     if report.explained:
+        from stp_rs.tasks.graders.modes import RULES
+
         lines.append(f"{len(report.differences)} items differ between the modes")
         counts = Counter(d["rule"] for d in report.differences)
         lines += [f"  {count:5d}  {rule}: {RULES[rule]}" for rule, count in counts.most_common()]

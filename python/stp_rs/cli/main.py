@@ -30,27 +30,19 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         quiet()
 
     def run() -> int:
-        args, unknown = parser.parse_known_args(argv)
+        args = parser.parse_args(argv)
         args.argv = list(sys.argv[1:] if argv is None else argv)
-        if unknown:
-            from stp_rs.cli.flags import refuse_unknown
-
-            refuse_unknown(unknown)
         return int(args.run(args))
 
     return guarded(run)
 
 
-_LATE = {
-    "variance": "bias and noise of every likelihood design on a policy's own rollouts",
-    "grade": "score stored completions",
-}
-"""Commands whose modules take seconds to import: their options are added where a command line is about them."""
-
-
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser of all commands; of those that are slow to import only the one of `argv` has its options."""
-    from stp_rs.cli import inspect, probe, report, watch
+    """Return the parser of all commands; the options of a run are added where `argv` is about a command with them.
+
+    Nothing here imports torch or transformers, which take seconds.
+    """
+    from stp_rs.cli import grade, inspect, probe, report, variance, watch
 
     parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
@@ -81,11 +73,8 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     for command in (report, inspect, watch):
         command.add_parser(commands)
     probe.add_parser(commands, argv)
-    for name, summary in _LATE.items():
-        if name in argv[:1]:
-            importlib.import_module(f"stp_rs.cli.{name}").add_parser(commands)
-        else:
-            commands.add_parser(name, help=summary)
+    for command in (variance, grade):
+        command.add_parser(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser
@@ -102,7 +91,7 @@ def _add_train(commands: Any, argv: Sequence[str]) -> None:
     train.add_argument("--dry_run", action="store_true", help="one batch at the configured sizes; writes nothing")
     train.add_argument("--quiet", action="store_true", help="no bar and no tables, only the summary")
     train.set_defaults(run=_train)
-    if "train" in argv[:1]:  # the options come with transformers' own, which take seconds to import
+    if "train" in argv[:1]:
         from stp_rs.cli.flags import add_option_flags
 
         add_option_flags(train, preset=asked_preset(argv))

@@ -22,13 +22,13 @@ def add_parser(commands: Any, argv: Sequence[str]) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a model of the hub, a folder, or a run folder")
     parser.set_defaults(run=run)
-    if "probe" in argv[:1]:  # the options come with transformers' own, which take seconds to import
+    if "probe" in argv[:1]:
         from stp_rs.cli.flags import add_option_flags
-        from stp_rs.config.arguments import TaskConfig, options
+        from stp_rs.config.listing import listed
         from stp_rs.config.sections import ModelConfig
 
-        about = {field.name for field in fields(ModelConfig)} - {"model_name_or_path"} | {"use_cpu"}
-        add_option_flags(parser, skip={name for name in options(TaskConfig) if name not in about})
+        about = {field.name for field in fields(ModelConfig)} | {"use_cpu"}
+        add_option_flags(parser, skip=listed().keys() - about)
 
 
 def run(args: argparse.Namespace) -> int:

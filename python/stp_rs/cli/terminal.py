@@ -6,12 +6,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from stp_rs.errors import StpError
-from stp_rs.text import inert, show
+from stp_rs.config.listing import unknown_option
+from stp_rs.errors import ConfigError, StpError
+from stp_rs.text import inert, nearest, one_of, show
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -41,15 +42,51 @@ def guarded(run: Callable[[], int]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which takes `-1e-4` for a number."""
+    """An argument parser whose errors are one line with the nearest right word; `-1e-4` is a number, `-` means `_`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # a shortened flag is a misspelt one
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Print a line; exit with 2."""
         self.exit(2, f"{self.prog}: {inert(message)}; {self.prog} --help lists everything\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the namespace, and nothing that is left over.
+
+        Raises:
+            ConfigError: an argument that is no flag; it says why, or what is near.
+        """
+        given = [self._spelt(str(arg)) for arg in (sys.argv[1:] if args is None else args)]
+        found, unknown = super().parse_known_args(given, namespace)
+        if unknown and self._subparsers is None:
+            raise self._refusal(unknown)
+        return found, unknown
+
+    def _spelt(self, argument: str) -> str:
+        """Return a flag with `-` for `_` as it is here, and other arguments as they are."""
+        name, equals, value = argument.partition("=")
+        other = "--" + name[2:].replace("-", "_")
+        known = self._option_string_actions
+        return f"{other}{equals}{value}" if name.startswith("--") and name not in known and other in known else argument
+
+    def _refusal(self, unknown: Sequence[str]) -> ConfigError:
+        flags = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        argument = next((arg for arg in unknown if arg.startswith("-")), None)
+        if argument is None:
+            return ConfigError(f"got the argument {unknown[0]!r}, needs flags; `{self.prog} --help` lists them")
+        name = argument.lstrip("-").partition("=")[0]
+        if "learning_rate" in flags:
+            return unknown_option(name, flags)
+        near = nearest(name, flags)
+        hint = f"; did you mean --{near}?" if near else f"; `{self.prog} --help` lists all"
+        return ConfigError(f"unknown flag {argument.partition('=')[0]!r} of {self.prog}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if choices is not None and value not in choices:
+            raise argparse.ArgumentError(action, f"got {value!r}, {one_of(value, choices)}")
 
 
 def fail(message: str, *, code: int = 2) -> int:

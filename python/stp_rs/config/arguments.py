@@ -7,7 +7,6 @@ An option is what was given for it, else what the pruning or the preset decides,
 
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 import os
@@ -22,8 +21,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from transformers.training_args import TrainingArguments
 
-from stp_rs.config.known import INHERITED, REFUSED, RENAMED
+from stp_rs.config.explained import EXPLAINED
+from stp_rs.config.known import INHERITED, REFUSED
 from stp_rs.config.limits import check
+from stp_rs.config.listing import unknown_option
 from stp_rs.config.options import Help, Option, plain_type
 from stp_rs.config.presets import PRESETS, PRUNINGS, TASK
 from stp_rs.config.sections import (
@@ -43,6 +44,7 @@ from stp_rs.config.sections import (
 )
 from stp_rs.config.yaml import read_yaml
 from stp_rs.errors import ConfigError
+from stp_rs.text import one_of
 
 Made = TypeVar("Made", bound=type)
 _FIELDS = "__dataclass_fields__"
@@ -67,7 +69,7 @@ def _explained(cls: Made) -> Made:
 
     @functools.wraps(made)
     def init(self: Any, *args: Any, **options: Any) -> None:
-        known = {field.name for field in dataclasses.fields(self)}
+        known = [field.name for field in dataclasses.fields(self)]
         for name in [name for name in options if name not in known]:
             if name not in REFUSED or options[name]:
                 raise unknown_option(name, known)
@@ -140,7 +142,7 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
         for name, known in (("preset", PRESETS), ("pruning", PRUNINGS)):
             value = getattr(self, name)
             if value not in known and not (name == "pruning" and value is None):
-                raise ConfigError(f"{name}: got {value!r}, needs one of {', '.join(known)}")
+                raise ConfigError(f"{name}: got {value!r}, {one_of(value, known)}")
         chosen = PRESETS[self.preset]
         self.pruning = self.pruning or chosen.get("pruning", "none")
         decided = {**self._COMMON, **chosen, **PRUNINGS[self.pruning]}
@@ -294,8 +296,9 @@ def _options_of(cls: Any) -> dict[str, Option]:
             )
         elif field.name in INHERITED:
             section, identity, low, high = INHERITED[field.name]
+            optional = optional or field.default is None
             found[field.name] = Option(
-                field.name, kind, optional or field.default is None, text, section, identity, low, high
+                field.name, kind, optional, EXPLAINED[field.name][1], section, identity, low, high
             )
     return found
 
@@ -318,18 +321,6 @@ def _refuse(config: STPConfig) -> None:
         same = value == field.default or (not value and not field.default)
         if not same and field.name != "accelerator_config" and field.default is not dataclasses.MISSING:
             raise unknown_option(field.name, set())
-
-
-def unknown_option(name: str, known: "set[str]") -> ConfigError:
-    """Return the error for a name that is no option: why it is none, what it is called now, or what is near."""
-    if name in REFUSED:
-        return ConfigError(f"{name}: is not supported: {REFUSED[name]}")
-    if name in RENAMED:
-        return ConfigError(f"{name}: has another name since 0.2: {RENAMED[name]}")
-    names = sorted(known - REFUSED.keys())
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75) or [other for other in names if f"_{name}" in other]
-    hint = f"; did you mean {near[0]}?" if near else "; `stp-rs train --help` lists all"
-    return ConfigError(f"unknown option {name!r}{hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -183,6 +183,13 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         ),
         "log_completions_hub_repo": "completions stay in output_dir/completions",
         # Other names
+        "cfg_scale": "there is no classifier-free guidance: a guided step is no policy that a likelihood could be of",
+        "random_masking": "masks are drawn anew for every pass, from the seed and the row",
+        "mask_id": "the mask token is the tokenizer's, or the family's (docs/models.md)",
+        **dict.fromkeys(
+            ("reward", "rewards", "reward_funcs", "reward_fn"),
+            "rewards are the task's; your own are an argument of STPTrainer, or of a task in stp_rs.tasks.TASKS",
+        ),
         "do_sample": "temperature 0 decodes greedily",
         "num_inner_updates": "its name is num_iterations",
     }

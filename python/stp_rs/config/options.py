@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from stp_rs.errors import ConfigError
+from stp_rs.text import one_of
 
 Identity = Literal["numbers", "speed", "output"]
 """What an option decides: the numbers of a run, only how fast they come, or only what is written and where."""
@@ -79,7 +80,7 @@ class Option:
             raise ConfigError(f"{self.name}: got None, needs {_KINDS.get(self.kind, 'a value')}")
         if self.choices:
             if value not in self.choices:
-                raise ConfigError(f"{self.name}: got {value!r}, needs one of {', '.join(map(str, self.choices))}")
+                raise ConfigError(f"{self.name}: got {value!r}, {one_of(value, self.choices)}")
             return value
         if self.kind not in _KINDS:
             return value

@@ -10,6 +10,7 @@ from stp_rs._core import PriorSet, row_uid
 from stp_rs.data.prompts import PromptBatch, end_of_text_id
 from stp_rs.errors import InvalidValueError
 from stp_rs.priors.choice import Anneal, AnswerSpan, Choice, Per, eligible_tokens, fixed_where
+from stp_rs.text import one_of
 
 SELECTORS = ("random", "prefix", "span")
 _SALT = 0x5EF
@@ -48,7 +49,7 @@ class Hint:
     def __post_init__(self) -> None:
         """Check the options."""
         if self.selector not in SELECTORS:
-            raise InvalidValueError(f"hint selector: got {self.selector!r}, needs one of {', '.join(SELECTORS)}")
+            raise InvalidValueError(f"hint selector: got {self.selector!r}, {one_of(self.selector, SELECTORS)}")
         if self.when not in ("always", "all_wrong"):
             raise InvalidValueError(f"when: got {self.when!r}, needs always or all_wrong")
         seed = row_uid(self.seed, _SALT)

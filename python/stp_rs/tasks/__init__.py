@@ -41,6 +41,7 @@ from stp_rs.tasks.sums import SumsTask as SumsTask
 from stp_rs.tasks.sums import sums_solved as sums_solved
 from stp_rs.tasks.sums import sums_steps as sums_steps
 from stp_rs.tasks.sums import sums_task
+from stp_rs.text import one_of
 
 TASKS: dict[str, Callable[..., Task]] = {
     "countdown": countdown_task,
@@ -83,7 +84,7 @@ REWARDS: dict[str, RewardFunc] = {
 def get_reward(name: str) -> RewardFunc:
     """Return a reward function by name; ConfigError lists the names."""
     if name not in REWARDS:
-        raise ConfigError(f"reward: got '{name}', needs one of {', '.join(sorted(REWARDS))}")
+        raise ConfigError(f"reward: got '{name}', {one_of(name, sorted(REWARDS))}")
     return REWARDS[name]
 
 
@@ -101,7 +102,7 @@ def get_task(name: str, **options: object) -> Task:
     """
     factory = TASKS.get(name)
     if factory is None:
-        raise ConfigError(f"task: got '{name}', needs one of {', '.join(sorted(TASKS))}")
+        raise ConfigError(f"task: got '{name}', {one_of(name, sorted(TASKS))}")
     if "tokenizer" not in inspect.signature(factory).parameters:
         options.pop("tokenizer", None)
     try:

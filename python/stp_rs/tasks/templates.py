@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stp_rs.errors import ConfigError
+from stp_rs.text import one_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
 def get_template(name: str) -> PromptTemplate:
     """Return a template by name; ConfigError lists the names."""
     if name not in TEMPLATES:
-        raise ConfigError(f"template: got '{name}', needs one of {', '.join(TEMPLATES)}")
+        raise ConfigError(f"template: got '{name}', {one_of(name, TEMPLATES)}")
     return TEMPLATES[name]
 
 

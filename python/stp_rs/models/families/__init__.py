@@ -6,6 +6,7 @@ from stp_rs.errors import ModelError
 from stp_rs.models.families import a2d, dream, llada, llada2, llada_moe, masked_lm, sdar
 from stp_rs.models.families.family import Family as Family
 from stp_rs.models.families.refused import refuse as refuse
+from stp_rs.text import one_of
 
 FAMILIES: dict[str, Family] = {
     kind: module.FAMILY for module in (llada, dream, llada_moe, llada2, sdar, a2d) for kind in module.MODEL_TYPES
@@ -34,5 +35,5 @@ def family_named(name: str) -> Family:
     """
     known = {family.name.lower(): family for family in (*FAMILIES.values(), masked_lm.FAMILY)}
     if name.lower() not in known:
-        raise ModelError(f"family: got {name!r}, needs one of {', '.join(sorted(f.name for f in known.values()))}")
+        raise ModelError(f"family: got {name!r}, {one_of(name, sorted(f.name for f in known.values()))}")
     return known[name.lower()]
