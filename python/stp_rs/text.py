@@ -100,7 +100,8 @@ def _likeness(asked: str, name: str) -> float:
     ours, theirs = sorted(asked.split("_")), sorted(name.split("_"))
     if len(ours) > 1:
         best = max(best, 0.99 * _letters("_".join(ours), "_".join(theirs)))
-    if len(asked) > 2 and (set(ours) <= set(theirs) or name.startswith(asked)):  # words of it: one may be of many names, several are of few
+    if len(asked) > 2 and (set(ours) <= set(theirs) or name.startswith(asked)):
+        # words of it: one may be of many names, several are of few
         least = 0.84 if len(ours) == 1 else 0.9
         best = max(best, least + (0.95 - least) * len(asked) / len(name))
     return best
