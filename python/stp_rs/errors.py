@@ -49,6 +49,10 @@ class CheckpointError(StpError, ValueError):
     """A checkpoint is missing, unreadable, or belongs to another run."""
 
 
+class StorageError(StpError, OSError):
+    """A disk is full, broken or read-only; the message names the newest checkpoint."""
+
+
 class DivergenceError(StpError, ArithmeticError):
     """Training produced a NaN or infinity; the message holds the diagnosis."""
 

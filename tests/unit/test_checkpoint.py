@@ -14,12 +14,12 @@ from stp_rs.train import checkpoint
 from stp_rs.train.callbacks import MetricsFile
 from stp_rs.train.checkpoint import (
     atomic_file,
-    clear_partial,
     newest_checkpoint,
     policy_folder,
     save_checkpoint,
     write_json,
 )
+from stp_rs.train.lock import clear_leftovers
 from stp_rs.train.metrics import Ledger, read_metrics
 from stp_rs.types import Cost
 
@@ -134,7 +134,7 @@ def test_a_save_stopped_anywhere_leaves_an_old_or_a_new_checkpoint(step: int, tm
         newest = newest_checkpoint(run)
         assert newest is not None
         assert contents(newest.path) in [("old", "old", "old", 3.0), ("new", "new", "new", float(step))], at
-        clear_partial(run)
+        clear_leftovers(run)
         again = newest_checkpoint(run)
         assert again is not None
         assert again.state == newest.state

@@ -37,7 +37,8 @@ from stp_rs.train.console import Console
 from stp_rs.train.environment import environment
 from stp_rs.train.folder import write_config
 from stp_rs.train.kept import Keeper
-from stp_rs.train.loop import check_folder, resumable
+from stp_rs.train.lock import run_folder
+from stp_rs.train.loop import resumable
 from stp_rs.train.metrics import PHASES
 from stp_rs.train.priors import check_spatial, static_priors
 from stp_rs.train.report import write_report
@@ -63,16 +64,22 @@ def run_training(
         callbacks: of the trainer.
         on_sft: hears each update of the warm-up: (number, loss).
     """
-    started = time.perf_counter()
     set_threads(config)
     task = make_task(config)
     config = complete(config, task)
-    run = Path(str(config.output_dir))
     check_spatial(config, task)
     make_unmasking(config)
     make_design(config)
+    resumable(config, config.resume_from_checkpoint)  # what cannot be is refused before a folder is made
+    with run_folder(Path(str(config.output_dir))):
+        return _run_training(config, task, callbacks, on_sft)
+
+
+def _run_training(
+    config: TaskConfig, task: Task, callbacks: Sequence[TrainerCallback], on_sft: WarmUp | None
+) -> dict[str, Any]:
+    started, run = time.perf_counter(), Path(str(config.output_dir))
     checkpoint = resumable(config, config.resume_from_checkpoint)  # before anything in the folder is touched
-    check_folder(run)
     write_config(config, run)
     if checkpoint is not None and (done := finished(config, checkpoint)) is not None:
         write_report(run)

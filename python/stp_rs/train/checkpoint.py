@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -135,11 +136,38 @@ def save_checkpoint(
     final = run / f"checkpoint-{state['step']}"
     temporary = run / f".checkpoint-{state['step']}.{os.getpid()}.part"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+        _fill(temporary, model, tokenizer, state, parts or {}, write or {}, priors or {})
+        old = run / f"{final.name}.old"
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            final.replace(old)
+        temporary.replace(final)
+        _sync(run)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # room on a full disk
+        reason = _of_the_disk(error)
+        if reason is None:
+            raise
+        raise OSError(*reason, str(final)) from error
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _fill(
+    temporary: Path,
+    model: Any,
+    tokenizer: Any,
+    state: dict[str, Any],
+    parts: Mapping[str, dict[str, Any]],
+    write: Mapping[str, Callable[[str], Any]],
+    priors: Mapping[str, Stored],
+) -> None:
     save_policy(temporary, model, tokenizer)
-    for name, part in (parts or {}).items():
+    for name, part in parts.items():
         write_state_dict(temporary / f"{name}.safetensors", part)
-    for name, written in (write or {}).items():
+    for name, written in write.items():
         written(str(temporary / name))
     if priors:
         write_stored(temporary / PRIORS, priors)
@@ -147,14 +175,14 @@ def save_checkpoint(
     (temporary / MANIFEST).write_text(json.dumps(_contents(temporary), indent=1) + "\n", encoding="utf-8")
     for file in temporary.iterdir():
         _sync(file)
-    old = run / f"{final.name}.old"
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.replace(old)
-    temporary.replace(final)
-    _sync(run)
-    shutil.rmtree(old, ignore_errors=True)
-    return final
+
+
+def _of_the_disk(error: Exception) -> tuple[int, str] | None:
+    """Return the number and words of what the system refused; libraries in Rust tell it in the text of the error."""
+    if isinstance(error, OSError):
+        return None if error.errno is None else (error.errno, error.strerror or str(error))
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return None if found is None else (int(found[1]), os.strerror(int(found[1])))
 
 
 def save_policy(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -225,12 +253,15 @@ def damage(folder: Path) -> str | None:
         return f"{folder / MANIFEST}: is missing or cannot be read, so the checkpoint is not known to be whole"
     for name, (size, digest) in expected.items():
         file = folder / name
-        if not file.is_file():
-            return f"{file}: is missing"
-        if file.stat().st_size != size:
-            return f"{file}: has {file.stat().st_size} bytes, was written with {size}"
-        if _hash(file) != digest:
-            return f"{file}: its content is not what was written (sha256 differs)"
+        try:
+            if not file.is_file():
+                return f"{file}: is missing"
+            if file.stat().st_size != size:
+                return f"{file}: has {file.stat().st_size} bytes, was written with {size}"
+            if _hash(file) != digest:
+                return f"{file}: its content is not what was written (sha256 differs)"
+        except OSError as error:
+            return f"{file}: cannot be read ({error.strerror})"
     return None
 
 
@@ -277,20 +308,6 @@ def policy_folder(path: str | Path) -> Path:
     if checkpoint is None:
         raise CheckpointError(f"{folder}: no model and no checkpoint-N in it; give a run folder or a saved model")
     return checkpoint.path
-
-
-def clear_partial(run: Path) -> None:
-    """Remove what an interrupted save left behind."""
-    for old in run.glob("checkpoint-*.old"):
-        if old.with_suffix("").exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.replace(old.with_suffix(""))
-    for leftover in run.glob(".*.part"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 
 from stp_rs.config.arguments import STPConfig
-from stp_rs.errors import CheckpointError, ConfigError
+from stp_rs.errors import CheckpointError
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
@@ -35,8 +35,6 @@ from stp_rs.train.checkpoint import (
     ARGUMENTS,
     TRAINER,
     Checkpoint,
-    atomic_file,
-    clear_partial,
     load_weights,
     newest_checkpoint,
     read_checkpoint,
@@ -45,6 +43,7 @@ from stp_rs.train.checkpoint import (
 )
 from stp_rs.train.console import Console
 from stp_rs.train.folder import RunFolder
+from stp_rs.train.lock import run_folder
 from stp_rs.train.metrics import Ledger, averaged
 from stp_rs.types import Metrics
 
@@ -146,12 +145,17 @@ class TrainingLoop(Trainer):
 
         Raises:
             CheckpointError: there is no such checkpoint, or it was made with other settings.
+            ConfigError: `output_dir` cannot be written, or another run is in it.
+            StorageError: the disk is full, broken or read-only.
         """
+        self.find_checkpoint(resume_from_checkpoint)  # what cannot be is refused before a folder is made
+        with run_folder(Path(str(self.args.output_dir))):
+            return self._train(self.find_checkpoint(resume_from_checkpoint), trial, ignore_keys_for_eval)
+
+    def _train(self, checkpoint: Checkpoint | None, trial: Any, ignore_keys_for_eval: Any) -> TrainOutput:
         self._memory_tracker.start()
-        checkpoint = self.find_checkpoint(resume_from_checkpoint)
         if self._trained:  # a second call trains again, as transformers' does
             self.rollouts, self._prepared, self._trained = 0, False, False
-        check_folder(Path(str(self.args.output_dir)))
         self.prepare(checkpoint)
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
@@ -197,7 +201,6 @@ class TrainingLoop(Trainer):
             trainer_utils.enable_full_determinism(args.seed)
         if args.stp_num_threads:
             torch.set_num_threads(args.stp_num_threads)
-        clear_partial(Path(str(args.output_dir)))
         updates = self.count_updates()
         self.state = self._new_state(updates)
         if self._created_lr_scheduler:
@@ -280,7 +283,7 @@ class TrainingLoop(Trainer):
         self.log(metrics)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
-            load_weights(self.model, Path(best))
+            load_weights(self.model, read_checkpoint(Path(best)).path)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
@@ -300,6 +303,10 @@ class TrainingLoop(Trainer):
 
     def save(self) -> Path:
         """Write a checkpoint of this step and return its folder."""
+        with run_folder(Path(str(self.args.output_dir))):
+            return self._write_checkpoint()
+
+    def _write_checkpoint(self) -> Path:
         run = Path(str(self.args.output_dir))
         folder = run / f"checkpoint-{self.state.global_step}"
         best = self.state.best_global_step
@@ -427,19 +434,3 @@ def _goes_on(config: STPConfig) -> bool:
     """Return whether a longer run begins with the updates of a shorter one: nothing reads how much is left."""
     constant = str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)).startswith("constant")
     return constant and config.stp_prior_anneal == "none" and not config.stp_dynamic_sampling
-
-
-def check_folder(run: Path) -> None:
-    """Check that a run can write its folder, before anything is trained.
-
-    Raises:
-        ConfigError: it is a file, lies under one, or cannot be written.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with atomic_file(run / "writable") as probe:
-            probe.write_text("", encoding="utf-8")
-        (run / "writable").unlink()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"output_dir: {run} cannot be written ({reason}); needs a folder of yours") from error

@@ -26,6 +26,12 @@ def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _packed(state, (), tensors)
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in seen:
+            tensors[name] = tensor.clone()  # a file has no two tensors of one memory
+        seen.add(memory)
     save_file(tensors, path, metadata={_TREE: json.dumps(tree)})
 
 
@@ -67,11 +73,10 @@ def _packed(value: Any, place: tuple[str, ...], tensors: dict[str, torch.Tensor]
 
 
 def _kept(name: str, value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
-    """Keep a tensor under a free name and return that; a file holds none twice, so what shares memory is copied."""
-    storages = {other.untyped_storage().data_ptr() for other in tensors.values()} if value.numel() else set()
+    """Keep a tensor under a free name and return that."""
     while name in tensors:
         name += "_"
-    tensors[name] = value.clone() if value.untyped_storage().data_ptr() in storages else value
+    tensors[name] = value
     return name
 
 
