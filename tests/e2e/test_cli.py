@@ -132,7 +132,7 @@ def test_a_finished_run_is_continued_not_repeated(run: Path, capsys: pytest.Capt
     assert (run / "metrics.jsonl").read_text() == before
     assert (run / "checkpoint-6").stat().st_mtime_ns == folder
     assert main(flags(run, learning_rate=0.5)) == 2
-    assert "was made with other settings (learning_rate)" in capsys.readouterr().err
+    assert "was made with other settings (learning_rate): learning_rate is" in capsys.readouterr().err
     assert main(flags(run, hidden_size=32)) == 2
     assert "(hidden_size)" in capsys.readouterr().err
     assert main(["train", "--quiet", f"--config={run / 'config.yaml'}"]) == 0, "a refused run has touched nothing"

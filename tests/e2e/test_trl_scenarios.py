@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from stp_rs import STPConfig, STPTrainer
 from stp_rs.config import PRESETS
-from stp_rs.errors import ConfigError
+from stp_rs.errors import CheckpointError, ConfigError
 from tests.fixtures import ROWS, Watch, tiny, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -509,9 +509,8 @@ def test_training_goes_on_where_asked_and_only_there(how: Any, tmp_path: Path):
     cut.add_callback(Stop())
     cut.train()
     assert cut.state.global_step == 2
-    fresh = made(tmp_path / "cut", **{**options, "save_strategy": "no"})
-    assert fresh.train().global_step == 4
-    assert logged(fresh, "loss") == logged(whole, "loss"), "from the start, though a checkpoint lies there"
+    with pytest.raises(CheckpointError, match=r"holds a run \(checkpoint-2\)"):
+        made(tmp_path / "cut", **options).train()
     asked = True if how is True else str(tmp_path / "cut" / "checkpoint-2")
     on = made(tmp_path / "cut", **options)
     out = on.train(resume_from_checkpoint=asked)

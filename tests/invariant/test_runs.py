@@ -99,9 +99,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     assert read_metrics(tmp_path / "cut" / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert equal(second, whole)
     assert second.ledger.forwards == whole.ledger.forwards
-    with pytest.raises(CheckpointError, match=r"made with other settings \(beta, seed\)"):
+    with pytest.raises(CheckpointError, match=r"made with other settings \(beta, seed\): beta is 0.1, was"):
         rich(tmp_path / "cut", seed=3, beta=0.1).train(resume_from_checkpoint=True)
-    fresh = rich(tmp_path / "cut", seed=3, max_steps=1)
+    with pytest.raises(CheckpointError, match=r"holds a run \(checkpoint-\d\)"):
+        rich(tmp_path / "cut", seed=3, max_steps=1).train()
+    fresh = rich(tmp_path / "new", seed=3, max_steps=1)
     assert fresh.train().global_step == 1, "a run starts anew unless it is asked to go on"
 
 

@@ -79,19 +79,23 @@ def _run_training(
     config: TaskConfig, task: Task, callbacks: Sequence[TrainerCallback], on_sft: WarmUp | None
 ) -> dict[str, Any]:
     started, run = time.perf_counter(), Path(str(config.output_dir))
-    checkpoint = resumable(config, config.resume_from_checkpoint)  # before anything in the folder is touched
+    if resumable(config, config.resume_from_checkpoint) is None:
+        for left in ("summary.json", "report.html"):  # of a run whose checkpoints were deleted
+            (run / left).unlink(missing_ok=True)
+        write_config(config, run)
+    sft_started = time.perf_counter()
+    model, tokenizer = prepare_policy(config, task, run, on_sft)
+    sft_seconds = time.perf_counter() - sft_started
+    kept = KeptRollouts(Keeper(run, model, tokenizer, task, config))
+    trainer = TaskTrainer(config, task, model, tokenizer, [kept])
+    checkpoint = trainer.find_checkpoint(None)  # another run is refused before a file of this one is touched
     write_config(config, run)
     if checkpoint is not None and (done := finished(config, checkpoint)) is not None:
         write_report(run)
         return done
-    sft_started = time.perf_counter()
-    model, tokenizer = prepare_policy(config, task, run, on_sft)
-    sft_seconds = time.perf_counter() - sft_started
     test_rows = task.rows("test", config.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer, model)
     before = evaluate(model, tokenizer, task, test_rows, config)
-    kept = KeptRollouts(Keeper(run, model, tokenizer, task, config))
-    trainer = TaskTrainer(config, task, model, tokenizer, [kept])
     for shown in (Console, PrinterCallback):  # the caller's are shown, or none
         trainer.remove_callback(shown)
     for callback in callbacks:

@@ -258,6 +258,8 @@ class TaskConfig(PolicyConfig, TaskSection, STPConfig):  # type: ignore[misc] # 
         """Log and save by rollout batches where nothing else is said; 0 stands for the task's completion length."""
         given: Any = self
         own_logging, own_saving = given.logging_steps, given.save_steps
+        if given.output_dir is None:
+            self.output_dir = f"runs/{self.task}-{self.preset}-seed{TASK['seed'] if given.seed is None else self.seed}"
         super().__post_init__()
         if own_logging is None:
             self.logging_steps = self.updates_per_rollout

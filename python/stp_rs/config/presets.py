@@ -112,6 +112,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 TASK: dict[str, Any] = {
     **{"learning_rate": 3e-4, "adam_beta2": 0.99, "optim": "adamw_torch", "per_device_train_batch_size": 32},
     **{"stp_rollouts": 200, "max_completion_length": None, "seed": 0, "bf16": False, "stp_num_threads": 1},
-    **{"output_dir": "runs/quickstart", "resume_from_checkpoint": "auto", "num_completions_to_print": 6},
+    **{"resume_from_checkpoint": "auto", "num_completions_to_print": 6},
 }
 """What the command line sets for its own tasks: they are small, and so is the policy that it makes for them."""

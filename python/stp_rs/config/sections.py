@@ -351,7 +351,8 @@ class LoggingConfig:
     log_unique_prompts: bool = option(False, "Print one completion per prompt.", identity="output")
     stp_allow_changed: str | None = option(
         None,
-        "Options, joined by commas, that a resumed run may have otherwise than its checkpoint; None: none.",
+        "What a resumed run may have otherwise than its checkpoint, joined by commas: options, reward_funcs, "
+        "train_dataset, model, peft_config, processing_class, priors, stp_rs; None: nothing.",
         identity="output",
     )
     stp_variance_every: int | None = option(

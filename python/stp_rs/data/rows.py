@@ -75,6 +75,12 @@ class Rows:
             return [self._kept(self.dataset[i]) for i in range(min(self.size, batches * self.batch))]
         return [self._kept(self.dataset[i]) for i in rows_of_batches(batches, self.batch, self.size, self.seed)]
 
+    def spread(self, most: int) -> Iterator[Row]:
+        """Yield the rows of the dataset in its order; of more than `most`, so many from its whole length."""
+        assert self.size is not None  # noqa: S101 - asked of an indexed dataset only
+        count = min(self.size, most)
+        return (self._kept(self.dataset[i * self.size // count]) for i in range(count))
+
     def _places(self, number: int) -> list[int]:
         assert self.size is not None  # noqa: S101 - asked of an indexed dataset only
         if self.seed is None:

@@ -115,6 +115,11 @@ class Rewards:
         """The name of each reward; two of one name are NAME and NAME_2."""
         return list(self._funcs)
 
+    @property
+    def functions(self) -> Mapping[str, RewardFunc]:
+        """The rewards by their names."""
+        return self._funcs
+
     def check_columns(self, columns: Iterable[str]) -> None:
         """Refuse columns that a reward function could not tell from its own arguments, and columns that are missing.
 

@@ -222,6 +222,13 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     return None
 
 
+def remove_checkpoints(run: Path, after: int) -> None:
+    """Remove the checkpoints of a run that are of a later step, the newest first."""
+    for folder in sorted(run.glob("checkpoint-*"), key=_age, reverse=True):
+        if folder.is_dir() and _age(folder)[0] > after:
+            shutil.rmtree(folder)
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Return the checkpoint of a folder.
 

@@ -4,6 +4,7 @@ Optimiser, schedule, callbacks, trackers, logs, best model, model card and hub a
 is the order of events around our step, where a rollout batch makes several updates, and checkpoints written atomically.
 """
 
+import contextlib
 import json
 import time
 import warnings
@@ -27,7 +28,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 
 from stp_rs.config.arguments import STPConfig
-from stp_rs.errors import CheckpointError
+from stp_rs.errors import CheckpointError, StpError
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
@@ -38,6 +39,7 @@ from stp_rs.train.checkpoint import (
     load_weights,
     newest_checkpoint,
     read_checkpoint,
+    remove_checkpoints,
     save_checkpoint,
     save_policy,
 )
@@ -86,8 +88,9 @@ class TrainingLoop(Trainer):
         self.is_deepspeed_enabled = self.is_fsdp_enabled = self.is_fsdp_xla_v2_enabled = False
         self._created_lr_scheduler = False
         self._memory_tracker = TrainerMemoryTracker(args.skip_memory_metrics)
-        self.is_in_train = self._prepared = self._evaluation_due = self._save_due = self._trained = False
+        self.is_in_train = self._prepared = self._evaluation_due = self._save_due = self._trained = self._owns = False
         self.rollouts = 0
+        self._inputs: dict[str, Any] | None = None
         self.ledger = Ledger(args.device)
         self._window: dict[str, list[float]] = defaultdict(list)
         self._logged_step, self._rate = 0, 0.0
@@ -123,6 +126,10 @@ class TrainingLoop(Trainer):
     def build(self, resumed: bool) -> None:
         """Make what a run needs once that is neither model nor optimiser."""
 
+    def inputs(self) -> dict[str, Any]:
+        """Return what tells a run from another beside its options, JSON-ready (`identity.run_inputs`)."""
+        return {}
+
     def parts_to_save(self) -> Mapping[str, Callable[[str], Any]]:
         """Return what else a checkpoint holds: what writes each file, by its name."""
         return {}
@@ -154,8 +161,12 @@ class TrainingLoop(Trainer):
 
     def _train(self, checkpoint: Checkpoint | None, trial: Any, ignore_keys_for_eval: Any) -> TrainOutput:
         self._memory_tracker.start()
+        self._owns = True
         if self._trained:  # a second call trains again, as transformers' does
             self.rollouts, self._prepared, self._trained = 0, False, False
+            if checkpoint is None:
+                self._inputs = None
+                remove_checkpoints(Path(str(self.args.output_dir)), after=-1)
         self.prepare(checkpoint)
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
@@ -167,7 +178,8 @@ class TrainingLoop(Trainer):
             self._steps()
         except BaseException:  # Ctrl-C too: what was done has its report
             self.is_in_train = False
-            self.tell_ours("on_stop")
+            with contextlib.suppress(StpError, OSError):  # why training stopped is what is raised
+                self.tell_ours("on_stop")
             raise
         return self._finish(started, first)
 
@@ -202,6 +214,7 @@ class TrainingLoop(Trainer):
         if args.stp_num_threads:
             torch.set_num_threads(args.stp_num_threads)
         updates = self.count_updates()
+        self._own_inputs()
         self.state = self._new_state(updates)
         if self._created_lr_scheduler:
             self.lr_scheduler = None
@@ -215,7 +228,13 @@ class TrainingLoop(Trainer):
     def find_checkpoint(self, asked: str | bool | None) -> Checkpoint | None:
         """Return the checkpoint that a run goes on from, or None where it starts from nothing."""
         asked = self.args.resume_from_checkpoint if asked is None else asked
-        return resumable(self.args, asked)
+        return resumable(self.args, asked, self._own_inputs, own=self._owns)
+
+    def _own_inputs(self) -> dict[str, Any]:
+        """Return `inputs` as they are when a run starts: its weights change from then on."""
+        if self._inputs is None:
+            self._inputs = self.inputs()
+        return self._inputs
 
     def tell(self, event: str) -> None:
         """Tell the callbacks what happens to the optimiser; outside `train` they hear nothing."""
@@ -307,13 +326,14 @@ class TrainingLoop(Trainer):
             return self._write_checkpoint()
 
     def _write_checkpoint(self) -> Path:
-        run = Path(str(self.args.output_dir))
+        run, self._owns = Path(str(self.args.output_dir)), True
         folder = run / f"checkpoint-{self.state.global_step}"
         best = self.state.best_global_step
         if best and (best == self.state.global_step or (run / f"checkpoint-{best}").is_dir()):
             self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
         self.state.stateful_callbacks = self._callback_states()
         ours = {"rollouts": self.rollouts, "ledger": self.ledger.to_dict(), "config": self.args.identity("numbers")}
+        ours["inputs"] = self._own_inputs()
         whole = not self.args.save_only_model
         save_checkpoint(
             run,
@@ -392,21 +412,41 @@ class TrainingLoop(Trainer):
         self.load_parts(checkpoint)
 
 
-def resumable(config: STPConfig, asked: str | bool | None) -> Checkpoint | None:
+def resumable(
+    config: STPConfig,
+    asked: str | bool | None,
+    inputs: Callable[[], Mapping[str, Any]] | None = None,
+    *,
+    own: bool = False,
+) -> Checkpoint | None:
     """Return the checkpoint that is asked for: a folder; True or "true", the newest; "auto", that one if there is any.
 
+    Args:
+        config: the options of the run.
+        asked: as above; None, False and "none" start anew.
+        inputs: what else tells it from another run, asked for where there is a checkpoint; None looks at options alone.
+        own: whether a run in the folder is the caller's own, so that it may start anew there.
+
     Raises:
-        CheckpointError: there is none, or it was made with other settings.
+        CheckpointError: there is none; it was made with other settings; or a run starts anew where another one is.
     """
-    if asked in (None, False, "none"):
-        return None
     run, newest = Path(str(config.output_dir)), asked in (True, "true", "auto")
+    if asked in (None, False, "none"):
+        if not own and (there := sorted(path.name for path in run.glob("checkpoint-*") if path.is_dir())):
+            raise CheckpointError(
+                f"output_dir: {run} holds a run ({there[-1]}), whose weights would be taken for those of the new one: "
+                "go on with it (resume_from_checkpoint=auto), choose another output_dir, or delete that folder"
+            )
+        return None
     checkpoint = newest_checkpoint(run) if newest else read_checkpoint(Path(str(asked)))
     if checkpoint is None:
         if asked == "auto":
             return None
         raise CheckpointError(f"{run}: no checkpoint to resume from")
-    ours, theirs = config.identity("numbers"), checkpoint.state.get("config", {})
+    ours, theirs = config.identity("numbers"), dict(checkpoint.state.get("config", {}))
+    if inputs is not None:
+        ours |= inputs()
+        theirs |= checkpoint.state.get("inputs", {})
     accepted = {name.strip() for name in (config.stp_allow_changed or "").split(",")}
     changed = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} - accepted
     if changed <= _LENGTH and _goes_on(config):
@@ -419,13 +459,27 @@ def resumable(config: STPConfig, asked: str | bool | None) -> Checkpoint | None:
             "use another output_dir"
         )
     if changed:
+        told = "; ".join(_difference(name, ours.get(name), theirs.get(name)) for name in sorted(changed))
         raise CheckpointError(
-            f"{checkpoint.path}: was made with other settings ({', '.join(sorted(changed))}); use another output_dir, "
-            "delete the folder, restore the settings, or accept them with stp_allow_changed"
+            f"{checkpoint.path}: was made with other settings ({', '.join(sorted(changed))}): {told}; restore them, "
+            "start anew in another or an emptied output_dir, or go on with what changed: "
+            f"stp_allow_changed={','.join(sorted(changed))}"
         )
     return checkpoint
 
 
+def _difference(name: str, ours: Any, theirs: Any) -> str:
+    """Return in words what differs between a run and its checkpoint."""
+    if name == "reward_funcs" and isinstance(theirs, dict):
+        names = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+        return f"reward_funcs: {', '.join(sorted(names))} {'is' if len(names) == 1 else 'are'} new, gone, or other code"
+    if name in _CONTENT:
+        return f"{name}: {'was not noted or not given' if theirs is None else 'has another content'}"
+    return f"{name} is {ours!r:.60}, was {theirs!r:.60}"
+
+
+_CONTENT = {"train_dataset", "model", "peft_config", "processing_class", "priors", "reward_funcs"}
+"""Inputs of which a checkpoint keeps a hash."""
 _LENGTH = {"max_steps", "num_train_epochs"}
 """Options that say how long a run is."""
 

@@ -48,6 +48,7 @@ from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
 from stp_rs.train.callbacks import Completions
 from stp_rs.train.checkpoint import Checkpoint
+from stp_rs.train.identity import run_inputs
 from stp_rs.train.loop import TrainingLoop
 from stp_rs.train.metrics import Ledger, averaged, mean
 from stp_rs.train.priors import configured_priors
@@ -219,6 +220,16 @@ class STPTrainer(TrainingLoop):
         if self.args.stp_rescue != "none" and self.hints is None:
             raise ConfigError('stp_rescue: got "hint" without one, needs Hint(..., when="all_wrong") in priors')
         self.update = self._updater(self.ledger)
+
+    def inputs(self) -> dict[str, Any]:
+        """Return hashes of rewards, rows, weights, tokenizer and priors, and the version of this library."""
+        return run_inputs(
+            rewards=self.rewards.functions,
+            rows=self.rows,
+            module=self.policy.module,
+            tokenizer=self.tokenizer,
+            priors=self._given_priors or None,
+        )
 
     def parts_to_save(self) -> Mapping[str, Callable[[str], Any]]:
         """Return what writes the rows that are trained on again, and a reference that has moved."""
