@@ -11,7 +11,7 @@ it measured. Times on a CPU say nothing about a GPU: the file names the card.
 import argparse
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,14 @@ import torch
 from benches.gpu import large, small
 from benches.gpu.network import Shape
 from benches.gpu.report import Report, environment
+from stp_rs.eval.prices import NETWORKS, SETTINGS
 
 SHAPES = {
-    "llada-8b": Shape("llada-8b", hidden=4096, layers=32, heads=32, ffn=12_288, vocab=126_464, rows=12, group=6,
-                      prompt=200, completion=256, steps=128, block=32, rank=128),
-    "1b": Shape("1b", hidden=2048, layers=16, heads=32, ffn=8192, vocab=126_464, rows=24, group=6,
-                prompt=200, completion=256, steps=128, block=32, rank=64),
-    "bert-base": Shape("bert-base", hidden=768, layers=12, heads=12, ffn=3072, vocab=30_522, rows=64, group=2,
-                       prompt=256, completion=256, steps=64, block=32, rank=16),
-    "tiny": Shape("tiny", hidden=64, layers=3, heads=4, ffn=256, vocab=20, rows=256, group=8,
-                  prompt=20, completion=20, steps=20, block=0, rank=4),
+    name: Shape(
+        name, hidden=network.hidden, layers=network.layers, heads=network.heads, ffn=network.ffn, vocab=network.vocab,
+        **asdict(SETTINGS[name]),
+    )
+    for name, network in NETWORKS.items()
 }  # fmt: skip
 PARTS: dict[str, Mapping[str, Callable[[Any], None]]] = {
     "llada-8b": large.PARTS, "1b": large.PARTS,

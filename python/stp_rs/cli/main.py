@@ -1,4 +1,4 @@
-"""The command line: stp-rs train | sample | eval | report | inspect | watch | variance | grade | env."""
+"""The command line: stp-rs train | estimate | sample | eval | report | inspect | watch | variance | grade | env."""
 
 import argparse
 import importlib
@@ -42,7 +42,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     Nothing here imports torch or transformers, which take seconds.
     """
-    from stp_rs.cli import grade, inspect, probe, report, variance, watch
+    from stp_rs.cli import estimate, grade, inspect, probe, report, variance, watch
 
     parser: argparse.ArgumentParser = Parser(prog="stp-rs", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
@@ -72,7 +72,8 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluation.set_defaults(run=_eval)
     for command in (report, inspect, watch):
         command.add_parser(commands)
-    probe.add_parser(commands, argv)
+    for command in (probe, estimate):
+        command.add_parser(commands, argv)
     for command in (variance, grade):
         command.add_parser(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
