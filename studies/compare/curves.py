@@ -50,15 +50,19 @@ def at(record: Record, axis: str, grid: Floats, score: str = "solved_free") -> F
     return np.interp(grid, column(record, axis), column(record, score))
 
 
+def t_quantile(freedom: int) -> float:
+    """Return Student's 0.975 quantile."""
+    # beyond the table: the first term of its expansion in 1 / degrees of freedom
+    return _T_975[freedom - 1] if freedom <= len(_T_975) else 1.960 + (1.960**3 + 1.960) / (4 * freedom)
+
+
 def t_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean by Student's t; None for one value, which says nothing about others."""
     array = np.asarray(values, dtype=np.float64)
     n = len(array)
     if n < 2:
         return None
-    # beyond the table: the first term of the quantile's expansion in 1 / degrees of freedom
-    quantile = _T_975[n - 2] if n - 2 < len(_T_975) else 1.960 + (1.960**3 + 1.960) / (4 * (n - 1))
-    half = quantile * float(array.std(ddof=1)) / float(np.sqrt(n))
+    half = t_quantile(n - 1) * float(array.std(ddof=1)) / float(np.sqrt(n))
     return float(array.mean()) - half, float(array.mean()) + half
 
 

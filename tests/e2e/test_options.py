@@ -68,6 +68,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stp_prior_anneal": (HINTED, {"stp_prior_anneal": "linear:0.5"}),
     "stp_prior_per": (OFFLINE, {"stp_prior_per": "sample"}),
     "stp_prior_refresh": ({**OFFLINE, "max_steps": 12, "learning_rate": 0.1}, {"stp_prior_refresh": 1}),
+    "stp_anchor_cache": (OFFLINE, {"stp_anchor_cache": "anchors"}),
     "stp_rescue": ({}, {"stp_rescue": "hint"}),
     "stp_rescue_share": ({"stp_rescue": "hint"}, {"stp_rescue_share": 1.0}),
     "stp_advantage": ({}, {"stp_advantage": "leave_one_out"}),

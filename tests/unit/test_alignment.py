@@ -7,8 +7,9 @@ import torch
 from stp_rs._core import Design
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
-from stp_rs.eval.alignment import align, summarise, trajectory_gradients
-from stp_rs.objective.noise import Estimator
+from stp_rs.eval.alignment import align, bias_parts, summarise, trajectory_gradients
+from stp_rs.objective.noise import Estimator, value_and_gradient
+from stp_rs.testing.states import PARTS, state_masks
 from tests.fixtures import tiny
 
 
@@ -71,3 +72,28 @@ def test_the_trajectory_has_no_bias_and_no_mask_noise_and_a_group_shares_its_can
     assert align(model, batches, target, Estimator(Design("uniform_count", 2))).mask_noise > 0.05
     assert all(p.grad is old for p, old in zip(model.module.parameters(), before, strict=True))
     assert torch.isfinite(target).all()
+
+
+def test_the_bias_of_visited_states_is_weights_and_earliness():
+    model, batches = tiny(seed=3), [batch(seed) for seed in range(3)] * 2  # twice each: means are resolved
+    target = trajectory_gradients(model, batches)
+    found = bias_parts(model, batches, target)
+    assert found["trajectory"].size == pytest.approx(1.0)
+    assert found["trajectory"].cosine == pytest.approx(1.0)
+    # the parts add up, so their projections on the trajectories' gradient do
+    along = {name: part.size * part.cosine for name, part in found.items() if part.size is not None}
+    if {"weights", "earliness", "surrogate"} <= along.keys():
+        assert along["surrogate"] == pytest.approx(1.0 + along["weights"] + along["earliness"], abs=1e-4)
+    assert found["surrogate"].size is not None
+
+
+def test_the_parts_of_one_batch_add_up_to_the_surrogate():
+    model, one = tiny(seed=3), batch(5)
+    masks = state_masks(one)
+    coefficient_R = torch.from_numpy(one.weights())
+    gradient = {
+        part: value_and_gradient(model, one, masks[part], coefficient_R)[1] for part in PARTS if part != "divided"
+    }
+    total = gradient["trajectory"] + gradient["weights"] + gradient["earliness"]
+    assert torch.allclose(gradient["surrogate"], total, atol=1e-5)
+    assert float(gradient["earliness"].norm()) > 1e-3

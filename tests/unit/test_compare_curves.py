@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stp_rs.errors import ConfigError
 from studies.compare import curves
+from studies.compare.factors import effects
 from studies.compare.table import crossed, difference, make_rows, markdown, task_tables
 
 
@@ -216,3 +218,39 @@ def test_a_collapse_shows_beside_the_checkpoint_that_hides_it():
     assert "-0.300 +0.400" in text, "every seed's difference, of the last policies"
     assert "collapsed" in text
     assert "0.10 0.60" in text
+
+
+def factorial(noise: float = 0.0) -> list[dict[str, Any]]:
+    """Return 2 x 3 runs whose scores are sums of what their levels are worth."""
+    worth = {"m": {2: 0.1, 4: -0.1}, "states": {"canvas": 0.2, "spread": -0.3, "state": 0.1}}
+    return [
+        {
+            "task": "t",
+            "identity": {"m": m, "states": states},
+            "test": {"solved_free": 0.5 + worth["m"][m] + worth["states"][states] + noise * (-1) ** (i + j) * (1 - j)},
+        }
+        for i, m in enumerate((2, 4))
+        for j, states in enumerate(("canvas", "spread", "state"))
+    ]
+
+
+def test_effects_of_levels_are_what_they_are_worth():
+    found = {(e.factor, e.level): e for e in effects(factorial(), ["m", "states"])}
+    assert found["m", 2].effect == pytest.approx(0.1)
+    assert found["m", 4].effect == pytest.approx(-0.1)
+    assert [found["states", name].effect for name in ("canvas", "spread", "state")] == pytest.approx([0.2, -0.3, 0.1])
+    assert (found["m", 2].runs, found["states", "state"].runs) == (3, 2)
+    assert found["m", 2].half == pytest.approx(0.0, abs=1e-9)
+    noisy = {(e.factor, e.level): e for e in effects(factorial(0.05), ["m", "states"])}
+    assert noisy["m", 2].half > 0.02
+    assert abs(noisy["m", 2].effect - 0.1) < noisy["m", 2].half
+
+
+def test_factors_that_the_runs_cannot_tell_apart_are_refused():
+    runs = factorial()
+    for run in runs:
+        run["identity"]["same"] = run["identity"]["m"]
+    with pytest.raises(ConfigError, match="cannot tell"):
+        effects(runs, ["m", "same"])
+    with pytest.raises(ConfigError, match="two levels"):
+        effects([run for run in runs if run["identity"]["m"] == 2], ["m"])

@@ -13,6 +13,7 @@ from stp_rs.errors import ConfigError
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.models.masked_lm import MaskedLMAdapter
 from stp_rs.priors import Frequency, Hint, Length, Prior, Vocabulary, compose_priors
+from stp_rs.priors.lifecycle import prepare
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Constrained, Referenced, Task
 from stp_rs.train.anchors import OfflineGeneration
@@ -45,18 +46,19 @@ def made(task: Task, tmp_path: Path, *, resumed: bool = False, **options: Any) -
 def dense(priors: list[Prior], task: Task, row: int = 0) -> list[int]:
     prompts = encode_prompts(task.rows("train", 3, 0), character_tokenizer(task.alphabet), uids=range(3))
     ids = np.empty((3, task.completion_length), np.int64)
+    prepare(priors, prompts, task.completion_length)
     compose_priors(priors, prompts, task.completion_length).fill(ids)
     return ids[row].tolist()
 
 
-def test_all_seven_sources_have_names(tmp_path: Path):
+def test_all_eight_sources_have_names(tmp_path: Path):
     task = get_task("sudoku")
-    every = "template+copy+length+vocabulary+offline_generation+hint+frequency"
+    every = "template+copy+length+vocabulary+offline_generation+first_forward+hint+frequency"
     found = made(task, tmp_path, stp_spatial=every, stp_rescue="hint", stp_length="18", stp_prior_refresh=3)
     assert names(found) == [
-        *("Template", "Copy", "Length", "Vocabulary", "Hint", "OfflineGeneration", "Hint", "Frequency")
+        *("Template", "Copy", "Length", "Vocabulary", "Hint", "OfflineGeneration", "FirstForward", "Hint", "Frequency")
     ]
-    rescue, offline, hint, frequency = found[4:]
+    rescue, offline, _, hint, frequency = found[4:]
     assert isinstance(rescue, Hint)
     assert isinstance(hint, Hint)
     assert (rescue.when, hint.when) == ("all_wrong", "always")

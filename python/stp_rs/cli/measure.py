@@ -1,7 +1,7 @@
 """What `stp-rs variance` measures and prints; its options are in variance.py, which imports no torch."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from stp_rs._core import Design
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
-from stp_rs.eval.alignment import Alignment, align, trajectory_gradients
+from stp_rs.eval.alignment import Alignment, BiasPart, align, bias_parts, trajectory_gradients
 from stp_rs.eval.checks import Checks, check_statements
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     pairs, refused = list_measurements(setting, scored, chosen_designs(args.designs), chosen_passes(args.passes))
     batches = source.batches(args.batches)
     target = trajectory_gradients(setting.model, batches, setting.temperature) if batches else None
+    parts = {} if target is None else bias_parts(setting.model, batches, target, setting.temperature)
     measured, lines = [], []
     for design, batch in Bar(len(pairs), "variance", "measurements").over(pairs):
         measured.append(measure(setting, design, batch))
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
                 "",
                 *alignment_lines(lines),
                 "",
+                *bias_lines(parts),
                 *comparison_lines(measured),
                 "",
                 *reduction_lines(scored),
@@ -278,6 +280,20 @@ def alignment_lines(lines: Sequence[VarianceRow]) -> list[str]:
             f"{line.rollout_noise:>10.2f}"
         )
     return shown
+
+
+def bias_lines(parts: Mapping[str, BiasPart]) -> list[str]:
+    """Return how much of the bias of scoring visited states is weights and how much earliness; nothing without any."""
+    if not parts:
+        return []
+    shown = [
+        "Every masked token at every visited state = trajectory + weights + earliness (docs/designs.md); mean "
+        "gradients over the trajectories' own norm, and cosine with it ('divided': without the weights part):"
+    ]
+    for name, part in parts.items():
+        size, cosine = ("-" if value is None else f"{value:.2f}" for value in (part.size, part.cosine))
+        shown.append(f"  {name:<11} size {size:>5}   cosine {cosine:>5}")
+    return [*shown, ""]
 
 
 def comparison_lines(measured: Sequence[Measurement]) -> list[str]:

@@ -82,8 +82,8 @@ class PruningConfig:
 
     stp_spatial: str = option(
         "none",
-        "Priors joined by '+': template, copy, length, vocabulary, offline_generation, hint, frequency; or "
-        "none (docs/priors.md).",
+        "Priors joined by '+': template, copy, length, vocabulary, offline_generation, first_forward, hint, frequency; "
+        "or none (docs/priors.md).",
     )
     stp_temporal: str = option(
         "none",
@@ -96,13 +96,15 @@ class PruningConfig:
         "Whether the likelihood covers prior tokens too, so that the policy practises them: for templates that it"
         " does not know yet (docs/results.md).",
     )
-    stp_keep: float = option(0.05, "offline_generation: share of the eligible tokens that is kept.", 0.0, 1.0)
+    stp_keep: float = option(
+        0.05, "offline_generation, first_forward: share of the eligible tokens that is kept.", 0.0, 1.0
+    )
     stp_selector: str = option(
         "top_confidence",
         "offline_generation: top_confidence, random, not_answer (random, never the answer), prefix, span; "
         "hint: the last two, else random.",
     )
-    stp_protect_answer: bool = option(True, "offline_generation and hint: never fix tokens of the answer.")
+    stp_protect_answer: bool = option(True, "offline_generation, first_forward, hint: never fix tokens of the answer.")
     stp_length: str = option(
         "solution",
         "length: a number of tokens, solution (the length of the row's own), or quantile:Q of earlier rollouts.",
@@ -113,14 +115,20 @@ class PruningConfig:
     )
     stp_prior_anneal: str = option(
         "none",
-        "How the shares of offline_generation, hint and frequency shrink: none, linear:UNTIL, cosine:UNTIL, "
-        "to 0 at that share of training.",
+        "How the shares of offline_generation, first_forward, hint and frequency shrink: none, linear:UNTIL, "
+        "cosine:UNTIL, to 0 at that share of training.",
     )
     stp_prior_per: Literal["group", "sample"] = option(
         "group", "Whether the completions of a prompt share what is drawn at random, or each draws its own."
     )
     stp_prior_refresh: int | None = option(
         None, "offline_generation: made anew by the current policy every N rollout batches; None: never.", 1, 1 << 31
+    )
+    stp_anchor_cache: str | None = option(
+        None,
+        "offline_generation: a folder that runs share, of completions by policy and prompt: what another run made of "
+        "the same ones costs nothing; None: each run makes its own.",
+        identity="speed",
     )
     stp_rescue: Literal["none", "hint"] = option(
         "none", "Decode rows of groups that earned nothing again, with a hint of stp_hint."

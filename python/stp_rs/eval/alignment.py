@@ -25,6 +25,7 @@ from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.masks import Masks, draw_masks
 from stp_rs.objective.noise import Estimator, value_and_gradient
+from stp_rs.testing.states import PARTS, Part, state_masks
 from stp_rs.types import Cost, Floats
 
 
@@ -89,6 +90,52 @@ def align(
     )
 
 
+@dataclass(frozen=True)
+class BiasPart:
+    """One part of what scoring all masked tokens at visited states estimates, against the trajectories' gradient."""
+
+    size: float | None
+    """Norm of its mean gradient over that of the trajectories; None where the batches do not resolve it."""
+    cosine: float | None
+    """Of the two mean gradients."""
+
+
+def bias_parts(
+    model: DiffusionModel, batches: Sequence[Rollout], target_BD: Tensor, temperature: float = 1.0
+) -> dict[Part, BiasPart]:
+    """Return the parts of the sum over visited states, by name: surrogate = trajectory + weights + earliness.
+
+    `divided` is the surrogate whose weights are divided out (`stp_rs.testing.states` defines all).
+
+    Args:
+        model: the policy.
+        batches: B >= 2 batches of whole groups, with advantages.
+        target_BD: their `trajectory_gradients`.
+        temperature: of the law that drew them.
+    """
+    masks = [state_masks(batch) for batch in batches]
+    found: dict[Part, BiasPart] = {}
+    target = _between((target_BD @ target_BD.T).double().numpy())
+    for part in PARTS:
+        own_BD = torch.stack(
+            [_gradient(model, b, m[part], False, temperature)[0] for b, m in zip(batches, masks, strict=True)]
+        )
+        size = _between((own_BD @ own_BD.T).double().numpy())
+        resolved = size > 0 and target > 0
+        cross = _between((own_BD @ target_BD.T).double().numpy())
+        found[part] = BiasPart(
+            float(np.sqrt(size / target)) if resolved else None,
+            cross / float(np.sqrt(size * target)) if resolved else None,
+        )
+    return found
+
+
+def _between(gram_BB: Floats) -> float:
+    """Return the mean inner product of different batches."""
+    count = len(gram_BB)
+    return float((gram_BB.sum() - np.trace(gram_BB)) / (count * (count - 1)))
+
+
 def summarise(
     own_BB: Floats, cross_BB: Floats, target_BB: Floats, square_B: Floats, noise_B: Floats, *, forwards: float
 ) -> Alignment:
@@ -104,8 +151,7 @@ def summarise(
     """
 
     def between(gram_BB: Floats, kept: NDArray[np.int64]) -> float:
-        part = gram_BB[np.ix_(kept, kept)]
-        return float((part.sum() - np.trace(part)) / (len(kept) * (len(kept) - 1)))
+        return _between(gram_BB[np.ix_(kept, kept)])
 
     def cosine(kept: NDArray[np.int64], square: float) -> float | None:
         size = square * between(target_BB, kept)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.base import RewardFunc as RewardFunc
@@ -49,8 +50,12 @@ TASKS: dict[str, Callable[..., Task]] = {
     "math": math_task,
     "sudoku": sudoku_task,
     "sums": sums_task,
+    "sums_128": partial(sums_task, count=16),
+    "sums_256": partial(sums_task, count=26, max_term=9),
 }
-"""Task factories by name; a user's own task is added with `TASKS["mine"] = MyTask`."""
+"""Task factories by name; a user's own task is added with `TASKS["mine"] = MyTask`.
+
+`sums_128` and `sums_256` are chained sums with longer working: completions of so many tokens."""
 
 REWARDS: dict[str, RewardFunc] = {
     f.__name__: f

@@ -1,5 +1,7 @@
-"""OfflineGeneration: anchors from the policy's own completion of each training prompt."""
+"""Anchors from the policy's own completion of a prompt: of the initial policy, or of the group's own first forward."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from stp_rs._core import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch
+from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import CheckpointError, InvalidValueError
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
@@ -22,7 +25,8 @@ from stp_rs.priors.lifecycle import check_tokenizer
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import SamplingParams
 from stp_rs.train.checkpoint import read_stored, write_stored
-from stp_rs.types import Cost, Stored
+from stp_rs.train.stepwise import one_step_completions
+from stp_rs.types import Cost, Mark, Stored
 
 
 class Completion(NamedTuple):
@@ -102,15 +106,43 @@ class OfflineGeneration:
         *,
         completion_length: int,
         given: Sequence[Prior] = (),
+        cache: Path | None = None,
     ) -> Cost:
         """Return the cost of completions of `prompts` by the current policy: a greedy rollout and one forward each.
 
-        `given` are the priors that will stand beside this one: completions are made under them, and what they fix
-        needs no anchor.
+        Args:
+            model: the policy.
+            prompts: whose completions are made.
+            tokenizer: its tokenizer.
+            unmasking: of the rollouts.
+            completion_length: L.
+            given: the priors that will stand beside this one: completions are made under them, and what they fix needs
+                no anchor.
+            cache: a folder that several runs share: what the same policy made of the same prompt under the same priors
+                is read from there and costs nothing, and what is made is written there.
         """
         self.follow(model, tokenizer, unmasking, given)
-        cost = self._make(prompts, prompt_keys(prompts), completion_length)
         self.hashes = {"tokenizer": tokenizer_hash(tokenizer), "policy": policy_hash(model)}
+        keys = prompt_keys(prompts)
+        if cache is None:
+            return self._make(prompts, keys, completion_length)
+        span = "answer" if self._span is not None else "all"
+        parts = [*self.hashes.values(), completion_length, self.seed, repr(unmasking), span]
+        path = cache / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.safetensors"
+        known, names_R = dict[int, Completion](), _cache_names(given, prompts, keys, completion_length)
+        if path.is_file():
+            stored = OfflineGeneration(self.keep)
+            stored.load(path, tokenizer)
+            known = stored._completions
+        found = [name in known for name in names_R]
+        self._completions.update({int(k): known[n] for k, n, f in zip(keys, names_R, found, strict=True) if f})
+        missing = [i for i, there in enumerate(found) if not there]
+        cost = self._make(prompts.select(missing), keys[missing], completion_length) if missing else Cost()
+        if missing:
+            stored = OfflineGeneration(self.keep, hashes=self.hashes)
+            stored._completions = known | {names_R[i]: self._completions[int(keys[i])] for i in missing}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stored.save(path)
         return cost
 
     def follow(self, model: DiffusionModel, tokenizer: Any, unmasking: Unmasking, given: Sequence[Prior] = ()) -> None:
@@ -230,6 +262,91 @@ class OfflineGeneration:
             self.load_state_dict(stored)
         except KeyError as error:
             raise CheckpointError(f"{path}: cannot be read as stored anchors: no {error}") from error
+
+
+@dataclass
+class FirstForward:
+    """Anchors from the group's own first forward: the tokens that the current policy is surest of on the empty canvas.
+
+    All completions of a prompt share their fully masked canvas, so anchors cost one canvas a group, where those of
+    `OfflineGeneration` cost a greedy rollout; and they are the current policy's, never an older one's.
+
+    Attributes:
+        model: the policy.
+        tokenizer: its tokenizer.
+        keep: share of the eligible tokens that is fixed.
+        answer_span: finds the answer in the one-step completion; its tokens are never fixed. None: all are eligible.
+        anneal: how `keep` shrinks during training.
+        given: the priors beside this one: what they fix is shown, and needs no anchor.
+    """
+
+    model: DiffusionModel
+    tokenizer: Any
+    keep: float = 0.05
+    answer_span: AnswerSpan | None = None
+    anneal: Anneal = field(default_factory=Anneal)
+    given: Sequence[Prior] = ()
+    soft: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        self._choice = Choice("top_confidence", self.keep, self.anneal)
+        self._made: dict[int, Completion] = {}
+        self._progress = 0.0
+
+    def begin_step(self, step: int, max_steps: int) -> None:
+        """Note the progress of training, which `anneal` reads."""
+        self._progress = step / max(1, max_steps)
+
+    def prepare(self, prompts: PromptBatch, completion_length: int) -> Cost:
+        """Return the cost of one forward for each different prompt."""
+        keys, first_R = np.unique(prompt_keys(prompts), return_index=True)
+        groups, cost = prompts.select(first_R.tolist()), Cost()
+        ids_RL = np.full((len(groups), completion_length), -1, dtype=np.int64)
+        compose_priors(self.given, groups, completion_length).fill(ids_RL)
+        free_RL = ids_RL < 0
+        rollout = Rollout.of(groups, np.maximum(ids_RL, 0), np.where(free_RL, 0, Mark.PRIOR).astype(np.int32))
+        masks = Masks(
+            mask_PL=free_RL.astype(np.uint8),
+            weight_PL=free_RL.astype(np.float32),
+            row_P=np.arange(len(groups), dtype=np.int32),
+            scored_RL=free_RL.astype(np.uint8),
+            length_R=np.full(len(groups), completion_length, dtype=np.int32),
+        )
+        allowed = allowed_tokens(self.given, groups, completion_length)
+        with passes_without_dropout(self.model.module):
+            made_RL, sure_RL = one_step_completions(self.model, rollout, masks, allowed, cost)
+        eligible_RL = eligible_tokens(made_RL, self.tokenizer, self.answer_span) & free_RL
+        rows = zip(made_RL, sure_RL, eligible_RL.astype(np.uint8), strict=True)
+        self._made = {int(key): Completion(*row, version=0) for key, row in zip(keys, rows, strict=True)}
+        return cost
+
+    def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
+        """Return the anchors of each row's prompt; `prepare` comes first."""
+        del completion_length
+        rows = [self._made.get(key) for key in prompt_keys(prompts).tolist()]
+        known = [row for row in rows if row is not None]
+        if len(known) < len(rows):
+            raise InvalidValueError("first_forward: got a prompt that was not prepared, needs prepare with it first")
+        if not known:
+            return PriorSet.empty(0)
+        ids_RL, confidence_RL, eligible_RL = (np.stack([row[i] for row in known]) for i in range(3))
+        keep_RL = self._choice.pick(prompts, eligible_RL, self._progress, confidence_RL)
+        return fixed_where(keep_RL, ids_RL, "first_forward")
+
+
+def _cache_names(given: Sequence[Prior], prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> list[int]:
+    """Return a number for each prompt and what the priors beside its completion fix and allow."""
+    ids_RL = np.full((len(prompts), length), -1, dtype=np.int64)
+    compose_priors(given, prompts, length).fill(ids_RL)
+    allowed = allowed_tokens(given, prompts, length)
+    tables = [b""] * len(prompts)
+    if allowed is not None:
+        table = allowed.cpu().numpy()
+        tables = [row.tobytes() for row in table] if table.ndim == 3 else [table.tobytes()] * len(prompts)
+    parts = zip(keys, ids_RL, tables, strict=True)
+    digests = (hashlib.blake2b(key.tobytes() + ids.tobytes() + table, digest_size=8) for key, ids, table in parts)
+    return [int.from_bytes(digest.digest(), "little") for digest in digests]
 
 
 def _stack(rows: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:

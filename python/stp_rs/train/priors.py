@@ -25,7 +25,7 @@ from stp_rs.priors import (
 from stp_rs.priors.base import Constrained, Referenced, is_soft
 from stp_rs.priors.hint import SELECTORS
 from stp_rs.rollout.params import make_unmasking
-from stp_rs.train.anchors import OfflineGeneration
+from stp_rs.train.anchors import FirstForward, OfflineGeneration
 from stp_rs.train.metrics import Ledger
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stp_rs.tasks.base import Task
 
 _LOGGER = logging.getLogger(__name__)
-NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "hint", "frequency")
+NAMES = ("template", "copy", "length", "vocabulary", "offline_generation", "first_forward", "hint", "frequency")
 """Sources that `stp_spatial` may name."""
 _OF_A_TASK = ("template", "copy", "vocabulary")
 """Sources that fix or restrict places of the canvas, which only a task knows."""
@@ -165,6 +165,10 @@ def training_priors(
             priors.append(
                 _offline(config, task, model, tokenizer, read=read, given=priors, resumed=resumed, ledger=ledger)
             )
+        elif name == "first_forward":
+            span = answer_span(task) if config.stp_protect_answer else None
+            certain = [prior for prior in priors if not is_soft(prior)]
+            priors.append(FirstForward(model, tokenizer, config.stp_keep, span, shared["anneal"], certain))
         elif name == "hint":
             priors.append(Hint(solution_text(task), tokenizer, **hint))
         elif name == "frequency":
@@ -258,7 +262,8 @@ def _offline(
             rows, tokenizer, uids=range(len(rows)), chat_template_kwargs=config.chat_template_kwargs
         )
         length = config.max_completion_length
-        cost = prior.build(model, prompts, tokenizer, unmasking, completion_length=length, given=certain)
+        cache = Path(config.stp_anchor_cache) if config.stp_anchor_cache else None
+        cost = prior.build(model, prompts, tokenizer, unmasking, completion_length=length, given=certain, cache=cache)
         ledger.add(cost, "prior")
         prior.save(stored)
     return prior

@@ -26,8 +26,10 @@ CANVASES = 256
 @torch.no_grad()
 def one_step_completions(
     model: DiffusionModel, rollout: Rollout, masks: Masks, allowed: Tensor | None, cost: Cost
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the completions i64 [P, L] in which every masked token of a state is the most likely one.
+
+    Beside them the log-probs f32 [P, L] of these tokens, 0 where nothing was masked.
 
     Args:
         model: the policy that made the rollout.
@@ -40,12 +42,12 @@ def one_step_completions(
         ConfigError: the model is block-causal: its states have no completion from one forward.
     """
     if block_size_of(model):
-        raise ConfigError("stp_stepwise: got a block-causal model, whose later blocks one forward cannot complete")
+        raise ConfigError("one-step completions: got a block-causal model, whose later blocks one forward cannot fill")
     device, row_P = device_of(model), masks.row_P.astype(np.int64)
     law = SamplingParams(allowed=placed(allowed, device))
     length, prompt_R = rollout.token_ids.shape[1], rollout.prompt_length
     width = int((prompt_R + masks.length_R).max(initial=0))
-    made_PL = rollout.token_ids[row_P]
+    made_PL, logprob_PL = rollout.token_ids[row_P], np.zeros((len(row_P), length), dtype=np.float32)
     for start in range(0, len(row_P), CANVASES):
         part = slice(start, start + CANVASES)
         rows = row_P[part]
@@ -64,11 +66,13 @@ def one_step_completions(
         if legal is not None and legal.dim() > 1:
             legal = allowed_rows(law, torch.from_numpy(rows[pass_N] * length + place_N).to(device), length)
         logits_NV = candidate_logits(model.head(hidden_NH), model.mask_token_id, legal)
-        made_PL[start + pass_N, place_N] = logits_NV.argmax(-1).cpu().numpy()
+        best_N, token_N = torch.log_softmax(logits_NV, -1).max(-1)
+        made_PL[start + pass_N, place_N] = token_N.cpu().numpy()
+        logprob_PL[start + pass_N, place_N] = best_N.cpu().numpy()
         cost.forwards += len(rows)
         cost.tokens += canvas_PS.size
         cost.head_rows += len(at_N)
-    return made_PL
+    return made_PL, logprob_PL
 
 
 def token_advantages(
@@ -130,7 +134,7 @@ def stepwise(
     """
     cost = Cost()
     with passes_without_dropout(model.module):
-        made_PL = one_step_completions(model, rollout, masks, allowed, cost)
+        made_PL, _ = one_step_completions(model, rollout, masks, allowed, cost)
     made_PL[rollout.unmask_step[masks.row_P] == Mark.OUTSIDE] = model.pad_token_id
     reward_P = score(made_PL, masks.row_P.astype(np.int64))
     return rollout.replaced(token_advantage=token_advantages(rollout, masks, mass_RL, reward_P, weight)), cost

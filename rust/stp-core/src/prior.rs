@@ -18,8 +18,8 @@ pub struct Anchor {
 }
 
 /// Names of the sources; an anchor stores the index.
-pub const SOURCES: [&str; 7] =
-    ["custom", "offline_generation", "template", "copy", "length", "hint", "frequency"];
+pub const SOURCES: [&str; 8] =
+    ["custom", "offline_generation", "template", "copy", "length", "hint", "frequency", "first_forward"];
 
 /// A ragged batch of priors in compressed rows; positions ascend within a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
