@@ -7,8 +7,8 @@ that a balanced fraction gives differences of means. Products of factors are lef
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from stp_rs.errors import ConfigError
 from stp_rs.text import show
 from studies.compare.curves import t_quantile
-from studies.compare.table import grid
+from studies.compare.table import Row, grid
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,19 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     runs = [run for path in args.json.split(",") for run in json.loads(Path(path).read_text(encoding="utf-8"))["runs"]]
     for task in dict.fromkeys(run["task"] for run in runs):
-        found = effects([run for run in runs if run["task"] == task], args.factors)
-        columns = [
-            ("factor", lambda e: e.factor),
-            ("level", lambda e: str(e.level)),
-            ("runs", lambda e: str(e.runs)),
-            ("effect on the final score", lambda e: f"{e.effect:+.3f}" + (f" +-{e.half:.3f}" if e.half else "")),
+        found = [asdict(e) for e in effects([run for run in runs if run["task"] == task], args.factors)]
+        columns: list[tuple[str, Callable[[Row], str]]] = [
+            ("factor", lambda row: row["factor"]),
+            ("level", lambda row: str(row["level"])),
+            ("runs", lambda row: str(row["runs"])),
+            ("effect on the final score", lambda row: f"{row['effect']:+.3f}" + _half(row["half"])),
         ]
         show("\n".join([f"### {task}", "", *grid(columns, found), ""]))
     return 0
+
+
+def _half(half: float | None) -> str:
+    return "" if half is None else f" +-{half:.3f}"
 
 
 if __name__ == "__main__":

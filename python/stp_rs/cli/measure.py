@@ -41,6 +41,7 @@ from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.rollout.rewards import Rewards, decode_completions
 from stp_rs.testing import gram
+from stp_rs.testing.states import Part
 from stp_rs.testing.variance import independent_variance
 from stp_rs.text import show
 from stp_rs.train.checkpoint import policy_folder, write_json
@@ -282,7 +283,7 @@ def alignment_lines(lines: Sequence[VarianceRow]) -> list[str]:
     return shown
 
 
-def bias_lines(parts: Mapping[str, BiasPart]) -> list[str]:
+def bias_lines(parts: Mapping[Part, BiasPart]) -> list[str]:
     """Return how much of the bias of scoring visited states is weights and how much earliness; nothing without any."""
     if not parts:
         return []
