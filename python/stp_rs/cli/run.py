@@ -108,6 +108,8 @@ def _run_training(
     summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
     summary["samples"] = samples(task, test_rows[:8], before=before["completions"], after=after["completions"])
     write_json(run / "summary.json", summary)
+    trainer.summary = summary
+    trainer.create_model_card()
     write_report(run)
     return summary
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stp_rs._core import permutation
+from stp_rs.data.drawing import drawn
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.steps import StepMap
 from stp_rs.errors import CheckpointError, DtypeError, InvalidValueError, ShapeError
@@ -34,7 +35,7 @@ from stp_rs.types import Cost, Mark
 Rows = Sequence[int] | NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rollout:
     """A batch of completions: tokens, how each was decoded, rewards, advantages. Methods return new records."""
 
@@ -91,6 +92,10 @@ class Rollout:
             policy_version=np.zeros(rows, dtype=np.int64),
             exact=exact,
         )
+
+    def __repr__(self) -> str:
+        """Return the first completions in text: which forward revealed each token."""
+        return drawn(self)
 
     def __len__(self) -> int:
         """Return R, the number of completions."""

@@ -74,7 +74,7 @@ class Frequency:
         prompts: prompts whose counts are kept, those that were decoded last.
     """
 
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     share: float = 0.9
     minimum: int = 8
     keep: float = 1.0

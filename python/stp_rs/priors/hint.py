@@ -36,7 +36,7 @@ class Hint:
     """
 
     text: Callable[[Mapping[str, Any]], str | None]
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     share: float = 0.5
     selector: str = "random"
     answer_span: AnswerSpan | None = None

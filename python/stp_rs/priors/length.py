@@ -1,7 +1,7 @@
 """The prior `Length`: every position past a budget of tokens is end-of-text."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Length:
         minimum: completions seen before a quantile cuts anything.
     """
 
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     budget: Budget = None
     quantile: float | None = None
     slack: int = 0

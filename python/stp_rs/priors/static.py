@@ -1,7 +1,7 @@
 """The priors `Template` and `Copy`: tokens that the output format or the prompt determines."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Template:
     """
 
     texts: Mapping[int, str]
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return the template for every row."""
@@ -72,7 +72,7 @@ class Copy:
     """
 
     copies: Callable[[dict[str, Any]], Mapping[int, str]]
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
 
     def __call__(self, prompts: PromptBatch, completion_length: int) -> PriorSet:
         """Return each row's copies."""

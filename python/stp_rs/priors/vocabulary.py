@@ -1,7 +1,7 @@
 """The prior `Vocabulary`: which tokens are allowed at each completion position."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Vocabulary:
     """
 
     texts: Callable[[int], Texts]
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     for_row: Callable[[Mapping[str, Any]], Mapping[int, Sequence[str]]] | None = None
     vocab_size: int = 0
 

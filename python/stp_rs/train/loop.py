@@ -32,6 +32,7 @@ from stp_rs.errors import CheckpointError, StpError
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
+from stp_rs.train.card import CARD, write_card
 from stp_rs.train.checkpoint import (
     ARGUMENTS,
     TRAINER,
@@ -304,6 +305,8 @@ class TrainingLoop(Trainer):
         if self.args.load_best_model_at_end and best is not None:
             load_weights(self.model, read_checkpoint(Path(best)).path)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        if self.args.process_index == 0 and Path(str(self.args.output_dir)).is_dir():
+            self.create_model_card()
         self._finish_current_push()
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
@@ -346,6 +349,7 @@ class TrainingLoop(Trainer):
             write={
                 TRAINER: self.state.save_to_json,
                 ARGUMENTS: self._write_arguments,
+                CARD: lambda path: Path(path).write_text(self.model_card(), encoding="utf-8"),
                 **self.parts_to_save(),
             },
             priors=hooks.take_states(self.priors),
@@ -369,8 +373,19 @@ class TrainingLoop(Trainer):
         folder = Path(str(output_dir or self.args.output_dir))
         save_policy(folder, self.model, self.processing_class)
         self._write_arguments(folder / ARGUMENTS)
+        write_card(folder, self.model_card())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(  # type: ignore[override] # the rest of the card is known here
+        self, *, model_name: str | None = None, **_: Any
+    ) -> None:
+        """Write the card of the run's folder: what transformers asks for before it uploads."""
+        write_card(Path(str(self.args.output_dir)), self.model_card(model_name))
+
+    def model_card(self, name: str | None = None) -> str:
+        """Return the text of the card: data, method, metrics, citation."""
+        raise NotImplementedError
 
     def _write_arguments(self, path: str | Path) -> None:
         text = json.dumps(self.args.to_flat(), indent=2, default=str) + "\n"

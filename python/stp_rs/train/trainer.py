@@ -47,6 +47,7 @@ from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
 from stp_rs.train.callbacks import Completions
+from stp_rs.train.card import model_card
 from stp_rs.train.checkpoint import Checkpoint
 from stp_rs.train.identity import run_inputs
 from stp_rs.train.loop import TrainingLoop
@@ -127,6 +128,8 @@ class STPTrainer(TrainingLoop):
     """
 
     task: Any = None
+    summary: Mapping[str, Any] | None = None
+    """Scores of a task's run before and after, once there are some: its card says them."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - the signature is TRL's
         self,
@@ -239,6 +242,10 @@ class STPTrainer(TrainingLoop):
         if self.args.sync_ref_model and self.reference is not None:
             parts[_REFERENCE] = partial(save_file, reference_parameters(self.reference))
         return parts
+
+    def model_card(self, name: str | None = None) -> str:
+        """Return the text of the card: data, method, metrics, citation."""
+        return model_card(self, self.summary, name)
 
     def load_parts(self, checkpoint: Checkpoint) -> None:
         """Go on with those."""

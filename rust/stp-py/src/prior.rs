@@ -90,9 +90,51 @@ impl PyPriorSet {
     }
 
     fn __repr__(&self) -> String {
-        format!("PriorSet(rows={}, num_anchors={})", self.inner.rows(), self.inner.len())
+        let head = format!("PriorSet(rows={}, num_anchors={})", self.inner.rows(), self.inner.len());
+        std::iter::once(head).chain(drawn(&self.inner)).collect::<Vec<_>>().join("\n")
     }
 }
+
+/// The first rows in text: the letter of what fixed each position, a dot where one is free; and what the letters mean.
+fn drawn(set: &prior::PriorSet) -> Vec<String> {
+    let rows = set.rows().min(ROWS);
+    let anchors = || (0..rows).flat_map(|row| set.row(row));
+    let Some(last) = anchors().map(|a| a.position as usize).max() else {
+        return Vec::new();
+    };
+    let columns = (last + 1).min(COLUMNS);
+    let mut lines: Vec<String> = (0..rows)
+        .map(|row| {
+            let mut cells = vec!['.'; columns];
+            for anchor in set.row(row) {
+                if let Some(cell) = cells.get_mut(anchor.position as usize) {
+                    *cell = letter(anchor.source);
+                }
+            }
+            let more = if last >= columns { " ..." } else { "" };
+            format!("  {row:>2} {}{more}", cells.into_iter().collect::<String>())
+        })
+        .collect();
+    if set.rows() > rows {
+        lines.push(format!("   and {} rows more", set.rows() - rows));
+    }
+    let seen = (0..SOURCES.len() as u8).filter(|&source| anchors().any(|a| a.source == source));
+    let legend: Vec<String> = seen.map(|s| format!("{} {}", letter(s), SOURCES[usize::from(s)])).collect();
+    lines.push(format!("   . free, {}", legend.join(", ")));
+    lines
+}
+
+/// The letter of a source: its first, `#` for one of the caller's own.
+fn letter(source: u8) -> char {
+    match SOURCES[usize::from(source)] {
+        "custom" => '#',
+        name => name.chars().next().map_or('#', |first| first.to_ascii_uppercase()),
+    }
+}
+
+/// Most rows and positions that are drawn.
+const ROWS: usize = 6;
+const COLUMNS: usize = 100;
 
 /// Marks in `keep` u8 `[R, L]` the anchors of each row: a share of its eligible positions, at least one where positive.
 #[pyfunction]

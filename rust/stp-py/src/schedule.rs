@@ -93,11 +93,56 @@ impl PyUnmasking {
         let s = &self.inner;
         format!(
             "Unmasking({}, block_length={}, quota='{quota}', selection='{selection}', confidence='{confidence}', \
-             temporal='{temporal}', max_nfe={}, eos='{eos}')",
-            s.diffusion_steps, s.block_length, s.max_nfe
+             temporal='{temporal}', max_nfe={}, eos='{eos}')\n  {}",
+            s.diffusion_steps,
+            s.block_length,
+            s.max_nfe,
+            drawn(s)
         )
     }
 }
+
+/// The plan of a completion with one free token per step, in text: masks before each forward, and reveals.
+fn drawn(unmasking: &Unmasking) -> String {
+    let n = unmasking.diffusion_steps.min(DRAWN);
+    let whole = Unmasking { diffusion_steps: n, ..*unmasking };
+    let layout = Layout::new(0, n, unmasking.block_length);
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let Some(plan) = whole.plan(&positions, &layout) else {
+        return "how many tokens a forward reveals depends on the model".to_string();
+    };
+    let counts = plan.counts();
+    let bars: String = (0..counts.len().min(COLUMNS))
+        .map(|i| {
+            let masks = counts[i * counts.len() / counts.len().min(COLUMNS)] as usize;
+            HEIGHTS[(masks * HEIGHTS.len()).div_ceil(n).clamp(1, HEIGHTS.len()) - 1]
+        })
+        .collect();
+    let mut runs: Vec<(u32, usize)> = Vec::new();
+    for reveal in plan.reveals() {
+        match runs.last_mut() {
+            Some((count, times)) if *count == reveal => *times += 1,
+            _ => runs.push((reveal, 1)),
+        }
+    }
+    let more = if runs.len() > RUNS { ", ..." } else { "" };
+    let said: Vec<String> = runs
+        .iter()
+        .take(RUNS)
+        .map(|&(count, times)| if times == 1 { count.to_string() } else { format!("{count} x {times}") })
+        .collect();
+    format!(
+        "{n} free tokens, {} forwards; masked before each: {bars}\n  revealed by each: {}{more}",
+        counts.len(),
+        said.join(", ")
+    )
+}
+
+/// Most tokens of a drawn plan, its columns, and runs of equal reveals.
+const DRAWN: usize = 4096;
+const COLUMNS: usize = 60;
+const RUNS: usize = 12;
+const HEIGHTS: [char; 8] = ['\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}'];
 
 /// Mask counts of the even plan of `n` tokens in at most `steps` steps.
 #[pyfunction]
