@@ -8,7 +8,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from stp_rs.text import inert
+from stp_rs.text import inert, show
 
 Item = TypeVar("Item")
 _FORM = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
@@ -70,6 +70,14 @@ class Bar:
             self._bar.write(shown, file=self._stream())
         else:
             self._line(shown)
+
+    def result(self, text: str) -> None:
+        """Print lines to stdout, above a bar that shares its terminal."""
+        if self._bar is not None:
+            self._bar.clear()
+        show(text)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def close(self) -> None:
         """End the bar where it is."""

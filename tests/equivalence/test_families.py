@@ -219,6 +219,9 @@ def test_recipes_pass_a_dry_run_on_the_stand_in(recipe: str, tmp_path: Path, cap
     ]
     assert main([*arguments, "--max_completion_length", "12", "--diffusion_steps", "6"]) == 0
     shown = capsys.readouterr().out
+    assert "free tokens, " in shown or "depends on the model" in shown
+    assert "tokens fixed" in shown
+    assert "at the peak: " in shown
     assert "dry run: one batch was decoded, scored and trained on; nothing was written" in shown
     assert "FAIL" not in shown
     assert not (tmp_path / "run").exists()

@@ -26,7 +26,7 @@ def test_lazy_names_are_those_that_type_checkers_see():
         stp_rs.nonsense  # noqa: B018 - asking is the test
 
 
-COMMANDS = ["train", "sample", "eval", "report", "inspect", "watch", "probe", "variance", "grade", "env"]
+COMMANDS = ["train", "sample", "eval", "report", "inspect", "watch", "probe", "estimate", "variance", "grade", "env"]
 
 
 @pytest.mark.parametrize(

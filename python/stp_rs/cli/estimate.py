@@ -91,6 +91,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def print_cost(config: "TaskConfig") -> None:
+    """Print what a configuration will compute, need and take; its policy is opened, a forward of it timed."""
+    from stp_rs.eval.prices import calibrate, memory, network_of, seconds
+
+    found, policy, config = _of_policy(argparse.Namespace(num_processes=1), config)
+    rates = calibrate(policy, found, config)
+    cuda = config.device.type == "cuda"
+    parts = memory(network_of(policy), found, config, sharded=False, cuda=cuda)
+    _print(found, seconds(found, rates), parts, rates, config)
+
+
 def _of_policy(args: argparse.Namespace, config: "TaskConfig") -> "tuple[Forecast, Any, TaskConfig]":
     """Return the forecast of a configuration whose policy is opened here."""
     import tempfile

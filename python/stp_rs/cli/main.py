@@ -11,6 +11,7 @@ from typing import Any
 
 from stp_rs._core import __version__
 from stp_rs.cli.terminal import Parser, guarded
+from stp_rs.progress import Bar
 from stp_rs.text import show, table
 
 
@@ -183,11 +184,12 @@ def _eval(args: argparse.Namespace) -> int:
     show(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
     path = Path(args.json) if args.json else None
     hidden = {"block_length", "temperature", "samples", "few_shot", "prefill", "seed", "n"}
-    for i, cell in enumerate(evaluate_cells(model, tokenizer, task, rows, config, cells, path)):
+    bar = Bar(len(cells), "eval", "decodes")
+    for i, cell in enumerate(bar.over(evaluate_cells(model, tokenizer, task, rows, config, cells, path))):
         shown = {name: value for name, value in cell.items() if name not in hidden}
         if i == 0:
-            show("".join(f"{name:>{_column(name)}}" for name in shown))
-        show("".join(f"{_shown(value):>{_column(name)}}" for name, value in shown.items()))
+            bar.result("".join(f"{name:>{_column(name)}}" for name in shown))
+        bar.result("".join(f"{_shown(value):>{_column(name)}}" for name, value in shown.items()))
     return 0
 
 

@@ -4,10 +4,11 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stp_rs.text import show
+from stp_rs.text import clip, inert, show
 
 if TYPE_CHECKING:
     from stp_rs.config import TaskConfig
@@ -44,27 +45,76 @@ def run(args: argparse.Namespace) -> int:
 
 
 def dry_run(config: "TaskConfig") -> int:
-    """Open the policy, make one rollout batch and its updates at the configured sizes, and write nothing.
+    """Show policy, plan, cost and three prompts with their priors drawn in; make one batch, and write nothing.
 
     Returns:
         The exit code: 1 where a probe failed.
     """
+    from stp_rs.cli.estimate import print_cost
     from stp_rs.cli.run import TaskTrainer, complete, make_task, prepare_policy, set_threads
 
     set_threads(config)
     task = make_task(config)
     with tempfile.TemporaryDirectory() as folder:
-        config = replace(complete(config, task), output_dir=folder, sft_steps=0)
+        whole = complete(config, task)
+        config = replace(whole, output_dir=folder, sft_steps=0)
         policy, tokenizer = prepare_policy(config, task, Path(folder))
         failed = _describe(policy, tokenizer)
         trainer = TaskTrainer(config, task, policy, tokenizer, [])
+        trainer.prepare()
+        show("\nThe plan:\n" + repr(trainer.unmasking))
+        show("\n".join(["", "Prompts with their priors drawn in (\u00b7 is free):", *drawn_prompts(trainer)]))
+        show("\nThe cost:")
+        print_cost(whole)
         metrics = trainer.train_step().metrics
+    show("\nOne batch:")
     names = ("loss", "grad_norm", "reward", "completions/mean_length", "diffusion/nfe", "diffusion/forward_equivalents")
     for name in names:
         if name in metrics:
             show(f"{name:32} {metrics[name]:.4g}")
     show("dry run: one batch was decoded, scored and trained on; nothing was written")
     return failed
+
+
+def drawn_prompts(trainer: Any) -> list[str]:
+    """Return, for three training prompts, the prompt and its completion with fixed tokens as text, and the forwards."""
+    import numpy as np
+
+    from stp_rs.data.prompts import encode_prompts
+    from stp_rs.priors import compose_priors
+    from stp_rs.priors import lifecycle as hooks
+
+    rows, tokenizer = trainer.task.rows("train", _DRAWN, trainer.args.seed), trainer.tokenizer
+    length = trainer.args.max_completion_length
+    template = trainer.args.chat_template_kwargs
+    prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)), chat_template_kwargs=template)
+    hooks.begin_step(trainer.priors, 0, trainer.count_rollouts())
+    hooks.prepare(trainer.priors, prompts, length)
+    fixed = compose_priors(trainer.priors, prompts, length)
+    ids_RL = np.empty((len(rows), length), dtype=np.int64)
+    fixed.fill(ids_RL)
+    lines = []
+    for row, ids_L in zip(prompts.rows, ids_RL, strict=True):
+        plan = trainer.unmasking.plan((ids_L < 0).astype(np.uint8))
+        forwards = "forwards as the model decides" if plan is None else f"{len(plan)} forwards"
+        said = row["prompt"][-1]["content"] if isinstance(row["prompt"], list) else row["prompt"]
+        lines += [f"  {clip(inert(str(said)), _WIDE)}", f"    {_filled(ids_L, tokenizer)}"]
+        lines += [f"    {int((ids_L >= 0).sum())} of {length} tokens fixed, {forwards}"]
+    return lines
+
+
+def _filled(ids_L: Any, tokenizer: Any) -> str:
+    """Return fixed tokens as their text; a free one is a dot, many of them a dot and their number."""
+    parts = []
+    for free, run in groupby(ids_L.tolist(), key=lambda token: token < 0):
+        tokens = list(run)
+        dots = "\u00b7" * len(tokens) if len(tokens) <= _DOTS else f" \u00b7x{len(tokens)} "
+        parts.append(dots if free else inert(tokenizer.decode(tokens)))
+    return clip("".join(parts), _WIDE)
+
+
+_DRAWN, _WIDE, _DOTS = 3, 96, 24
+"""Prompts of a dry run, columns of each, and most free tokens in a row that are drawn one by one."""
 
 
 def _describe(policy: Any, tokenizer: Any) -> int:

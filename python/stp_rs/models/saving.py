@@ -4,9 +4,11 @@ A folder also says, in `stp_policy.json`, how its policy was opened: so that an 
 from a hub that has changed since is found out.
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
+from transformers.utils import logging
 
 from stp_rs.errors import CheckpointError, ModelError
 
@@ -24,7 +27,8 @@ POLICY = "stp_policy.json"
 def save_module(module: Any, folder: Path) -> None:
     """Write a module into a folder: by its `save_pretrained`, or its state dict as safetensors where it has none."""
     if callable(getattr(module, "save_pretrained", None)):
-        module.save_pretrained(folder)
+        with _without_bars():
+            module.save_pretrained(folder)
     else:
         save_model(module, str(folder / WEIGHTS))
     opened = getattr(module, "_stp_opened", None)
@@ -49,6 +53,18 @@ def load_module(module: Any, folder: Path) -> None:
             load_model(module, str(folder / WEIGHTS))
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{folder}: its weights cannot be loaded: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Leave out transformers' bar of the shards: a run has a bar of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_savable(module: nn.Module, tokenizer: Any = None) -> None:
