@@ -31,7 +31,7 @@ def test_a_run_its_checkpoints_and_a_saved_model_have_a_card(tmp_path: Path):
         assert "eprint = {2512.03759}" in text, "the preset's own paper"
     step = made.state.global_step
     assert f"After {step:,} optimiser updates" in card_of(tmp_path / "run")[1]
-    assert "After 1 optimiser updates" in card_of(tmp_path / "run" / "checkpoint-1")[1]
+    assert "After 8 optimiser updates" in card_of(tmp_path / "run" / "checkpoint-8")[1]
     assert str(tmp_path) not in card_of(tmp_path / "run")[1]
 
 

@@ -142,7 +142,8 @@ fn drawn(unmasking: &Unmasking) -> String {
 const DRAWN: usize = 4096;
 const COLUMNS: usize = 60;
 const RUNS: usize = 12;
-const HEIGHTS: [char; 8] = ['\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}'];
+const HEIGHTS: [char; 8] =
+    ['\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}'];
 
 /// Mask counts of the even plan of `n` tokens in at most `steps` steps.
 #[pyfunction]
