@@ -2,20 +2,25 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples docs dist lock clean moved unbuilt
+.PHONY: help train test test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples docs site pictures dist \
+	lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS ?= dev
+comma := ,
+# What a target needs beside the development tools.
+EXTRAS ?= dev$(if $(filter docs site pictures,$(MAKECMDGOALS)),$(comma)docs)$(if $(filter dist,$(MAKECMDGOALS)),$(comma)release)
 ARGS ?=
 PLANS ?= $(filter-out %/smoke.yaml,$(wildcard examples/compare/*.yaml))
 PYTHONS ?= python3.10 python3.11
-comma := ,
 AGAIN = $(if $(wildcard $(INSTALLED)),--quiet)
 # One stamp for each set of extras: asking for another set installs it.
 INSTALLED := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
 RUST := Cargo.toml Cargo.lock .cargo/config.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 DEPENDENCIES := $(PY) pyproject.toml constraints.txt Cargo.toml moved
+# The exact versions; of torch that of the interpreter's own, where it has one (scripts/tools.sh torch).
+CONSTRAINTS := $(VENV)/constraints.txt
+FAILED = { sh scripts/tools.sh failed; exit 1; }
 
 # pip calls the build backend `maturin` by name, so ours must come first; and whatever other environment the caller
 # has active must not leak into this one.
@@ -71,12 +76,21 @@ dev: $(INSTALLED) ## Only set up: the environment, the extension in release mode
 examples: $(INSTALLED) ## Run every file of examples/
 	@set -e; for file in $(wildcard examples/*.py); do echo "== $$file"; $(PY) "$$file"; done
 
-docs: ## Build the Rust core's documentation; a broken link is an error
+docs: site ## Build the documentation site and the Rust core's documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
+site: $(INSTALLED) ## Build the documentation site into build/site; a warning is an error
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
+	@echo "== build/site/index.html"
+
+pictures: $(INSTALLED) ## Draw the pictures of docs/concepts.md anew
+	$(PY) scripts/draw_concepts.py docs/img
+
+# A wheel for old systems too is linked by zig (a package of PyPI) against old symbols of the C library.
 dist: $(INSTALLED) ## Build the source distribution, and a wheel from it, into dist/
 	rm -rf dist
-	$(VENV)/bin/maturin build --release --sdist --interpreter $(PY) --out dist
+	$(VENV)/bin/maturin build --release --sdist --interpreter $(PY) --out dist \
+		$(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux2014)
 
 lock: $(INSTALLED) ## Resolve constraints.txt anew, for each interpreter of PYTHONS="python3.10 python3.11"
 	$(PY) scripts/lock.py $(PYTHONS)
@@ -86,10 +100,12 @@ clean: ## Remove the environment and every build product; keeps runs/
 	find python tests examples benches -name __pycache__ -prune -exec rm -rf {} +
 	rm -f python/stp_rs/_core.*.so
 
+# A torch that the interpreter has is used, and not installed again (3 GB with CUDA). TORCH=new installs the pinned one.
 $(PY):
 	@sh scripts/tools.sh rust
+	@sh scripts/tools.sh space
 	@python=$$(sh scripts/tools.sh python) && echo "== $(VENV), made by $$("$$python" --version)" && \
-		"$$python" -m venv --clear $(VENV)
+		"$$python" -m venv --clear $(VENV) && sh scripts/tools.sh torch "$$python" $(VENV)
 
 # The stamp holds the folder it was made in: an editable install in a folder that was moved since points at nothing.
 ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -105,8 +121,10 @@ endif
 $(INSTALLED): $(PY) pyproject.toml constraints.txt $(RUST)
 	@sh scripts/tools.sh rust
 	$(if $(filter Cargo.toml,$?),@cargo clean --quiet --release --package stp-py)
+	@{ if [ -e $(VENV)/torch.txt ]; then grep -v '^torch==' constraints.txt; cat $(VENV)/torch.txt; \
+		else cat constraints.txt; fi; } > $(CONSTRAINTS)
 	$(if $(filter $(DEPENDENCIES),$?),\
-		$(PY) -m pip install --quiet --constraint constraints.txt maturin && \
-		$(PY) -m pip install $(AGAIN) --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]",\
+		{ $(PY) -m pip install --quiet --constraint $(CONSTRAINTS) maturin && \
+		$(PY) -m pip install $(AGAIN) --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[$(EXTRAS)]"; } || $(FAILED),\
 		$(VENV)/bin/maturin develop --release --skip-install)
 	@echo '$(CURDIR)' > $@

@@ -1,17 +1,22 @@
 """What the documentation promises: public names are explained, snippets run, pointers lead somewhere."""
 
 import ast
+import contextlib
 import doctest
 import importlib
 import inspect
+import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +110,100 @@ def blocks(path: Path, *languages: str) -> list[str]:
 MARKDOWN = sources(".md")
 
 
-def test_the_snippets_of_users_documents_run(tmp_path: Path):
+@pytest.fixture
+def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in; tasks that a page adds are gone afterwards, and warnings are shown, as to a reader."""
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("stp_rs.tasks")
+    monkeypatch.setattr(module, "TASKS", dict(module.TASKS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield tmp_path
+
+
+USERS_PAGES = [p for p in MARKDOWN if (p.name == "README.md" or p.parts[0] == "docs") and blocks(p, "python")]
+
+
+@pytest.mark.parametrize("path", USERS_PAGES, ids=str)
+def test_the_snippets_of_a_users_page_run(path: Path, as_a_reader: Path):
     """In order, in one process and an empty folder, as a reader pastes them; other documents show parts."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    program = as_a_reader / "page.py"
+    program.write_text("\n".join(blocks(path, "python")), encoding="utf-8")
+    runpy.run_path(str(program), run_name="__main__")
+
+
+def test_every_python_snippet_parses():
     for path in MARKDOWN:
-        program = "\n".join(blocks(path, "python"))
-        ast.parse(program, filename=str(path))
-        if program and (path.name == "README.md" or path.parts[0] == "docs"):
-            folder = tmp_path / path.stem
-            folder.mkdir()
-            command = [sys.executable, "-c", program]
-            done = subprocess.run(
-                command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=800
-            )
-            assert done.returncode == 0, f"{path}:\n{done.stderr}"
+        ast.parse("\n".join(blocks(path, "python")), filename=str(path))
+
+
+HOW_TO = re.compile(r"docs/howto/own_(reward|prior|model|task)\.md")
+
+
+@pytest.mark.parametrize("path", [path for path in MARKDOWN if HOW_TO.match(path.as_posix())], ids=str)
+def test_a_part_of_ones_own_takes_few_lines(path: Path):
+    """A page wires it in under 40 lines of code, imports and the trainer included."""
+    code = [line for block in blocks(path, "python") for line in block.splitlines() if line.strip()]
+    assert 10 < len(code) < 40
+
+
+NOTEBOOKS = [path for path in files() if path.suffix == ".ipynb"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
+def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path):
+    nbformat = pytest.importorskip("nbformat", reason="the extra docs")
+    nbclient = pytest.importorskip("nbclient", reason="the extra docs")
+    pytest.importorskip("ipykernel", reason="the extra docs")
+    notebook = nbformat.read(ROOT / path, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell for cell in notebook.cells if cell.get("outputs")] == [], "outputs are made, not stored"
+    # a user's Jupyter settings, and those of this machine, decide nothing
+    environment = {**os.environ, "JUPYTER_PLATFORM_DIRS": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
+    environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+    client = nbclient.NotebookClient(notebook, timeout=800, kernel_name="python3")
+    client.km = client.create_kernel_manager()
+    client.km.kernel_spec.argv[0] = sys.executable
+    client.execute(cwd=str(tmp_path), env=environment)
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    first, last = re.findall(r"mean reward ([0-9.]+) to ([0-9.]+)", said)[0]
+    assert float(last) > float(first) + 0.3
+
+
+def test_the_pictures_of_the_concepts_are_current(monkeypatch: pytest.MonkeyPatch):
+    drawn = importlib.import_module("scripts.draw_concepts").PICTURES
+    assert drawn
+    for name, draw in drawn.items():
+        assert text(Path("docs/img") / name) == draw(), f"docs/img/{name} is old: make pictures"
+        assert f"img/{name}" in text(Path("docs/concepts.md"))
+
+
+def logged_names() -> set[str]:
+    """Return the names of metrics that the package's sources state, parts in braces as *."""
+    literal = re.compile(r"f?\"((?:diffusion|clip_ratio|completions|rewards)/[\w/{}]+|kl|entropy|num_tokens)\"")
+    found = {name for path in sources(".py", "python") for name in literal.findall(text(path))}
+    return {re.sub(r"\{\w+\}", "*", name) for name in found}
+
+
+def unexplained(names: Iterable[str], page: str) -> list[str]:
+    """Return the metrics that no row of the page is about; NAME and PHASE stand for anything."""
+    rows = [re.sub("NAME|PHASE", "*", name) for name in re.findall(r"`([\w/]+)`", page)]
+    return sorted(name for name in names if name not in rows and not any(fnmatchcase(name, row) for row in rows))
+
+
+def test_every_metric_is_explained():
+    names = logged_names() - {"diffusion/*", "diffusion/*_*"}  # of the ledger: the counts and clocks below
+    clocks = {f"diffusion/{of}seconds{phase}" for of in ("", "cpu_", "gpu_") for phase in ("", "_eval")}
+    counts = {f"diffusion/{count}_rollout" for count in ("forwards", "tokens", "head_rows")}
+    assert len(names) > 20
+    assert unexplained(names | clocks | counts, text(Path("docs/metrics.md"))) == []
+
+
+def test_a_metric_without_a_row_is_seen():
+    page = "| `reward` | x |\n| `rewards/NAME/mean` | y |\n| `diffusion/seconds_PHASE` | z |"
+    assert unexplained(["reward", "rewards/*/mean", "rewards/f/mean", "diffusion/seconds_rollout"], page) == []
+    assert unexplained(["rewards/f/std", "kl"], page) == ["kl", "rewards/f/std"]
 
 
 def broken(line: str) -> str | None:
@@ -136,10 +221,33 @@ def broken(line: str) -> str | None:
     if words and re.fullmatch(r"(.*/)?(python[\d.]*|bash|sh)", words[0]):
         script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), None)
         return f"no file {script}" if script and not (ROOT / script).exists() else None
+    if words and re.fullmatch(r"(.*/)?stp-rs", words[0]):
+        return refused(words[1:])
     asked = re.search(r"(?:\.|stp[-_]rs)\[([\w,-]+)\]", line) if "install" in words else None
     known = re.findall(r"^([\w-]+) = \[", text(Path("pyproject.toml")), re.MULTILINE) if asked else []
     missing = [extra for extra in asked[1].split(",") if extra not in known] if asked else []
     return f"no extra {missing} in pyproject.toml" if missing else None
+
+
+def refused(arguments: list[str]) -> str | None:
+    """Return what the command line has against some arguments: its own parser and configuration are asked."""
+    from stp_rs.cli.flags import given_options
+    from stp_rs.cli.main import build_parser
+    from stp_rs.config import TaskConfig
+    from stp_rs.errors import StpError
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            args = build_parser(arguments).parse_args(arguments)
+        if arguments[0] == "train":
+            flags = {name: value for name, value in given_options(args).items() if name not in ("output_dir", "data")}
+            TaskConfig.from_yaml(ROOT / args.config, **flags) if args.config else TaskConfig(**flags)
+    except SystemExit as end:
+        return None if end.code == 0 else said.getvalue().splitlines()[-1]
+    except (StpError, OSError) as error:
+        return str(error)
+    return None
 
 
 def commands(block: str) -> Iterator[str]:
@@ -163,6 +271,12 @@ def test_a_broken_command_is_seen():
     assert broken("python examples/no_such_file.py --fast") == "no file examples/no_such_file.py"
     assert broken('pip install "stp-rs[no-such-extra]"') is not None
     assert broken("git clone somewhere  # it's a comment") is None
+    assert broken(".venv/bin/stp-rs train --preset grpo --dry_run") is None
+    assert broken("stp-rs train --help") is None
+    assert "no_such_option" in str(broken("stp-rs train --no_such_option 3"))
+    assert "no_such_preset" in str(broken("stp-rs train --preset no_such_preset"))
+    assert "no_such.yaml" in str(broken("stp-rs train --config no_such.yaml"))
+    assert broken("stp-rs no-such-command") is not None
     assert list(commands("a \\\n  b && c\n")) == ["a    b ", " c", ""]
 
 

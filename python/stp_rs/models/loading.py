@@ -37,8 +37,8 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
     """Return (policy, tokenizer) of a model of the hub, of a folder, or of what a trainer saved.
 
     Args:
-        model_name_or_path: `GSAI-ML/LLaDA-8B-Instruct`, or a folder that `save_pretrained` or a trainer wrote. A folder
-            with adapters opens its base as it was opened before them.
+        model_name_or_path: `GSAI-ML/LLaDA-8B-Instruct`, a folder that `save_pretrained` wrote, a checkpoint, or a run
+            folder, whose last checkpoint is opened. A folder with adapters opens its base as it was opened before them.
         trust_remote_code: run the modelling code that comes with the checkpoint. Never asked for: it is an error
             without it.
         dtype: of the weights, `bfloat16` for example; `auto` is as they were saved.
@@ -61,7 +61,8 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
     unknown = sorted(set(traits) - set(_TRAITS))
     if unknown:
         raise TypeError(f"load: got {unknown[0]!r}, needs one of {', '.join(_TRAITS)}")
-    name, noted = str(model_name_or_path), opened_as(Path(model_name_or_path))
+    name = _model_of(str(model_name_or_path))
+    noted = opened_as(Path(name))
     adapters = (Path(name) / "adapter_config.json").is_file()
     hub = {"trust_remote_code": trust_remote_code, "revision": revision}
     base = _base_of(name, noted) if adapters else name
@@ -96,6 +97,20 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
     return policy, tokenizer
 
 
+def _model_of(name: str) -> str:
+    """Return a name as it is; of a run folder its checkpoint of the highest step."""
+    folder = Path(name)
+    if not folder.is_dir() or _holds_model(folder):
+        return name
+    steps = [path for path in folder.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdigit()]
+    found = [path for path in steps if _holds_model(path)]
+    return str(max(found, key=lambda path: int(path.name[len("checkpoint-") :]))) if found else name
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def load_configured(
     config: ModelConfig, path: str | Path, device: str | torch.device | None = None
 ) -> tuple[DiffusionModel, Any]:
@@ -128,8 +143,8 @@ def load_policy(path: str | Path) -> tuple[Any, Any]:
     Raises:
         CheckpointError: the folder is missing or incomplete.
     """
-    folder = Path(path)
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    folder = Path(_model_of(str(path)))
+    if not _holds_model(folder):
         raise CheckpointError(f"{folder}: no config.json; give a folder written by save_pretrained or a run folder")
     policy, tokenizer = load(folder)
     return policy.module, tokenizer

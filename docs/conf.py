@@ -1,0 +1,36 @@
+"""The documentation site (Sphinx): `make site` builds it into build/site. It fetches nothing."""
+
+import re
+from typing import Any
+
+import stp_rs
+
+project = "stp_rs"
+author = copyright = "the authors of stp_rs"
+version = release = stp_rs.__version__
+html_title = f"stp_rs {version}"
+html_theme = "furo"
+html_copy_source = False
+html_theme_options = {
+    "source_repository": "https://github.com/stp-rs/stp_rs/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 3
+# docstrings quote code as Markdown does
+default_role = "literal"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_use_ivar = True
+
+
+def setup(app: Any) -> None:
+    """Let |M| in a docstring be the size of M: reStructuredText would look for a text of that name."""
+
+    def escape_bars(*event: Any) -> None:
+        lines: list[str] = event[-1]
+        lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+
+    app.connect("autodoc-process-docstring", escape_bars)
