@@ -1,6 +1,26 @@
 """Reinforcement learning of masked-diffusion language models with spatio-temporal pruning.
 
-The pipeline, in order: prompts -> priors -> rollout -> rewards -> advantages -> likelihood -> loss.
+The pipeline, and what makes each part; help(stp_rs.NAME) says more of any of them, repr() draws what they return:
+
+    a policy      load(name_or_path), as_diffusion_model(module, tokenizer) -> DiffusionModel, MaskedLMAdapter
+    prompts       encode_prompts(rows, tokenizer, uids=...) -> PromptBatch; .repeat(8) makes groups
+    priors        Template, Copy, Length, Vocabulary, Hint, Frequency, OfflineGeneration: completion tokens that are
+                  known before decoding; compose_priors(...) -> PriorSet, allowed_tokens(...)
+    a plan        Unmasking(20, temporal="steps:0.6"): how many tokens each forward reveals, and when the rest goes
+    rollout       generate(model, prompts, unmasking, ...) -> Rollout, one record of completions; SamplingParams, GREEDY
+                  and Batching say how tokens are drawn and forwards are filled; decode_completions(...) -> texts
+    rewards       score_rewards([function], texts, rows); a function is `reward(completions, prompts, **columns)`
+    advantages    group_advantages(rewards, group)
+    likelihood    draw_masks(Design("spread", 2), rollout) -> Masks, token_elbo(model, rollout, masks);
+                  replay_logprobs, state_at: what the rollout saw
+    loss          policy_loss(LossInputs(...), LossConfig()) -> loss, metrics
+
+All of it at once, as TRL's GRPOTrainer does it, with a report at the end:
+
+    STPTrainer(model, [reward], STPConfig(preset="stp", ...), rows, processing_class=tokenizer).train()
+
+In a shell: `stp-rs train`, `eval`, `report`, `watch`, ... (`stp-rs --help`). Errors of ours are `StpError`s, and the
+standard class as well. Docs: README.md, ARCHITECTURE.md, docs/; a loop by hand: examples/custom_loop.py.
 """
 
 import importlib

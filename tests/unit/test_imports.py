@@ -1,6 +1,8 @@
 """What is imported when: names of the package on first use, and for help and version no torch at all."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,12 @@ def test_lazy_names_are_those_that_type_checkers_see():
 
 
 COMMANDS = ["train", "sample", "eval", "report", "inspect", "watch", "probe", "estimate", "variance", "grade", "env"]
+
+
+def test_help_of_the_package_is_a_tour_of_its_names():
+    tour = pydoc.render_doc(stp_rs, renderer=pydoc.plaintext).split("PACKAGE CONTENTS")[0]
+    names = {name for names in stp_rs._LAZY.values() for name in names.split()} | {"Design", "PriorSet", "Unmasking"}
+    assert not {name for name in names | {"StpError"} if not re.search(rf"\b{name}\b", tour)}
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_it_learned_where_the_intervals_do_not_meet(before: float, after: float,
     found = learned(lines, {"solved_before": before, "solved_after": after, "eval_size": 100})
     assert found["word"] == word
     assert found["figure"] == f"{100 * before:.1f} % → {100 * after:.1f} %"
-    assert "Best on validation: 99.0 % at step 1." in found["text"]
+    assert found["figure_note"] == "final; best on validation 99.0 % at step 1"
     assert "0.055 at the start, 0.955 at the end" in found["text"]
 
 
@@ -113,21 +113,50 @@ def test_saved_forwards_are_those_of_the_unpruned_plan():
         ("diffusion/distinct", 6.0, 1.0),
         ("frac_reward_zero_std", 0.2, 1.0),
         ("diffusion/grad_snr", 1.5, 0.0),
-        ("diffusion/alarms", 0.0, 2.0),
     ],
 )
 def test_a_bad_reading_is_pointed_at(name: str, fine: float, bad: float):
     good = healthy([{"step": i, name: fine} for i in range(50)], {"num_generations": 8})
     assert (good["word"], good["state"]) == ("Nothing stands out", "good")
-    assert [row["fine"] for row in good["readings"] if row["fine"] is not None] == [True]
+    assert [row["fine"] for row in good["readings"] if row["fine"] is not None] == [True, True], "alarms, and this one"
     lines = [{"step": i, name: fine if i < 45 else bad} for i in range(50)]
     assert healthy(lines, {"num_generations": 8})["word"] == "Look at 1 reading"
+
+
+def test_alarms_are_counted_and_pointed_at():
+    lines = [{"step": i, **({"alarm/kl": 12.5} if i in (3, 40) else {})} for i in range(50)]
+    found = healthy(lines, {})
+    assert found["readings"][0] == {"name": "Alarms", "value": "kl (2)", "fine": False}
+    assert found["word"] == "Look at 1 reading"
+    assert healthy(lines[10:20], {})["readings"][0] == {"name": "Alarms", "value": "none", "fine": True}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "word", "state"),
+    [
+        ([i / 50 for i in range(50)], "Reward rose", "good"),
+        ([1 - i / 50 for i in range(50)], "Reward fell", "bad"),
+        ([i % 2 for i in range(50)], "Unclear", "open"),
+        ([0.0, 1.0], "Reward so far", "open"),
+    ],
+)
+def test_without_held_out_problems_the_reward_answers(rewards: list[float], word: str, state: str):
+    found = learned([{"step": i, "reward": reward} for i, reward in enumerate(rewards, 1)], {})
+    assert (found["word"], found["state"]) == (word, state)
+    assert "No held-out problems" in found["figure_note"]
+
+
+def test_evaluations_answer_before_the_rewards_of_training():
+    lines = [{"step": i, "reward": 0.5, "eval_reward": score} for i, score in enumerate((0.25, 0.75, 0.5), 1)]
+    found = learned(lines, {})
+    assert found["figure"] == "0.250 → 0.500"
+    assert found["figure_note"] == "reward of the evaluation set, final; best 0.750 at step 2"
 
 
 def test_a_collapse_after_the_best_score_is_pointed_at():
     lines = [{"step": i, "eval_solved": score} for i, score in enumerate((0.2, 0.9, 0.03))]
     found = healthy(lines, {})
-    assert found["readings"][-1] == {"name": "Last validation score, of the best", "value": "3%", "fine": False}
+    assert found["readings"][-1] == {"name": "Last validation score, of the best", "value": "3 %", "fine": False}
 
 
 def test_long_runs_are_means_of_neighbours_and_stay_small(tmp_path: Path):

@@ -28,6 +28,8 @@ KEPT_NOTE = (
 )
 CHARS = 4000
 """Longest text of a prompt or sample in the page."""
+_FEW = 3
+"""Least readings whose spread says how certain their mean is."""
 _TAIL = 0.1
 """Share of the last lines whose mean is called the end of training."""
 
@@ -71,21 +73,54 @@ def learned(lines: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) ->
         note = f"Mean training reward {first:.3f} at the start, {last:.3f} at the end; the band is one sd over groups."
     before, after = summary.get("solved_before"), summary.get("solved_after")
     if before is None or after is None:
-        change = "" if not rewards else f"{first:.3f} → {last:.3f}"
-        return _answer("Did it learn?", "reward so far" if rewards else "no data yet", change, note, "open")
+        return _learned_by_reward(lines, rewards, note)
     size = summary.get("eval_size", 0)
     low = summary.get("solved_before_ci") or wilson(before, size)
     high = summary.get("solved_after_ci") or wilson(after, size)
     word, state = ("Yes", "good") if high[0] > low[1] else ("Worse", "bad") if high[1] < low[0] else ("Unclear", "open")
     scores = [(line["eval_solved"], int(line["step"])) for line in lines if "eval_solved" in line]
-    best = max(scores, default=None)
+    best = max(scores, default=None, key=lambda pair: pair[0])
     text = (
         f"Solved of {size} held-out problems, greedy; 95 % intervals {_percent(low[0])} to {_percent(low[1])} before "
         f"and {_percent(high[0])} to {_percent(high[1])} after."
     )
-    if best:
-        text += f" Best on validation: {_percent(best[0])} at step {best[1]}."
-    return _answer("Did it learn?", word, f"{_percent(before)} → {_percent(after)}", f"{text} {note}", state)
+    answer = _answer("Did it learn?", word, f"{_percent(before)} → {_percent(after)}", f"{text} {note}", state)
+    if best is None:
+        return {**answer, "figure_note": "final; no validation, so no best"}
+    return {**answer, "figure_note": f"final; best on validation {_percent(best[0])} at step {best[1]}"}
+
+
+def _learned_by_reward(lines: Sequence[Mapping[str, float]], rewards: Sequence[float], note: str) -> dict[str, Any]:
+    """Return the answer for a run without held-out problems: by its evaluations, else by the rewards of training."""
+    for name, what in (
+        ("eval_solved", "solved of the validation set"),
+        ("eval_reward", "reward of the evaluation set"),
+    ):
+        scores = [(line[name], int(line["step"])) for line in lines if name in line]
+        if len(scores) > 1:
+            best = max(scores, key=lambda pair: pair[0])
+            found = _answer("Did it learn?", *_change([scores[0][0]], [scores[-1][0]]), note, "open")
+            return {**found, "figure_note": f"{what}, final; best {best[0]:.3f} at step {best[1]}"}
+    if not rewards:
+        return _answer("Did it learn?", "no data yet", "", "", "open")
+    n = max(1, round(_TAIL * len(rewards)))
+    word, figure = _change(rewards[:n], rewards[-n:])
+    state = {"Reward rose": "good", "Reward fell": "bad"}.get(word, "open")
+    found = _answer("Did it learn?", word, figure, note, state)
+    smooth = [float(np.mean(rewards[i : i + n])) for i in range(len(rewards) - n + 1)]
+    return {**found, "figure_note": f"training reward, final; best {max(smooth):.3f}. No held-out problems"}
+
+
+def _change(before: Sequence[float], after: Sequence[float]) -> tuple[str, str]:
+    """Return what became of a score, and both ends: a change counts where it is twice the error of the difference."""
+    first, last = float(np.mean(before)), float(np.mean(after))
+    figure = f"{first:.3f} → {last:.3f}"
+    if min(len(before), len(after)) < _FEW:
+        return "Reward so far", figure
+    error = math.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
+    if abs(last - first) <= 2 * error:
+        return "Unclear", figure
+    return ("Reward rose" if last > first else "Reward fell"), figure
 
 
 def saved(lines: Sequence[Mapping[str, float]], config: STPConfig | None) -> dict[str, Any]:
@@ -135,9 +170,9 @@ def healthy(lines: Sequence[Mapping[str, float]], options: Mapping[str, Any]) ->
     if len(scores) > 1:
         share = scores[-1] / max(*scores, 1e-9)
         rows.append(_reading("Last validation score, of the best", share, "{:.0%}", lambda v: v > 0.8))
-    for name in sorted({name for line in lines for name in line if "alarm" in name}):
-        count = sum(line.get(name, 0.0) for line in lines)
-        rows.append(_reading(inert(name), count, "{:g}", lambda v: v == 0))
+    alarms = [name.removeprefix("alarm/") for line in lines for name in line if name.startswith("alarm/")]
+    counted = ", ".join(f"{inert(name)} ({alarms.count(name)})" for name in dict.fromkeys(alarms))
+    rows.insert(0, {"name": "Alarms", "value": counted or "none", "fine": not alarms})
     bad = [row["name"] for row in rows if row["fine"] is False]
     if not lines:
         return _answer("Is it healthy?", "no data yet", "", "", "open")
@@ -208,7 +243,7 @@ def _answer(question: str, word: str, figure: str, text: str, state: str) -> dic
 def _reading(name: str, value: float | None, form: str, fine: Any, missing: str = "not logged") -> dict[str, Any]:
     if value is None:
         return {"name": name, "value": missing, "fine": None}
-    return {"name": name, "value": form.format(value), "fine": bool(fine(value))}
+    return {"name": name, "value": form.format(value).replace("%", " %"), "fine": bool(fine(value))}
 
 
 def _plan_steps(config: STPConfig) -> int | None:
