@@ -11,7 +11,7 @@ comma := ,
 # What a target needs beside the development tools.
 EXTRAS ?= dev$(if $(filter docs site pictures,$(MAKECMDGOALS)),$(comma)docs)$(if $(filter dist,$(MAKECMDGOALS)),$(comma)release)
 ARGS ?=
-PLANS ?= $(filter-out %/smoke.yaml,$(wildcard examples/compare/*.yaml))
+PLANS ?= $(filter-out %/smoke.yaml %/scale.yaml,$(wildcard examples/compare/*.yaml))
 PYTHONS ?= python3.10 python3.11
 AGAIN = $(if $(wildcard $(INSTALLED)),--quiet)
 # One stamp for each set of extras: asking for another set installs it.

@@ -252,6 +252,8 @@ def read_study(path: str | Path, overrides: Mapping[str, Any]) -> Study:
         except TypeError:
             raise ConfigError(f"plan {path}: hypothesis {entry!r}: needs name, task, variant and than") from None
         if not {(hypothesis.task, hypothesis.variant), (hypothesis.task, hypothesis.than)} <= names:
+            if overrides.get("variants"):  # others were asked for
+                continue
             raise ConfigError(f"plan {path}: hypothesis {hypothesis.name!r}: needs a task and two variants of the plan")
         hypotheses.append(hypothesis)
     return Study(parts, hypotheses)

@@ -252,6 +252,7 @@ FORMULAS: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
     "stp_canvas": ("z", visited),
     "stp_state": ("z", visited),
     "stp_mix": ("z", visited),
+    "stp_decision": ("z", lambda rows: token_ratio(rows, 0.2, 0.0)),
     "elbo": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
     "grpo": ("z", lambda rows: token_ratio(rows, 0.2, 0.0)),
     "diffu_grpo": ("mean", lambda rows: token_ratio(rows, 0.5, 0.04)),

@@ -190,6 +190,8 @@ def test_a_study_runs_whole_seeds_of_all_tasks_and_tunes_on_seeds_of_its_own(tmp
     assert (first.seconds, second.seconds, third.seconds, first.warm_up_seconds) == (10, 20, 10, 5)
     assert str(first.folder) == "runs/study/sums/runs/stp/seed-7"
     assert {str(job.folder) for job in study.warm_ups()} >= {"runs/study/sudoku/runs/warm-up/seed-8"}
+    assert [hypothesis.name for hypothesis in study.hypotheses] == ["k4 helps"]
+    assert read_study(path, {"variants": "stp"}).hypotheses == [], "of variants that were not asked for"
     tuning = study.tuning()
     assert tuning is not None
     assert [(job.name, job.config.learning_rate, job.seconds) for job in tuning.jobs()] == [

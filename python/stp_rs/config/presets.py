@@ -105,6 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "stp_canvas": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 1},
     "stp_state": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
+    "stp_decision": {**_TOKEN, "pruning": "stp", "stp_design": "decision", "num_mc": 2, "stp_states": "doubt"},
     "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},
 }
 """Named configurations; an option given by the user wins over the preset's."""
