@@ -59,3 +59,11 @@ class DivergenceError(StpError, ArithmeticError):
 
 class InternalError(StpError, RuntimeError):
     """A defect of stp_rs itself; please report it."""
+
+
+class RankError(StpError, RuntimeError):
+    """Another process of the run failed; the message says which and why."""
+
+
+class LostRankError(RankError):
+    """A process of the run is gone, or has not come to where the others wait for it."""

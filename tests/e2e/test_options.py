@@ -173,6 +173,12 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gradient_checkpointing": ({}, {"gradient_checkpointing": True}),
 }
 UNCHANGED = {
+    # of several processes; tests/distributed is about them
+    "fsdp": "where the weights lie changes no number",
+    "fsdp_config": "nor does how they are shared out",
+    "stp_rollout_gather": "nor when they are gathered",
+    "ddp_timeout": "how long a process is waited for that does not come",
+    "ddp_backend": "how they talk",
     "stp_slots": "rows do not depend on their batch",
     "stp_allow_changed": "read at a resume (tests/unit/test_damage.py)",
     "stp_max_tokens": "rows do not depend on their batch",

@@ -616,7 +616,7 @@ def test_the_preset_grpo_is_that_of_trl():
         ({"use_liger_kernel": True}, "use_liger_kernel: is not supported"),
         ({"repetition_penalty": 1.1}, "repetition_penalty: is not supported"),
         ({"fp16": True}, "fp16: is not supported: no loss is scaled here"),
-        ({"deepspeed": "zero3.json"}, "deepspeed: is not supported: a run is one process"),
+        ({"deepspeed": "zero3.json"}, "deepspeed: is not supported: the processes of a run share work through"),
         ({"generation_batch_size": 8, "steps_per_generation": 4}, "got both, needs one of them"),
         ({"generation_batch_size": 10}, "needs a multiple of per_device_train_batch_size"),
         ({"num_generations": 3}, "needs a multiple of num_generations (3)"),

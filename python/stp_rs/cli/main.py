@@ -112,17 +112,21 @@ def _train(args: argparse.Namespace) -> int:
     from stp_rs.cli.flags import given_options
     from stp_rs.cli.run import run_training
     from stp_rs.config import TaskConfig
+    from stp_rs.distributed import is_main, stop
     from stp_rs.train.console import Console
 
     flags = given_options(args)
     config = TaskConfig.from_yaml(args.config, **flags) if args.config else TaskConfig(**flags)
+    main_process = is_main()
     if args.dry_run:
         from stp_rs.cli.probe import dry_run
 
         return dry_run(config)
-    console = Console(quiet=args.quiet, closes=False)
+    console = Console(quiet=args.quiet or not main_process, closes=False)
     done = run_training(config, [console], lambda step, loss: console.on_sft(step, loss, config.sft_steps))
-    console.finish(done, str(config.output_dir))
+    if main_process:
+        console.finish(done, str(config.output_dir))
+    stop()
     return 0
 
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from stp_rs.config import TaskConfig
 from stp_rs.config.sections import PolicyConfig, TaskSection
 from stp_rs.config.yaml import read_yaml
+from stp_rs.distributed import agree, on_main, together
 from stp_rs.errors import CheckpointError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
@@ -64,13 +66,19 @@ def run_training(
         callbacks: of the trainer.
         on_sft: hears each update of the warm-up: (number, loss).
     """
+    with together():
+        return _run_task(config, callbacks, on_sft)
+
+
+def _run_task(config: TaskConfig, callbacks: Sequence[TrainerCallback], on_sft: WarmUp | None) -> dict[str, Any]:
     set_threads(config)
     task = make_task(config)
     config = complete(config, task)
     check_spatial(config, task)
     make_unmasking(config)
     make_design(config)
-    resumable(config, config.resume_from_checkpoint)  # what cannot be is refused before a folder is made
+    # what cannot be is refused before a folder is made
+    agree(lambda: resumable(config, config.resume_from_checkpoint))
     with run_folder(Path(str(config.output_dir))):
         return _run_training(config, task, callbacks, on_sft)
 
@@ -79,19 +87,18 @@ def _run_training(
     config: TaskConfig, task: Task, callbacks: Sequence[TrainerCallback], on_sft: WarmUp | None
 ) -> dict[str, Any]:
     started, run = time.perf_counter(), Path(str(config.output_dir))
-    if resumable(config, config.resume_from_checkpoint) is None:
-        for left in ("summary.json", "report.html"):  # of a run whose checkpoints were deleted
-            (run / left).unlink(missing_ok=True)
-        write_config(config, run)
+    on_main(partial(_begin_folder, config, run))
     sft_started = time.perf_counter()
     model, tokenizer = prepare_policy(config, task, run, on_sft)
     sft_seconds = time.perf_counter() - sft_started
-    kept = KeptRollouts(Keeper(run, model, tokenizer, task, config))
-    trainer = TaskTrainer(config, task, model, tokenizer, [kept])
-    checkpoint = trainer.find_checkpoint(None)  # another run is refused before a file of this one is touched
-    write_config(config, run)
-    if checkpoint is not None and (done := finished(config, checkpoint)) is not None:
-        write_report(run)
+    trainer = TaskTrainer(config, task, model, tokenizer)
+    trainer.add_callback(KeptRollouts(Keeper(run, trainer.policy, tokenizer, task, config)))
+    # another run is refused before a file of this one is touched
+    checkpoint = agree(lambda: trainer.find_checkpoint(None))
+    on_main(partial(write_config, config, run))
+    done = None if checkpoint is None else on_main(partial(finished, config, checkpoint))
+    if done is not None:
+        on_main(partial(write_report, run))
         return done
     test_rows = task.rows("test", config.eval_size, TEST_SEED)
     static = static_priors(config, task, tokenizer, model)
@@ -107,11 +114,19 @@ def _run_training(
     summary = summarise(trainer, before, after, pruned)
     summary["seconds"] |= {"sft": sft_seconds, "total": time.perf_counter() - started}
     summary["samples"] = samples(task, test_rows[:8], before=before["completions"], after=after["completions"])
-    write_json(run / "summary.json", summary)
+    on_main(partial(write_json, run / "summary.json", summary))
     trainer.summary = summary
-    trainer.create_model_card()
-    write_report(run)
+    on_main(trainer.create_model_card)
+    on_main(partial(write_report, run))
     return summary
+
+
+def _begin_folder(config: TaskConfig, run: Path) -> None:
+    """Write the configuration of a run that starts anew, and remove what one left whose checkpoints were deleted."""
+    if resumable(config, config.resume_from_checkpoint) is None:
+        for left in ("summary.json", "report.html"):
+            (run / left).unlink(missing_ok=True)
+        write_config(config, run)
 
 
 def samples(task: Task, rows: Sequence[Row], **completions: Sequence[str]) -> list[dict[str, Any]]:
@@ -270,7 +285,7 @@ def prepare_policy(
     if config.model_name_or_path:
         return load_configured(config, found_model(config.model_name_or_path), device)
     identity = warm_up_identity(config)
-    warmed = newest_checkpoint(run / "warmup") if config.resume_from_checkpoint == "auto" else None
+    warmed = agree(lambda: newest_checkpoint(run / "warmup")) if config.resume_from_checkpoint == "auto" else None
     if warmed is not None and warmed.state.get("config") == identity:
         return load(warmed.path, device=device)
     tokenizer = character_tokenizer(task.alphabet)
@@ -289,7 +304,8 @@ def prepare_policy(
             seed=config.seed,
             on_step=on_sft,
         )
-    save_checkpoint(run / "warmup", model=module, tokenizer=tokenizer, state={"step": 0, "config": identity})
+    state = {"step": 0, "config": identity}
+    on_main(lambda: save_checkpoint(run / "warmup", model=module, tokenizer=tokenizer, state=state))
     return model, tokenizer
 
 

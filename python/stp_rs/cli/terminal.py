@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from stp_rs.config.listing import unknown_option
-from stp_rs.errors import ConfigError, StpError
+from stp_rs.errors import ConfigError, LostRankError, StpError
 from stp_rs.text import inert, nearest, one_of, show
 
 
@@ -29,7 +29,7 @@ def guarded(run: Callable[[], int]) -> int:
             finally:
                 _streams(lambda stream: stream.flush())
         except StpError as error:
-            return fail(str(error))
+            return fail(str(error)) if _speaks(error) else 2
         except OSError as error:
             name = "" if error.filename is None else f": {error.filename}"
             return fail(f"{error.strerror or error}{name}")
@@ -39,6 +39,13 @@ def guarded(run: Callable[[], int]) -> int:
             return fail("stopped; run the same command again to continue from the newest checkpoint", code=130)
         finally:
             _streams(_mute_if_refused)
+
+
+def _speaks(error: StpError) -> bool:
+    """Return whether this process says an error: the main one, which hears of all; another only of what it cannot."""
+    number = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    lost = isinstance(error, LostRankError) and number == 1 and str(error).startswith("rank 0")
+    return number == 0 or lost or str(error).startswith(("LOCAL_RANK", "WORLD_SIZE"))
 
 
 class Parser(argparse.ArgumentParser):

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from transformers.training_args import TrainingArguments
 
+from stp_rs import distributed
 from stp_rs.config.explained import EXPLAINED
 from stp_rs.config.known import INHERITED, REFUSED
 from stp_rs.config.limits import check
@@ -38,6 +39,7 @@ from stp_rs.config.sections import (
     ModelConfig,
     OptimConfig,
     PolicyConfig,
+    ProcessesConfig,
     PruningConfig,
     RolloutConfig,
     TaskSection,
@@ -94,6 +96,7 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
     DataConfig,
     LoggingConfig,
     DeviceConfig,
+    ProcessesConfig,
     ModelConfig,
     TrainingArguments,
 ):
@@ -117,24 +120,24 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
         for known in options(type(self)).values():
             setattr(self, known.name, known.check(getattr(self, known.name)))
         _refuse(self)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                f"WORLD_SIZE: got {os.environ['WORLD_SIZE']}, needs 1: a run is one process on one device"
-            )
+        if self.bf16 is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+            self.bf16 = True
         if self.bf16 is None:
             self.bf16 = self._setup_devices.type == "cuda" and torch.cuda.is_bf16_supported()
         if hasattr(self, "activation_checkpointing"):  # what transformers 5.20 calls gradient_checkpointing
             if self.activation_checkpointing is None:
                 self.activation_checkpointing = self.gradient_checkpointing
             self.gradient_checkpointing = None  # type: ignore[assignment]
-        report_to, use_cpu = self.report_to, self.use_cpu
+        take_launcher(self)
+        (report_to, use_cpu), fsdp = (self.report_to, self.use_cpu), self.fsdp
+        self.fsdp = None  # transformers would make accelerate's plugin of it
         self.report_to = "none" if report_to is None else report_to
         self.use_cpu = self._setup_devices.type == "cpu"  # what transformers checks bf16 against
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        self.use_cpu = use_cpu
+        self.use_cpu, self.fsdp = use_cpu, fsdp
         self._count_batches()
         check(self)
 
@@ -193,10 +196,28 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
     def _setup_devices(self) -> torch.device:
         """The device of the run; transformers asks for it here, and would ask accelerate."""
         self.distributed_state = None
-        cuda = torch.cuda.is_available() and not self.use_cpu
+        cuda = torch.cuda.is_available() and not (self.use_cpu or said("ACCELERATE_USE_CPU"))
         device = torch.device(self.stp_device or ("cuda" if cuda else "cpu"))
+        several = distributed.start(device.type, seconds=self.ddp_timeout, backend=self.ddp_backend) > 1
+        if several and device.type == "cuda":
+            device = torch.device("cuda", distributed.local_rank())
         self._n_gpu = int(device.type == "cuda")
         return device
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes of the run."""
+        return distributed.world()
+
+    @property
+    def process_index(self) -> int:
+        """The number of this process."""
+        return distributed.rank()
+
+    @property
+    def local_process_index(self) -> int:
+        """The number of this process on its machine."""
+        return distributed.local_rank()
 
     @classmethod
     def from_yaml(cls: "type[Config]", path: str | Path, **overrides: Any) -> "Config":
@@ -270,6 +291,25 @@ class TaskConfig(PolicyConfig, TaskSection, STPConfig):  # type: ignore[misc] # 
                 f"hidden_size: got {self.hidden_size}, needs a multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
+
+
+def take_launcher(config: STPConfig) -> None:
+    """Take over what `accelerate launch` says in the environment and the configuration does not."""
+    if config.fsdp is None:
+        config.fsdp = said("ACCELERATE_USE_FSDP")
+        if config.fsdp and config.fsdp_config is None:
+            wraps = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+            config.fsdp_config = {
+                "version": int(os.environ.get("FSDP_VERSION", "2")),
+                "reshard_after_forward": os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true",
+                "cpu_offload": said("FSDP_OFFLOAD_PARAMS"),
+                **({"transformer_layer_cls_to_wrap": wraps.split(",")} if wraps else {}),
+            }
+
+
+def said(name: str) -> bool:
+    """Return whether a variable of the environment says yes."""
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
 def options(cls: Any) -> dict[str, Option]:

@@ -69,6 +69,8 @@ EXPLAINED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "dataloader_persistent_workers": (False, "Keep those processes between epochs."),
         "dataloader_pin_memory": (False, "Pinned host memory; prompts are text, so it changes nothing."),
         "use_cpu": (False, "Stay on the CPU where there is a GPU."),
+        "ddp_timeout": (1800, "Seconds after which a process that the others wait for is given up, by name."),
+        "ddp_backend": (None, "Backend of torch.distributed; None: gloo for the host, nccl for CUDA devices."),
         "no_cuda": (False, "Stay on the CPU (transformers 4)."),
         "tf32": (None, "TF32 matrix products on a GPU; None: as torch decides."),
         "gradient_checkpointing_kwargs": (None, "A mapping for gradient checkpointing."),

@@ -13,6 +13,7 @@ _LOGS: Place = ("Logging, saving and evaluation", "output", None, None)
 _HUB: Place = ("Hub", "output", None, None)
 _DATA: Place = ("Prompts", "speed", None, None)
 _SPEED: Place = ("Device and speed", "speed", None, None)
+_PROCESSES: Place = ("Several processes", "speed", None, None)
 
 
 def _bounded(place: Place, low: float, high: float) -> Place:
@@ -88,11 +89,14 @@ INHERITED: Mapping[str, Place] = MappingProxyType(
         "activation_checkpointing": _SPEED,
         "activation_checkpointing_kwargs": _SPEED,
         "torch_empty_cache_steps": _SPEED,
+        "ddp_timeout": _bounded(_PROCESSES, 1, 1 << 31),
+        "ddp_backend": _PROCESSES,
     }
 )
 """Options of transformers' TrainingArguments that hold here, with transformers' meaning."""
 
-_ONE_PROCESS = "a run is one process on one device"
+_ONE_SUM = "gradients are summed once per update, after its last micro-batch, and divided by what the loss says"
+_OTHER_ENGINES = "the processes of a run share work through torch.distributed and FSDP2 (docs/distributed.md)"
 _NO_FP16 = "no loss is scaled here; use bf16"
 _OWN_SCORES = "evaluation decodes completions and scores them; it has no labels and no logits to gather"
 _OWN_ROLLOUT = "completions come from the denoising rollout of this library, not from generate() or a server"
@@ -109,13 +113,23 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "bf16_full_eval": "bf16 holds for rollouts and evaluation too",
         **dict.fromkeys(
             (
-                *("deepspeed", "fsdp", "fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"),
                 *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
-                *("ddp_backend", "ddp_timeout", "accelerator_config", "parallelism_config", "local_rank", "ray_scope"),
-                *("tpu_num_cores", "tpu_metrics_debug", "mp_parameters", "log_on_each_node", "save_on_each_node"),
-                *("log_level_replica", "average_tokens_across_devices", "ds3_gather_for_generation"),
+                *("average_tokens_across_devices", "split_batches"),
             ),
-            _ONE_PROCESS,
+            _ONE_SUM,
+        ),
+        **dict.fromkeys(("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"), "its place is in fsdp_config"),
+        **dict.fromkeys(
+            (
+                *("deepspeed", "ds3_gather_for_generation", "accelerator_config", "parallelism_config", "ray_scope"),
+                *("tpu_num_cores", "tpu_metrics_debug", "mp_parameters"),
+            ),
+            _OTHER_ENGINES,
+        ),
+        "local_rank": "the launcher says it in LOCAL_RANK",
+        **dict.fromkeys(
+            ("log_on_each_node", "save_on_each_node", "log_level_replica"),
+            "the main process alone writes logs and checkpoints",
         ),
         **dict.fromkeys(
             (

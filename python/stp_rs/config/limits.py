@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from stp_rs.distributed import world
 from stp_rs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,34 @@ def check(config: "STPConfig") -> None:
             f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
             "trajectory, state, decision and top_states take every state of a rollout"
         )
+    if world() > 1 and config.stp_temporal.startswith("fill_ratio_batch"):
+        raise ConfigError(
+            f"stp_temporal: got {config.stp_temporal} in {world()} processes, needs a rule that reads one row, as "
+            "fill_ratio: what is in flight together differs from process to process"
+        )
+    _check_sharding(config)
     _check_loss(config)
+
+
+def _check_sharding(config: "STPConfig") -> None:
+    known = ("version", "reshard_after_forward", "cpu_offload", "transformer_layer_cls_to_wrap")
+    given = {name.removeprefix("fsdp_"): value for name, value in (config.fsdp_config or {}).items()}
+    config.fsdp_config = given or None
+    other = sorted(given.keys() - set(known))
+    if other:
+        raise ConfigError(f"fsdp_config: got {other[0]}, needs one of {', '.join(known)} (docs/distributed.md)")
+    if int(given.get("version", 2)) != 2:
+        raise ConfigError(f"fsdp_config version: got {given['version']}, needs 2 (torch's fully_shard)")
+    if not config.fsdp:
+        return
+    whole = {"stp_rollout_weights": "merged", "load_in_4bit": True, "stp_compile": "blocks"}
+    clash = [name for name, value in whole.items() if getattr(config, name) == value]
+    clash += ["stp_variance_every"] if config.stp_variance_every else []
+    if clash:
+        raise ConfigError(
+            f"fsdp: got {clash[0]} {getattr(config, clash[0])} beside it, which needs the whole weights in a process; "
+            "leave one of them out"
+        )
 
 
 def _check_loss(config: "STPConfig") -> None:

@@ -407,6 +407,28 @@ class DeviceConfig:
 
 
 @dataclass
+class ProcessesConfig:
+    """Several processes."""
+
+    fsdp: bool | None = option(
+        None,
+        "Share the weights out over the processes (FSDP2); None: as accelerate launch says, else each process has all.",
+        identity="speed",
+    )
+    fsdp_config: dict[str, Any] | None = option(
+        None,
+        "How, by accelerate's names: reshard_after_forward, cpu_offload, transformer_layer_cls_to_wrap.",
+        identity="speed",
+    )
+    stp_rollout_gather: Literal["auto", "rollout", "forward"] = option(
+        "auto",
+        "With fsdp, whether weights are gathered once per rollout (all of them then lie in every process) or block by "
+        "block in every forward; auto: once where they fit.",
+        identity="speed",
+    )
+
+
+@dataclass
 class TaskSection:
     """The task of a run of the command line."""
 

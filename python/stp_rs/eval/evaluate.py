@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stp_rs.data.prompts import encode_prompts
+from stp_rs.distributed import is_main
 from stp_rs.errors import ConfigError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
 from stp_rs.rollout.generate import generate
-from stp_rs.rollout.params import SamplingParams, make_unmasking
+from stp_rs.rollout.params import SamplingParams, make_unmasking, restricted
 from stp_rs.rollout.rewards import decode_completions
+from stp_rs.rollout.shared import Played, played_together
 from stp_rs.tasks.base import Row, Task
 from stp_rs.train.checkpoint import write_json
 
@@ -80,16 +83,23 @@ def evaluate(
     prompts = encode_prompts(shown, tokenizer, uids=range(len(rows)))
     if decode.samples > 1:
         prompts = prompts.repeat(decode.samples)
-    rollout = generate(
-        model,
-        prompts,
-        make_unmasking(with_decode(config, decode), prune=False),
-        completion_length=decode.length,
-        sampling=SamplingParams(decode.temperature, allowed=allowed_tokens(priors, prompts, decode.length)),
-        prior=compose_priors(priors, prompts, decode.length),
-        seed=decode.seed,
-        slots=max(config.stp_slots, 64),
-    )
+    allowed, prior = allowed_tokens(priors, prompts, decode.length), compose_priors(priors, prompts, decode.length)
+
+    def play(rows_of: NDArray[np.int64]) -> Played:
+        return Played(
+            generate(
+                model,
+                prompts.select(rows_of.tolist()),
+                make_unmasking(with_decode(config, decode), prune=False),
+                completion_length=decode.length,
+                sampling=SamplingParams(decode.temperature, allowed=restricted(allowed, rows_of)),
+                prior=prior.select(rows_of.tolist()),
+                seed=decode.seed,
+                slots=max(config.stp_slots, 64),
+            )
+        )
+
+    rollout = played_together(model, prompts, prior, decode.length, play).rollout
     texts = decode_completions(rollout.token_ids, np.full(len(rollout), decode.length), tokenizer)
     texts = [decode.prefill + text for text in texts]
     repeated = [row for row in rows for _ in range(decode.samples)]
@@ -163,7 +173,7 @@ def evaluate_cells(
             scores = evaluate(model, tokenizer, task, rows, config, priors=priors, decode=decode)
             cell = {**key, "n": len(rows), **{k: v for k, v in scores.items() if k != "completions"}}
         finished.append(cell)
-        if path is not None:
+        if path is not None and is_main():
             write_json(path, {"identity": identity, "cells": finished})
         yield cell
 

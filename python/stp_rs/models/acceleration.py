@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stp_rs.models.base import DiffusionModel, device_of, free_bytes
+from stp_rs.models.base import DiffusionModel, device_of, free_bytes, is_sharded
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def adapters_ready(module: nn.Module) -> Iterator[None]:
     """Run passes without gradient with the adapters in the type that autocast computes in, where it is on."""
     device = next(module.parameters()).device.type
     with torch.no_grad():
-        if torch.is_autocast_enabled(device):
+        if not is_sharded(module) and torch.is_autocast_enabled(device):
             with adapters_cast(module, torch.get_autocast_dtype(device)):
                 yield
         else:

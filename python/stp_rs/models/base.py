@@ -99,6 +99,23 @@ def encode(
     return torch.cat([hidden for _, hidden in parts])[order]
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether FSDP2 shares a module's weights out over the processes."""
+    return callable(getattr(module, "set_requires_gradient_sync", None))
+
+
+def in_step(model: DiffusionModel, *, graded: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Run a block of passes of which each process of a run may make another number; see `stp_rs.models.sharding`."""
+    block = getattr(model, "in_step", None)
+    return contextlib.nullcontext() if block is None else cast(Any, block)(graded=graded)
+
+
+def whole_weights(model: DiffusionModel) -> contextlib.AbstractContextManager[Any]:
+    """Hold the whole weights of a policy in a block of passes without gradient, where they are shared out and fit."""
+    gathered = getattr(model, "rollout_weights", None)
+    return contextlib.nullcontext() if gathered is None else cast(Any, gathered)()
+
+
 def end_token_ids(model: DiffusionModel) -> tuple[int, ...]:
     """Return the ids that end a text: the policy's `eos_token_ids` where it has several, else its `eos_token_id`."""
     return tuple(getattr(model, "eos_token_ids", ())) or (model.eos_token_id,)

@@ -68,17 +68,18 @@ class WithParametersOf(WithoutAdapters):
                 parameter.data = data
 
 
-def reference_policy(model: DiffusionModel, *, moves: bool = False) -> DiffusionModel:
+def reference_policy(model: DiffusionModel, *, moves: bool = False, copies: bool = False) -> DiffusionModel:
     """Return the reference policy of a KL term: what the policy computes now, whatever it learns later.
 
     Adapters that still add nothing are switched off; where only a part of the parameters is trained that part is kept;
-    a policy that trains all of its own is copied. One that `moves` (`move_reference`) always keeps what is trained.
+    a policy that trains all of its own is copied. One that `moves` (`move_reference`) always keeps what is trained; one
+    that `copies` (its weights are to be shared out) keeps all or nothing.
     """
     module = model.module
     if not moves and callable(getattr(module, "disable_adapter", None)) and not _adapters_add(module):
         return WithoutAdapters(model)
     parameters = list(module.parameters())
-    if not all(p.requires_grad for p in parameters):
+    if not copies and not all(p.requires_grad for p in parameters):
         return WithParametersOf(model)
     copied = copy.deepcopy(model)
     copied.module.eval().requires_grad_(False)

@@ -8,27 +8,34 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from transformers.utils import logging
 
 from stp_rs.errors import CheckpointError, ModelError
+from stp_rs.models.base import is_sharded
+from stp_rs.models.sharding import fill
 
 WEIGHTS = "model.safetensors"
 POLICY = "stp_policy.json"
 
 
-def save_module(module: Any, folder: Path) -> None:
-    """Write a module into a folder: by its `save_pretrained`, or its state dict as safetensors where it has none."""
+def save_module(module: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write a module into a folder: by its `save_pretrained`, or its state dict as safetensors where it has none.
+
+    `weights` are the whole ones of a module whose weights are shared out over processes.
+    """
     if callable(getattr(module, "save_pretrained", None)):
         with _without_bars():
-            module.save_pretrained(folder)
+            module.save_pretrained(folder, **({} if weights is None else {"state_dict": dict(weights)}))
+    elif weights is not None:
+        save_file({name: value.clone() for name, value in weights.items()}, str(folder / WEIGHTS))
     else:
         save_model(module, str(folder / WEIGHTS))
     opened = getattr(module, "_stp_opened", None)
@@ -43,7 +50,9 @@ def load_module(module: Any, folder: Path) -> None:
         CheckpointError: they are missing, cannot be read or belong to another module.
     """
     try:
-        if (folder / "adapter_config.json").is_file():
+        if is_sharded(module):
+            _load_shared_out(module, folder)
+        elif (folder / "adapter_config.json").is_file():
             from peft import load_peft_weights, set_peft_model_state_dict
 
             set_peft_model_state_dict(module, load_peft_weights(str(folder), device="cpu"))
@@ -65,6 +74,26 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _load_shared_out(module: Any, folder: Path) -> None:
+    """Put whole weights into a module whose weights are shared out over processes."""
+    kind: Any = next(k for k in type(module).__mro__ if not k.__name__.startswith("FSDP"))
+    if (folder / "adapter_config.json").is_file():
+        from peft import load_peft_weights
+
+        stored = load_peft_weights(str(folder), device="cpu")
+        names = {name: name.replace(f".{module.active_adapter}", "") for name in module.state_dict()}
+        values = {name: stored[short] for name, short in names.items() if short in stored}
+        if len(values) < len(stored):
+            raise RuntimeError(f"{len(stored) - len(values)} of its adapters' weights have no place in the model")
+    elif callable(getattr(kind, "from_pretrained", None)):
+        values = kind.from_pretrained(folder).state_dict()
+    else:
+        values = load_file(folder / WEIGHTS)
+    missing = fill(module, values)
+    if missing and not (folder / "adapter_config.json").is_file():
+        raise RuntimeError(f"it has no {missing[0]}")
 
 
 def check_savable(module: nn.Module, tokenizer: Any = None) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.models.base import DiffusionModel
+from stp_rs.models.sharding import whole
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -21,7 +22,7 @@ def policy_hash(model: DiffusionModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(whole(tensor.detach()).float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

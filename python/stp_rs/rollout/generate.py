@@ -12,7 +12,14 @@ from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.acceleration import adapters_ready
-from stp_rs.models.base import DiffusionModel, block_size_of, device_of, end_token_ids, passes_without_dropout
+from stp_rs.models.base import (
+    DiffusionModel,
+    block_size_of,
+    device_of,
+    end_token_ids,
+    in_step,
+    passes_without_dropout,
+)
 from stp_rs.rollout.loop import Batching, Cohort, drive
 from stp_rs.rollout.params import SamplingParams, check_allowed
 from stp_rs.types import Mark, StopReason
@@ -67,7 +74,7 @@ def generate(
     in_flight = max(1, min(slots, rows))
     entropy_RL = np.zeros((rows, completion_length), dtype=np.float32) if batching.entropies else None
     cohort = Cohort(model, scheduler, law, in_flight, completion_length, entropy_RL)
-    with passes_without_dropout(model.module), adapters_ready(model.module):
+    with passes_without_dropout(model.module), adapters_ready(model.module), in_step(model):
         drive(cohort)
     # the scheduler writes into the record's own columns
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)

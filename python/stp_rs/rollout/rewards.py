@@ -45,8 +45,16 @@ def completion_token_ids(
     token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.integer], tokenizer: Any
 ) -> list[list[int]]:
     """Return the tokens of each completion up to the first that ends a text, that one included."""
-    ends_R = np.minimum(text_lengths(token_ids_RL, tokenizer, lengths_R) + 1, lengths_R)
+    ends_R = completion_lengths(token_ids_RL, lengths_R, tokenizer)
     return [ids[:end] for ids, end in zip(token_ids_RL.tolist(), ends_R.tolist(), strict=True)]
+
+
+def completion_lengths(
+    token_ids_RL: NDArray[np.int64], lengths_R: NDArray[np.integer], tokenizer: Any
+) -> NDArray[np.int64]:
+    """Return the tokens of each completion up to the first that ends a text, that one included, [R]."""
+    counted_R: NDArray[np.int64] = np.minimum(text_lengths(token_ids_RL, tokenizer, lengths_R) + 1, lengths_R)
+    return counted_R
 
 
 @dataclass(frozen=True)

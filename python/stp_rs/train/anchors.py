@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from stp_rs._core import PriorSet, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
+from stp_rs.distributed import gather, own_rows
 from stp_rs.errors import CheckpointError, InvalidValueError
-from stp_rs.models.base import DiffusionModel, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, in_step, passes_without_dropout, whole_weights
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks
 from stp_rs.priors.base import Prior, allowed_tokens, compose_priors
@@ -36,6 +37,13 @@ class Completion(NamedTuple):
     confidence: NDArray[np.float32]
     eligible: NDArray[np.uint8]
     version: int
+
+
+class _Made(NamedTuple):
+    """What one process made: completions by the key of their prompt, and their cost."""
+
+    completions: dict[int, Completion]
+    cost: Cost
 
 
 class Source(NamedTuple):
@@ -193,10 +201,28 @@ class OfflineGeneration:
         return self._make(prompts.select(first), keys[first], completion_length)
 
     def _make(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> Cost:
-        """Store completions of prompts whose keys are their uids, so that neither batch nor order matters."""
-        if self._source is None:
+        """Store completions of prompts whose keys are their uids, so that neither batch nor order matters.
+
+        Each process makes its share of them, and all get them all.
+        """
+        if self._source is None or not len(prompts):
             return Cost()
-        model, tokenizer, unmasking, given = self._source
+
+        model = self._source.model
+
+        def own() -> _Made | None:
+            mine = own_rows(np.arange(len(prompts)))
+            with whole_weights(model), in_step(model):
+                return self._completed(prompts.select(mine.tolist()), keys[mine], length) if len(mine) else None
+
+        made = [part for part in gather(own) if part is not None]
+        for part in made:
+            for key, completion in part.completions.items():
+                self._completions[key] = completion
+        return sum((part.cost for part in made), Cost())
+
+    def _completed(self, prompts: PromptBatch, keys: NDArray[np.uint64], length: int) -> "_Made":
+        model, tokenizer, unmasking, given = cast(Source, self._source)
         prompts = replace(prompts, uid=keys)
         allowed, prior = allowed_tokens(given, prompts, length), compose_priors(given, prompts, length)
         law = SamplingParams(0.0, allowed=allowed)
@@ -216,10 +242,11 @@ class OfflineGeneration:
             confidence_RL = token_elbo(model, rollout, everything, forward_batch_size=256, allowed=allowed, cost=cost)
         eligible_RL = eligible_tokens(ids_RL, tokenizer, self._span) & (rollout.unmask_step >= 0)
         rows = (ids_RL, confidence_RL.cpu().numpy(), eligible_RL.astype(np.uint8))
+        completions = {}
         for i, key in enumerate(keys.tolist()):
             ids, confidence, eligible = (column[i].copy() for column in rows)
-            self._completions[key] = Completion(ids, confidence, eligible, self._step)
-        return cost
+            completions[key] = Completion(ids, confidence, eligible, self._step)
+        return _Made(completions, cost)
 
     def state_dict(self) -> Stored:
         """Return every completion and the hashes."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -119,6 +120,7 @@ def save_checkpoint(
     parts: Mapping[str, dict[str, Any]] | None = None,
     write: Mapping[str, Callable[[str], Any]] | None = None,
     priors: Mapping[str, Stored] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write `run/checkpoint-{step}` and return it. A reader sees the old state or the new one, never a half.
 
@@ -130,6 +132,7 @@ def save_checkpoint(
         parts: state dicts, written as NAME.safetensors.
         write: file name -> what writes it.
         priors: states of the run's priors.
+        weights: the whole ones of a model whose weights are shared out over processes.
 
     A checkpoint of the same step stands aside as `checkpoint-{step}.old`, still readable, until the new one is there.
     """
@@ -138,7 +141,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _fill(temporary, model, tokenizer, state, parts or {}, write or {}, priors or {})
+        _fill(temporary, model, tokenizer, state, parts or {}, write or {}, priors or {}, weights)
         old = run / f"{final.name}.old"
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -163,8 +166,9 @@ def _fill(
     parts: Mapping[str, dict[str, Any]],
     write: Mapping[str, Callable[[str], Any]],
     priors: Mapping[str, Stored],
+    weights: Mapping[str, torch.Tensor] | None,
 ) -> None:
-    save_policy(temporary, model, tokenizer)
+    save_policy(temporary, model, tokenizer, weights)
     for name, part in parts.items():
         write_state_dict(temporary / f"{name}.safetensors", part)
     for name, written in write.items():
@@ -185,10 +189,10 @@ def _of_the_disk(error: Exception) -> tuple[int, str] | None:
     return None if found is None else (int(found[1]), os.strerror(int(found[1])))
 
 
-def save_policy(folder: Path, model: Any, tokenizer: Any) -> None:
+def save_policy(folder: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write a model and its tokenizer as `from_pretrained` opens them; of a bare module, its weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_module(model, folder)
+    save_module(model, folder, weights)
     tokenizer.save_pretrained(folder)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stp_rs.config import STPConfig, TaskConfig
 from stp_rs.data.trajectories import Rollout
+from stp_rs.distributed import is_main
 from stp_rs.errors import CheckpointError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.rollout.generate import generate
@@ -60,6 +61,8 @@ class Keeper:
             result.rollout.select(rows),
             self._judged(unpruned(self.model, result.rollout, rows, self.config)),
         )
+        if not is_main():  # every process decodes: the weights may be shared out among them
+            return
         ids = np.unique(np.concatenate([part.ravel() for r in (chosen, twin) for part in (r.prompt_ids, r.token_ids)]))
         self._save(f"step-{result.step:06d}.safetensors", self._judged(result.rollout))
         self._save(f"step-{result.step:06d}.unpruned.safetensors", twin)

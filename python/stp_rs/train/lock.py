@@ -11,10 +11,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stp_rs.distributed import is_main, on_main
 from stp_rs.errors import CheckpointError, ConfigError, StorageError
 from stp_rs.train.checkpoint import newest_checkpoint, write_json
 
@@ -50,14 +52,25 @@ def run_folder(run: Path) -> Iterator[None]:
         ConfigError: the folder cannot be written, or another run is in it; the message says which.
         StorageError: the block ended because the disk is full, broken or read-only; the newest checkpoint is named.
     """
+    key = on_main(partial(_hold, run))
+    try:
+        with _disk_named(run):
+            yield
+    finally:
+        if is_main():
+            _release(key)
+
+
+def _hold(run: Path) -> Path:
+    """Return the key of a folder that is now held; the main process holds it for all."""
     key = _take(run)
     try:
         if _HELD[key].depth == 1:
             clear_leftovers(run)
-        with _disk_named(run):
-            yield
-    finally:
+    except BaseException:
         _release(key)
+        raise
+    return key
 
 
 def clear_leftovers(run: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 
 from stp_rs.config.arguments import STPConfig
+from stp_rs.distributed import agree, is_main, local_rank, on_main, together
 from stp_rs.errors import CheckpointError, StpError
+from stp_rs.models.base import is_sharded
+from stp_rs.models.sharding import shared_optimizer_state, whole_state
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
@@ -98,12 +102,13 @@ class TrainingLoop(Trainer):
         self._losses: list[float] = []
         given = [DefaultFlowCallback, LastLog, *get_reporting_integration_callbacks(args.report_to), *(callbacks or ())]
         self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)
-        self.add_callback(MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl"))
+        if is_main():
+            self.add_callback(MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl"))
         self.add_callback(RunFolder)
-        self.add_callback(PrinterCallback if args.disable_tqdm else Console)
+        self.add_callback(PrinterCallback if args.disable_tqdm else Console(quiet=not is_main()))
         self.control = TrainerControl()
         self.state = self._new_state(0)
-        if args.push_to_hub:
+        if args.push_to_hub and is_main():
             self.init_hf_repo()
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
@@ -155,10 +160,14 @@ class TrainingLoop(Trainer):
             CheckpointError: there is no such checkpoint, or it was made with other settings.
             ConfigError: `output_dir` cannot be written, or another run is in it.
             StorageError: the disk is full, broken or read-only.
+            RankError: another process of the run failed.
         """
-        self.find_checkpoint(resume_from_checkpoint)  # what cannot be is refused before a folder is made
-        with run_folder(Path(str(self.args.output_dir))):
-            return self._train(self.find_checkpoint(resume_from_checkpoint), trial, ignore_keys_for_eval)
+        with together():
+            # what cannot be is refused before a folder is made
+            agree(lambda: self.find_checkpoint(resume_from_checkpoint))
+            with run_folder(Path(str(self.args.output_dir))):
+                checkpoint = agree(lambda: self.find_checkpoint(resume_from_checkpoint))
+                return self._train(checkpoint, trial, ignore_keys_for_eval)
 
     def _train(self, checkpoint: Checkpoint | None, trial: Any, ignore_keys_for_eval: Any) -> TrainOutput:
         self._memory_tracker.start()
@@ -167,7 +176,7 @@ class TrainingLoop(Trainer):
             self.rollouts, self._prepared, self._trained = 0, False, False
             if checkpoint is None:
                 self._inputs = None
-                remove_checkpoints(Path(str(self.args.output_dir)), after=-1)
+                on_main(lambda: remove_checkpoints(Path(str(self.args.output_dir)), after=-1))
         self.prepare(checkpoint)
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
@@ -324,12 +333,32 @@ class TrainingLoop(Trainer):
     # saving
 
     def save(self) -> Path:
-        """Write a checkpoint of this step and return its folder."""
+        """Write a checkpoint of this step and return its folder; the main process writes it."""
         with run_folder(Path(str(self.args.output_dir))):
             return self._write_checkpoint()
 
     def _write_checkpoint(self) -> Path:
-        run, self._owns = Path(str(self.args.output_dir)), True
+        weights, keep = self._whole_weights(), is_main()
+        states = (
+            {}
+            if self.args.save_only_model
+            else {
+                "optimizer": whole_state(self.optimizer.state_dict(), keep=keep),
+                "scheduler": self.lr_scheduler.state_dict(),
+            }
+        )
+        parts, self._owns = agree(self.parts_to_save), True
+        folder, self.state.best_model_checkpoint = on_main(lambda: self._write(weights, states, parts))
+        return folder
+
+    def _whole_weights(self) -> Any:
+        """Return the weights of a module that is shared out, where this process writes them; None for any other."""
+        return whole_state(self.model.state_dict(), keep=is_main()) if is_sharded(self.model) else None
+
+    def _write(
+        self, weights: Any, states: Mapping[str, Any], parts: Mapping[str, Callable[[str], Any]]
+    ) -> tuple[Path, str | None]:
+        run = Path(str(self.args.output_dir))
         folder = run / f"checkpoint-{self.state.global_step}"
         best = self.state.best_global_step
         if best and (best == self.state.global_step or (run / f"checkpoint-{best}").is_dir()):
@@ -337,20 +366,18 @@ class TrainingLoop(Trainer):
         self.state.stateful_callbacks = self._callback_states()
         ours = {"rollouts": self.rollouts, "ledger": self.ledger.to_dict(), "config": self.args.identity("numbers")}
         ours["inputs"] = self._own_inputs()
-        whole = not self.args.save_only_model
         save_checkpoint(
             run,
             model=self.model,
             tokenizer=self.processing_class,
             state={"step": self.state.global_step, **ours},
-            parts={"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
-            if whole
-            else {},
+            parts=states,
+            weights=weights,
             write={
                 TRAINER: self.state.save_to_json,
                 ARGUMENTS: self._write_arguments,
                 CARD: lambda path: Path(path).write_text(self.model_card(), encoding="utf-8"),
-                **self.parts_to_save(),
+                **parts,
             },
             priors=hooks.take_states(self.priors),
         )
@@ -366,15 +393,19 @@ class TrainingLoop(Trainer):
         else:  # transformers 4
             rotate: Any = self
             rotate._rotate_checkpoints(use_mtime=True, output_dir=str(run))
-        return folder
+        return folder, self.state.best_model_checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the policy and its tokenizer so that `from_pretrained` opens them."""
         folder = Path(str(output_dir or self.args.output_dir))
-        save_policy(folder, self.model, self.processing_class)
+        push, weights = self.args.push_to_hub and not _internal_call, self._whole_weights()
+        on_main(partial(self._save_model, folder, weights, push=push))
+
+    def _save_model(self, folder: Path, weights: Any, *, push: bool) -> None:
+        save_policy(folder, self.model, self.processing_class, weights)
         self._write_arguments(folder / ARGUMENTS)
         write_card(folder, self.model_card())
-        if self.args.push_to_hub and not _internal_call:
+        if push:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def create_model_card(  # type: ignore[override] # the rest of the card is known here
@@ -395,6 +426,7 @@ class TrainingLoop(Trainer):
         state = TrainerState(
             max_steps=updates, train_batch_size=self.args.train_batch_size, stateful_callbacks=self._callback_states()
         )
+        state.is_world_process_zero, state.is_local_process_zero = is_main(), local_rank() == 0
         state.num_train_epochs = max(1, int(np.ceil(self.args.num_train_epochs)))
         state.compute_steps(self.args, updates)
         return state
@@ -413,9 +445,10 @@ class TrainingLoop(Trainer):
                 "instead"
             )
         load_weights(self.model, checkpoint.path)
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(shared_optimizer_state(optimizer, self.optimizer))
         self.lr_scheduler.load_state_dict(scheduler)
         self.state = TrainerState.load_from_json(str(checkpoint.path / TRAINER))
+        self.state.is_world_process_zero, self.state.is_local_process_zero = is_main(), local_rank() == 0
         self.state.max_steps = updates
         self.state.compute_steps(self.args, updates)
         if self.state.best_model_checkpoint and not Path(self.state.best_model_checkpoint).is_dir():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stp_rs.config.presets import PRUNINGS
 from stp_rs.data.prompts import encode_prompts
+from stp_rs.distributed import on_main
 from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.priors import (
@@ -265,5 +266,5 @@ def _offline(
         cache = Path(config.stp_anchor_cache) if config.stp_anchor_cache else None
         cost = prior.build(model, prompts, tokenizer, unmasking, completion_length=length, given=certain, cache=cache)
         ledger.add(cost, "prior")
-        prior.save(stored)
+        on_main(lambda: prior.save(stored))
     return prior

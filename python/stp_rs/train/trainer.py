@@ -22,18 +22,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 
+from stp_rs._core import PriorSet
 from stp_rs.config.arguments import STPConfig, TaskConfig
 from stp_rs.config.sections import ModelConfig
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.rows import Row, Rows
 from stp_rs.data.trajectories import Rollout
+from stp_rs.distributed import broadcast, is_main, world
 from stp_rs.errors import ConfigError, InvalidValueError
 from stp_rs.models import load_configured, load_tokenizer
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
-from stp_rs.models.base import DiffusionModel, end_token_ids, passes_without_dropout, trainable
+from stp_rs.models.base import (
+    DiffusionModel,
+    end_token_ids,
+    is_sharded,
+    passes_without_dropout,
+    trainable,
+)
 from stp_rs.models.masked_lm import as_diffusion_model
-from stp_rs.models.reference import move_reference, reference_parameters, reference_policy
+from stp_rs.models.reference import WithoutAdapters, move_reference, reference_parameters, reference_policy
 from stp_rs.models.saving import check_savable
+from stp_rs.models.sharding import Steps, shard, shared_as, whole_state
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths, draw_masks, state_mass
 from stp_rs.objective.noise import update_noise
@@ -45,7 +54,14 @@ from stp_rs.rollout.loop import Batching
 from stp_rs.rollout.params import make_unmasking, restricted, sampling_law
 from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
-from stp_rs.rollout.rewards import Rewards, column_names, completion_token_ids, decode_completions
+from stp_rs.rollout.rewards import (
+    Rewards,
+    column_names,
+    completion_lengths,
+    completion_token_ids,
+    decode_completions,
+)
+from stp_rs.rollout.shared import Played, played_together
 from stp_rs.train.callbacks import Completions
 from stp_rs.train.card import model_card
 from stp_rs.train.checkpoint import Checkpoint
@@ -155,6 +171,8 @@ class STPTrainer(TrainingLoop):
         self.policy, tokenizer = open_policy(model, processing_class, peft_config, args, check=self.task is None)
         check_savable(self.policy.module, tokenizer)
         trainable(self.policy)
+        if not is_sharded(self.policy.module):  # adapters begin at random, in each process
+            broadcast([*self.policy.module.parameters(), *self.policy.module.buffers()])
         self.rewards = Rewards(
             reward_funcs,
             reward_processing_classes,
@@ -171,13 +189,19 @@ class STPTrainer(TrainingLoop):
         if args.stp_adapter_dtype != "keep":
             set_adapter_dtype(self.policy.module, getattr(torch, args.stp_adapter_dtype))
         needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
-        self.reference = reference_policy(self.policy, moves=args.sync_ref_model) if needs_reference else None
+        shares = bool(args.fsdp and world() > 1) or is_sharded(self.policy.module)
+        self.reference = (
+            reference_policy(self.policy, moves=args.sync_ref_model, copies=shares) if needs_reference else None
+        )
+        if shares:
+            self.policy, self.reference = shared_out(self.policy, self.reference, args)
         self._given_priors = priors
         self.priors = list(priors or ())
         super().__init__(args, self.policy.module, tokenizer, callbacks, optimizers)
-        if args.log_completions:
+        if args.log_completions and is_main():
             self.add_callback(Completions())
-        self._compile()
+        if not shares:
+            self._compile()
 
     @property
     def tokenizer(self) -> Any:
@@ -240,7 +264,7 @@ class STPTrainer(TrainingLoop):
         if replayed is not None:
             parts[_REPLAYED] = lambda path: replayed.save(Path(path))
         if self.args.sync_ref_model and self.reference is not None:
-            parts[_REFERENCE] = partial(save_file, reference_parameters(self.reference))
+            parts[_REFERENCE] = partial(save_file, whole_state(reference_parameters(self.reference), keep=is_main()))
         return parts
 
     def model_card(self, name: str | None = None) -> str:
@@ -254,7 +278,7 @@ class STPTrainer(TrainingLoop):
         if self.args.sync_ref_model and self.reference is not None:
             stored = load_file(checkpoint.path / _REFERENCE)
             for name, parameter in reference_parameters(self.reference).items():
-                parameter.copy_(stored[name])
+                parameter.copy_(shared_as(stored[name], parameter))
 
     def rows_read(self) -> list[Row]:
         """Return the training rows that the run reads, extra batches of dynamic sampling included."""
@@ -394,32 +418,51 @@ class STPTrainer(TrainingLoop):
         ledger, length = ledger or self.ledger, self.args.max_completion_length
         with ledger.time("prior"), self._autocast(), self._rollout_weights():
             ledger.add(hooks.prepare(priors, prompts, length), "prior")
+        with ledger.time("rollout"):
+            allowed, prior = allowed_tokens(priors, prompts, length), compose_priors(priors, prompts, length)
+        play = partial(self._played, prompts, prior, allowed, ledger)
+        played = played_together(self.policy, prompts, prior, length, play)
+        rollout = played.rollout
+        ledger.add(rollout.cost, "rollout")
+        ledger.completions += len(rollout)
+        if ledger is self.ledger:  # TRL counts those of training
+            drawn_R = completion_lengths(rollout.token_ids, canvas_lengths(rollout.unmask_step), self.tokenizer)
+            self.state.num_input_tokens_seen += int(rollout.prompt_length.sum()) + int(drawn_R.sum())
+        self._reward_logs.append(played.metrics)
+        self._extra = {name: list(values) for name, values in played.extra.items()}
+        return rollout
+
+    def _played(
+        self,
+        prompts: PromptBatch,
+        prior: PriorSet,
+        allowed: torch.Tensor | None,
+        ledger: Ledger,
+        rows: NDArray[np.int64],
+    ) -> Played:
+        """Decode and score some rows of a batch: all of them, or this process's share."""
+        prompts = prompts.select(rows.tolist())
         with ledger.time("rollout"), self._autocast(), self._rollout_weights():
             rollout = generate(
                 self.policy,
                 prompts,
                 self.unmasking,
-                completion_length=length,
-                sampling=replace(sampling_law(self.args), allowed=allowed_tokens(priors, prompts, length)),
-                prior=compose_priors(priors, prompts, length),
+                completion_length=self.args.max_completion_length,
+                sampling=replace(sampling_law(self.args), allowed=restricted(allowed, rows)),
+                prior=prior.select(rows.tolist()),
                 seed=self.args.seed,
                 slots=self.args.stp_slots,
                 batching=Batching(self.args.stp_max_tokens or 0, entropies=self.args.stp_states == "entropy"),
             )
-            ledger.add(rollout.cost, "rollout")
-            ledger.completions += len(rollout)
         with ledger.time("reward"):
             lengths = canvas_lengths(rollout.unmask_step)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
             ids = completion_token_ids(rollout.token_ids, lengths, self.tokenizer)
-            if ledger is self.ledger:  # TRL counts those of training
-                self.state.num_input_tokens_seen += int(rollout.prompt_length.sum()) + sum(map(len, ids))
             scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=self.state)
-            self._reward_logs.append(scores.metrics)
-            self._extra = scores.extra
         version = np.full(len(rollout), self.rollouts, dtype=np.int64)
         earned = {"reward": scores.total, "rewards": scores.by_name}
-        return rollout.replaced(completions=completions, policy_version=version, **earned)
+        scored = rollout.replaced(completions=completions, policy_version=version, **earned)
+        return Played(scored, scores.metrics, scores.extra)
 
     def _stepwise(self, rollout: Rollout, allowed: Tensor | None) -> Rollout:
         """Return the rollout with EGSPO's advantages of the states that the update scores."""
@@ -467,6 +510,20 @@ class STPTrainer(TrainingLoop):
             return contextlib.nullcontext()
         # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
         return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def shared_out(
+    policy: DiffusionModel, reference: DiffusionModel | None, args: STPConfig
+) -> tuple[DiffusionModel, DiffusionModel | None]:
+    """Return a policy and its reference with their weights shared out over the processes, in place."""
+    steps, config = Steps(), args.fsdp_config or {}
+    make = partial(shard, config=config, bf16=bool(args.bf16), steps=steps, whole=args.stp_rollout_gather)
+    if reference is not None and not isinstance(reference, WithoutAdapters):
+        return make(policy), make(reference)
+    shared = make(policy)
+    if reference is not None:
+        reference.policy = shared  # the same weights, its adapters switched off
+    return shared, reference
 
 
 def training_rows(args: STPConfig, dataset: Any) -> Rows:

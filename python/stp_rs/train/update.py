@@ -11,8 +11,9 @@ once per optimiser update, which is not applied where they are not finite.
 Shapes: R rows, L completion length, P passes.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,9 +25,11 @@ from torch import Tensor
 
 from stp_rs._core import permutation
 from stp_rs.data.trajectories import Rollout
+from stp_rs.distributed import agree, divide, gather, most, rank, sum_gradients, world
 from stp_rs.errors import ConfigError, DivergenceError
 from stp_rs.models.acceleration import adapters_ready
-from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, upload
+from stp_rs.models.base import DiffusionModel, device_of, end_token_ids, in_step, is_sharded, upload
+from stp_rs.models.sharding import Idle, whole
 from stp_rs.objective.bounds import pass_estimates, sandwich, token_bounds, upper_share
 from stp_rs.objective.head import Entropies
 from stp_rs.objective.likelihood import mean_entropy, token_estimates
@@ -41,6 +44,7 @@ from stp_rs.objective.loss import (
 )
 from stp_rs.objective.masks import (
     Masks,
+    canvas_lengths,
     draw_masks,
     make_design,
     mask_prompts,
@@ -120,12 +124,28 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the mean of a loss is over: the whole update, all micro-batches together."""
+    """What the mean of a loss is over: the whole update, all micro-batches of all processes together."""
 
     completions: int
     tokens: float
     rows: int
-    mean_ratio: Tensor | None = None
+    mean_ratio: Tensor | float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One update: what its means are over, and its micro-batches."""
+
+    totals: Totals
+    columns: list[list[MicroBatch]]
+    """Of this process, each at every inner iteration."""
+    count: int
+    """Micro-batches of all processes."""
+    used: int
+    """Their rows."""
+    rounds: int
+    """Backward passes that each process makes: one per micro-batch of its own, and where the weights are shared out as
+    many as the busiest one."""
 
 
 class PolicyUpdate:
@@ -165,6 +185,9 @@ class PolicyUpdate:
                 "objective with a ratio per token or completion to the policy that drew the rows"
             )
         self._by_pass = self._upper is not None or self._objective.reads_passes
+        self._shared_out = is_sharded(model.module) and world() > 1
+        self._spent: dict[str, Cost] = {}
+        """What this process computed and the ledger has not heard of."""
 
     def run(self, rollout: Rollout, allowed: Tensor | None = None) -> Metrics:
         """Make the updates of a rollout batch; return the means of their metrics."""
@@ -187,47 +210,60 @@ class PolicyUpdate:
         if self.args.stp_replay_batches:
             rollout = self._joined(rollout, number, allowed)
         with self.ledger.time("scoring"), adapters_ready(self.model.module):
-            plans = [self._plan(*shard) for shard in self._shards(rollout, allowed, number)]
+            plans = agree(lambda: self._plans(self._shards(rollout, allowed, number)))
         first: dict[int, Estimate] = {}
         for place, (j, k) in enumerate(np.ndindex(self.args.num_iterations, len(plans))):
-            totals, columns = plans[k]
+            plan = plans[k]
             self.tell("on_step_begin")
-            parts = [self._with_old(column[j], first) for column in columns]
+            parts = [self._with_old(column[j], first) for column in plan.columns]
             self.optimizer.zero_grad(set_to_none=True)
-            normalised = replace(totals, mean_ratio=self._mean_ratio(parts))
-            losses: list[Tensor] = []
-            logged: dict[str, list[Tensor]] = {}
-            for part in parts:
-                if losses:
-                    self.tell("on_substep_end")
-                loss, metrics, new = self._backward(part, normalised)
-                losses.append(loss)
-                if place == 0:
-                    first[id(part)] = Estimate(
-                        new.token_RL.detach(), None if new.pass_P is None else new.pass_P.detach()
-                    )
-                for name, value in metrics.items():
-                    logged.setdefault(name, []).append(value)
-            if not parts:  # the full computation would give a gradient of zero, which moves the moments
-                for parameter in self._parameters():
-                    parameter.grad = torch.zeros_like(parameter)
-            stepped = self._step_optimizer(f"rollout batch {number}, update {place + 1}", losses, logged)
-            used = sum(len(part.batch) for part in parts) / totals.rows
-            found = {**stepped, "diffusion/rows_used": used}
+            totals = replace(plan.totals, mean_ratio=self._mean_ratio(parts, plan))
+            make = partial(self._gradients, parts, totals, plan.rounds, first if place == 0 else None)
+            found = self._summed(make, plan)
+            stepped = self._step_optimizer(f"rollout batch {number}, update {place + 1}", found)
+            stepped["diffusion/rows_used"] = plan.used / totals.rows
             if self.args.stp_replay_batches:
-                found["diffusion/staleness"] = float((number - rollout.policy_version).mean())
-            yield found
+                stepped["diffusion/staleness"] = float((number - rollout.policy_version).mean())
+            yield stepped
+
+    def _gradients(
+        self, parts: list[MicroBatch], totals: Totals, rounds: int, first: dict[int, Estimate] | None
+    ) -> dict[str, list[Tensor]]:
+        """Add the gradients of micro-batches; return losses and metrics of each by name, on the device.
+
+        `first` gets their estimates, where they are those of the policy that the batch came from.
+        """
+        logged: dict[str, list[Tensor]] = {"loss": []}
+        for number in range(rounds):
+            if number:
+                self.tell("on_substep_end")
+            part = parts[number] if number < len(parts) else None
+            made = self._backward(part, totals)
+            if part is None or made is None:
+                continue
+            loss, metrics, new = made
+            if first is not None:
+                first[id(part)] = Estimate(new.token_RL.detach(), None if new.pass_P is None else new.pass_P.detach())
+            for name, value in {"loss": loss, **metrics}.items():
+                logged.setdefault(name, []).append(value)
+        return logged
 
     @torch.no_grad()
     def measure(self, rollout: Rollout, allowed: Tensor | None = None) -> Metrics:
         """Return loss and metrics of completions under the policy as it is, without an update."""
-        totals, columns = self._plan(rollout, allowed, fresh=True)
-        losses = [self._loss(part, self._estimate(self.model, part, "numbers"), totals) for part, *_ in columns]
-        logged: dict[str, list[Tensor]] = {}
-        for _, metrics in losses:
-            for name, value in metrics.items():
-                logged.setdefault(name, []).append(value)
-        return {"loss": sum(float(loss) for loss, _ in losses), **averaged(read_once(logged))}
+        (plan,) = agree(lambda: self._plans([(rollout, allowed, True)]))
+
+        def own() -> dict[str, list[Tensor]]:
+            logged: dict[str, list[Tensor]] = {"loss": []}
+            with in_step(self.model):
+                for part, *_ in plan.columns:
+                    loss, metrics = self._loss(part, self._estimate(self.model, part, "numbers"), plan.totals)
+                    for name, value in {"loss": loss, **metrics}.items():
+                        logged.setdefault(name, []).append(value)
+            return logged
+
+        found = self._told(own)
+        return {"loss": sum(found.pop("loss"), 0.0), **averaged(found)}
 
     def _shards(
         self, rollout: Rollout, allowed: Tensor | None, number: int
@@ -245,11 +281,23 @@ class PolicyUpdate:
             rows = np.sort(part)
             yield rollout.select(rows), restricted(allowed, rows), k == 0
 
-    def _plan(self, rollout: Rollout, allowed: Tensor | None, fresh: bool) -> tuple[Totals, list[list[MicroBatch]]]:
+    def _plans(self, shards: Iterable[tuple[Rollout, Tensor | None, bool]]) -> list[Plan]:
+        with in_step(self.model):
+            return [self._plan(*shard) for shard in shards]
+
+    def _plan(self, rollout: Rollout, allowed: Tensor | None, fresh: bool) -> Plan:
         """Return what the means of an update are over, and its micro-batches, each at every inner iteration."""
         rows = micro_batches(rollout, self.args, end_token_ids(self.model))
-        columns = [self._planned(rollout.minibatch(p), restricted(allowed, p), fresh=fresh) for p in rows]
-        return self._totals(rollout), columns
+        shares = self._dealt(rollout, rows)
+        columns = [self._planned(rollout.minibatch(p), restricted(allowed, p), fresh=fresh) for p in shares[rank()]]
+        rounds = max(map(len, shares)) if self._shared_out else len(columns)
+        return Plan(self._totals(rollout), columns, len(rows), sum(map(len, rows)), rounds)
+
+    @staticmethod
+    def _dealt(rollout: Rollout, rows: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+        """Return the micro-batches of each process: they are the same ones whatever the number of processes."""
+        length_R = rollout.prompt_length + canvas_lengths(rollout.unmask_step)
+        return [[rows[i] for i in share] for share in divide([float(length_R[part].sum()) for part in rows])]
 
     @torch.no_grad()
     def _joined(self, rollout: Rollout, number: int, allowed: Tensor | None) -> Rollout:
@@ -257,12 +305,21 @@ class PolicyUpdate:
         if allowed is not None and allowed.dim() == 3:
             raise ConfigError("stp_replay_batches: got priors that allow other tokens in every row, needs one table")
         old_RJL = np.zeros((len(rollout), self.args.num_iterations, rollout.token_ids.shape[1]), dtype=np.float32)
+        parts = self._dealt(rollout, micro_batches(rollout, self.args, end_token_ids(self.model)))[rank()]
+
+        def own() -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+            found = []
+            with in_step(self.model):
+                for part in parts:
+                    planned = self._planned(rollout.minibatch(part), allowed, referenced=False)
+                    first = self._estimate(self.model, planned[0])
+                    old = [first, *(later.old or first for later in planned[1:])]
+                    found.append((part, torch.stack([known.token_RL.float() for known in old], dim=1).cpu().numpy()))
+            return found
+
         with self.ledger.time("scoring"), adapters_ready(self.model.module):
-            for part in micro_batches(rollout, self.args, end_token_ids(self.model)):
-                planned = self._planned(rollout.minibatch(part), allowed, referenced=False)
-                first = self._estimate(self.model, planned[0])
-                old = [first, *(later.old or first for later in planned[1:])]
-                old_RJL[part] = torch.stack([known.token_RL.float() for known in old], dim=1).cpu().numpy()
+            for part, estimates_rJL in itertools.chain.from_iterable(gather(own)):
+                old_RJL[part] = estimates_rJL
         fresh = rollout.replaced(old_estimate=old_RJL)
         joined = fresh if self.replayed is None else Rollout.concat([fresh, self.replayed])
         self.replayed = joined.evict(number + 1 - self.args.stp_replay_batches)
@@ -412,7 +469,8 @@ class PolicyUpdate:
         return estimates
 
     def _count(self, cost: Cost) -> None:
-        self.ledger.add(cost, "likelihood", *(["backward"] if torch.is_grad_enabled() else []))
+        for phase in ("likelihood", *(["backward"] if torch.is_grad_enabled() else [])):
+            self._spent[phase] = self._spent.get(phase, Cost()) + cost
 
     def _combine(self, logprob_PL: Tensor, entropy_PL: Tensor | None, part: MicroBatch) -> Estimate:
         """Return the estimate that the passes' log-probs add up to."""
@@ -464,22 +522,56 @@ class PolicyUpdate:
         """Return the weights of a published mean per token; None where the mean is over all scored tokens."""
         return part.there.weight_RL if self.design.per_token and self._upper is None else None
 
-    def _backward(self, part: MicroBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor], Estimate]:
-        """Add the micro-batch's gradient; return (loss, metrics, the new estimate)."""
+    def _backward(self, part: MicroBatch | None, totals: Totals) -> tuple[Tensor, dict[str, Tensor], Estimate] | None:
+        """Add the micro-batch's gradient; return (loss, metrics, the new estimate).
+
+        Without one, help those that have one: where weights are shared out, all make the same passes.
+        """
         entropies: Entropies = "gradient" if self.args.entropy_coef != 0.0 else "numbers"  # they are logged
-        if not self.args.stp_constant_memory:
-            new = self._estimate(self.model, part, entropies)
-            loss, metrics = self._loss(part, new, totals)
-            loss.backward()
+        made = None
+        if self.args.stp_constant_memory:
+            made = self._backward_by_parts(part, totals, entropies)
         else:
-            new, loss, metrics = self._backward_by_parts(part, totals, entropies)
+            with in_step(self.model, graded=True) as idle:
+                if part is not None:
+                    new = self._estimate(self.model, part, entropies)
+                    made = (new, *self._loss(part, new, totals))
+            self._differentiate(None if made is None else made[1], idle)
+        if part is None or made is None:
+            return None
+        new, loss, metrics = made
         metrics["diffusion/token_elbo"] = self._token_elbo(new.token_RL.detach(), part)
         return loss.detach(), metrics, new
 
+    def _differentiate(self, value: Tensor | None, idle: Idle | None) -> None:
+        """Add the gradient of a value; that of a policy whose weights are shared out is the mean over the processes."""
+        if idle is None:
+            if value is not None:
+                value.backward()
+            return
+        terms = [*([] if value is None else [value * world()]), *([] if idle.total is None else [idle.total])]
+        if terms:
+            torch.stack([term.float() for term in terms]).sum().backward()
+
     def _backward_by_parts(
-        self, part: MicroBatch, totals: Totals, entropies: Entropies
-    ) -> tuple[Estimate, Tensor, dict[str, Tensor]]:
+        self, part: MicroBatch | None, totals: Totals, entropies: Entropies
+    ) -> tuple[Estimate, Tensor, dict[str, Tensor]] | None:
         """Find the loss's coefficients without a graph, then backpropagate some passes at a time."""
+        made: tuple[Estimate, Tensor, dict[str, Tensor]] | None = None
+        gradients: list[Callable[[], Tensor]] = []
+        with in_step(self.model):
+            if part is not None:
+                made, gradients = self._coefficients(part, totals, entropies)
+        for number in range(most(len(gradients)) if self._shared_out else len(gradients)):
+            with in_step(self.model, graded=True) as idle:
+                value = gradients[number]() if number < len(gradients) else None
+            self._differentiate(value, idle)
+        return made
+
+    def _coefficients(
+        self, part: MicroBatch, totals: Totals, entropies: Entropies
+    ) -> tuple[tuple[Estimate, Tensor, dict[str, Tensor]], list[Callable[[], Tensor]]]:
+        """Return estimate, loss and metrics, and what makes the values whose gradients add up to the loss's."""
         masks, size = part.masks, self._canvases([part])
         with torch.no_grad():
             logprob_PL, entropy_PL = self._pass_estimates(self.model, part, masks, entropies)
@@ -489,15 +581,17 @@ class PolicyUpdate:
         new = self._combine(logprob_PL, entropy_PL, part)
         loss, metrics = self._loss(part, new, totals)
         coefficients = torch.autograd.grad(loss, leaves)
-        for start in range(0, len(masks.row_P), size):
-            some = slice(start, start + size)
+
+        def value(some: slice) -> Tensor:
             again: Entropies = "gradient" if len(leaves) == 2 else "none"
             made = self._pass_estimates(self.model, part, take_passes(masks, some), again)
             total = (made[0] * coefficients[0][some]).sum()
             if made[1] is not None:
                 total = total + (made[1].nan_to_num(0.0) * coefficients[1][some]).sum()
-            total.backward()
-        return new, loss, metrics
+            return total
+
+        starts = range(0, len(masks.row_P), size)
+        return (new, loss, metrics), [partial(value, slice(start, start + size)) for start in starts]
 
     def _loss(self, part: MicroBatch, new: Estimate, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         return policy_loss(
@@ -509,12 +603,26 @@ class PolicyUpdate:
         )
 
     @torch.no_grad()
-    def _mean_ratio(self, parts: list[MicroBatch]) -> Tensor | None:
+    def _mean_ratio(self, parts: list[MicroBatch], plan: Plan) -> Tensor | float | None:
         """Return the mean clipped ratio over the update's micro-batches, where the objective reads it."""
-        if not self._objective.reads_mean_ratio or len(parts) < 2 or parts[0].old is None:
-            return None  # one micro-batch has its own; at the first iteration every ratio is 1
-        sums = [clipped_ratio_sum(self._inputs(part, self._estimate(self.model, part)), self.args) for part in parts]
-        return torch.stack(sums).sum() / max(1, sum(int((part.batch.weights() != 0).sum()) for part in parts))
+        if not self._objective.reads_mean_ratio or plan.count < 2:
+            return None  # one micro-batch has its own
+
+        def own() -> tuple[Tensor | float, int] | None:
+            if not parts or parts[0].old is None:  # at the first iteration every ratio is 1
+                with in_step(self.model):
+                    return None
+            with in_step(self.model):
+                made = [self._inputs(part, self._estimate(self.model, part)) for part in parts]
+            total = torch.stack([clipped_ratio_sum(inputs, self.args) for inputs in made]).sum()
+            judged = sum(int((part.batch.weights() != 0).sum()) for part in parts)
+            return total if world() == 1 else float(total), judged
+
+        found = [sums for sums in gather(own) if sums is not None]
+        if not found:
+            return None
+        total: Tensor | float = sum(total for total, _ in found)
+        return total / max(1, sum(judged for _, judged in found))
 
     def _token_elbo(self, new_RL: Tensor, part: MicroBatch) -> Tensor:
         """Return the mean estimate of a scored token, in nats."""
@@ -536,11 +644,41 @@ class PolicyUpdate:
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.module.parameters() if p.requires_grad]
 
-    def _step_optimizer(self, what: str, losses: list[Tensor], logged: dict[str, list[Tensor]]) -> Metrics:
-        """Apply an update where its numbers are finite; return loss, norm and the metrics, read in one copy."""
+    def _summed(self, make: Callable[[], dict[str, list[Tensor]]], plan: Plan) -> dict[str, list[float]]:
+        """Return the numbers of an update, its gradient's norm among them; the gradient is that of all processes.
+
+        Numbers travel first: where a process has failed, none waits for its gradients.
+        """
         limit = self.args.max_grad_norm or math.inf
-        norm_there = torch.nn.utils.clip_grad_norm_(self._parameters(), limit)
-        found = read_once({"loss": losses, "grad_norm": [norm_there.to(losses[0]) if losses else norm_there], **logged})
+
+        def own() -> dict[str, list[Tensor]]:
+            logged = make()
+            if not plan.count:  # the full computation would give a gradient of zero, which moves the moments
+                for parameter in self._parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+            if world() == 1:  # read in one copy with the others
+                logged["grad_norm"] = [torch.nn.utils.clip_grad_norm_(self._parameters(), limit)]
+            return logged
+
+        found = self._told(own)
+        if world() > 1:
+            if not self._shared_out:  # FSDP2 has done so in the backward passes
+                sum_gradients(self._parameters())
+            found["grad_norm"] = [float(whole(torch.nn.utils.clip_grad_norm_(self._parameters(), limit)))]
+        return found
+
+    def _told(self, make: Callable[[], dict[str, list[Tensor]]]) -> dict[str, list[float]]:
+        """Return the numbers that each process makes, of all; the ledger hears of what they cost."""
+        every = gather(lambda: (read_once(make()), self._spent))
+        self._spent = {}
+        for _, spent in every:
+            for phase, cost in spent.items():
+                self.ledger.add(cost, phase)
+        names = dict.fromkeys(name for found, _ in every for name in found)
+        return {name: [value for found, _ in every for value in found.get(name, [])] for name in names}
+
+    def _step_optimizer(self, what: str, found: dict[str, list[float]]) -> Metrics:
+        """Apply an update where its numbers are finite; return loss, norm and the metrics."""
         loss, (norm,) = sum(found.pop("loss"), 0.0), found.pop("grad_norm")
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergenceError(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stp_rs._core import Design, row_uid
 from stp_rs.data.prompts import batch_indices, encode_prompts, end_of_text_id
 from stp_rs.data.trajectories import Rollout
+from stp_rs.distributed import broadcast, gather, own_rows, sum_gradients
 from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
@@ -43,6 +44,7 @@ def warm_up(
     # one position per step: the plan of the full ELBO
     order_RL = np.tile(np.arange(completion_length, dtype=np.int32), (batch_size, 1))
     design = Design("uniform_count", 1)
+    broadcast([*model.module.parameters(), *model.module.buffers()])
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=learning_rate, weight_decay=0.0)
     value = 0.0
     with passes_without_dropout(model.module):
@@ -52,12 +54,20 @@ def warm_up(
             picked = batch_indices(step, batch_size, len(demonstrations), seed)
             uids = np.array([row_uid(_STREAM, step, i) for i in range(batch_size)], dtype=np.uint64)
             batch = Rollout.of(prompts.select(picked, uids), targets_DL[picked], order_RL)
-            elbo_RL = token_elbo(model, batch, draw_masks(design, batch, seed=seed))
-            loss = -elbo_RL.sum(-1).mean() / completion_length
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+
+            def own(batch: Rollout = batch) -> float:
+                mine = batch.select(own_rows(np.arange(batch_size)))
+                if not len(mine):
+                    return 0.0
+                elbo_RL = token_elbo(model, mine, draw_masks(design, mine, seed=seed))
+                loss = -elbo_RL.sum(-1).sum() / (batch_size * completion_length)
+                loss.backward()
+                return float(loss.detach())
+
+            value = sum(gather(own))
+            sum_gradients(model.module.parameters())
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
-            value = float(loss.detach())
             if not np.isfinite(value):
                 raise DivergenceError(
                     f"SFT step {step}: the loss is {value}; lower sft_learning_rate ({learning_rate})"

@@ -1,0 +1,99 @@
+"""What the processes of these tests run: a trainer of a tiny policy, and what it computed, as plain arrays."""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stp_rs import Template, distributed
+from stp_rs.models.sharding import whole_state
+from stp_rs.train.trainer import STPTrainer
+from tests.fixtures import LENGTH, Watch, ones, tiny, tokenizer, trainer
+
+STEADY: dict[str, Any] = {
+    "max_completion_length": LENGTH,
+    "num_generations": 4,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 5,
+    "stp_rollouts": 5,
+    "learning_rate": 1e-3,
+    # biases of attention's keys have a gradient of 0 but for rounding, which a smaller number would blow up to a step
+    "adam_epsilon": 1e-4,
+    "logging_steps": 1,
+    "use_cpu": True,
+}
+"""Five updates of twenty completions: five groups and five micro-batches, which no two processes share evenly."""
+PROMPTS = [{"prompt": f"{i % 4}{'[0123]'[: i % 5]}{i // 4}"} for i in range(15)]
+"""Fifteen different ones, of several lengths, so that no prompt is twice in a batch."""
+
+
+def made(folder: Path, *, seconds: float, layers: int = 2, dropout: float = 0.1, **options: Any) -> STPTrainer:
+    """Return a trainer with a template."""
+    template = Template({0: "[", -1: "]"}, tokenizer())
+    chosen = {**STEADY, "ddp_timeout": int(seconds), **options}
+    reward = chosen.pop("reward", ones)
+    return trainer(folder, tiny(layers=layers, dropout=dropout), reward, priors=[template], rows=PROMPTS, **chosen)
+
+
+def weights(policy: STPTrainer) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the policy's parameters."""
+    state = whole_state(dict(policy.model.named_parameters()), keep=True)
+    return {name: value.detach().numpy().copy() for name, value in state.items()}
+
+
+def told(policy: STPTrainer, **train: Any) -> dict[str, Any]:
+    """Train; return the rollouts, the metrics of each and the weights at the end."""
+    steps: list[dict[str, Any]] = []
+
+    def hear(result: Any) -> None:
+        rollout = result.rollout
+        columns = {name: getattr(rollout, name) for name in ("token_ids", "unmask_step", "nfe", "reward", "advantage")}
+        steps.append({**columns, "uid": rollout.uid, "texts": result.completions, "metrics": result.metrics})
+
+    policy.add_callback(Watch(hear))
+    policy.train(**train)
+    return {"steps": steps, "weights": weights(policy), "log": policy.state.log_history}
+
+
+def train(folder: Path, *, seconds: float, resume: bool = False, **options: Any) -> dict[str, Any]:
+    """Train as configured; every process tells what it saw."""
+    return told(made(folder, seconds=seconds, **options), resume_from_checkpoint=True if resume else None)
+
+
+def fails(folder: Path, *, seconds: float, rank: int, where: str) -> dict[str, Any]:
+    """Train with one process that raises: in its reward, in a callback, while it saves, or in a pass of its model."""
+    this = int(os.environ["RANK"]) == rank
+
+    def reward(completions: Sequence[str], **_: Any) -> list[float]:
+        if this and where == "reward":
+            raise ValueError("the grader of this process is broken")
+        return ones(completions)
+
+    policy = made(folder, seconds=seconds, reward=reward, save_strategy="steps", save_steps=1)
+    if this and where == "pass":
+        policy.model.register_forward_hook(_broken)
+    if this and where == "callback":
+        policy.add_callback(Watch(_broken))
+    if this and where == "save":
+        policy.parts_to_save = lambda: {"part": _broken}  # type: ignore[method-assign] # a disk that is full
+    return told(policy)
+
+
+def _broken(*_: Any) -> None:
+    raise ValueError("the grader of this process is broken")
+
+
+def dies(folder: Path, *, seconds: float, rank: int, how: str) -> dict[str, Any]:
+    """Train with one process that is killed in the third rollout batch, or that stops to answer."""
+    calls: list[int] = []
+
+    def reward(completions: Sequence[str], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        if distributed.rank() == rank and len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        return ones(completions)
+
+    return told(made(folder, seconds=seconds, reward=reward))
