@@ -4,8 +4,8 @@ The pipeline, and what makes each part; help(stp_rs.NAME) says more of any of th
 
     a policy      load(name_or_path), as_diffusion_model(module, tokenizer) -> DiffusionModel, MaskedLMAdapter
     prompts       encode_prompts(rows, tokenizer, uids=...) -> PromptBatch; .repeat(8) makes groups
-    priors        Template, Copy, Length, Vocabulary, Hint, Frequency, OfflineGeneration: completion tokens that are
-                  known before decoding; compose_priors(...) -> PriorSet, allowed_tokens(...)
+    priors        Template, Copy, Length, Vocabulary, Hint, Frequency, OfflineGeneration, FirstForward: completion tokens
+                  that are known before decoding; compose_priors(...) -> PriorSet, allowed_tokens(...)
     a plan        Unmasking(20, temporal="steps:0.6"): how many tokens each forward reveals, and when the rest goes
     rollout       generate(model, prompts, unmasking, ...) -> Rollout, one record of completions; SamplingParams, GREEDY
                   and Batching say how tokens are drawn and forwards are filled; decode_completions(...) -> texts
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from stp_rs.rollout.params import SamplingParams as SamplingParams
     from stp_rs.rollout.rewards import decode_completions as decode_completions
     from stp_rs.rollout.rewards import score_rewards as score_rewards
+    from stp_rs.train.anchors import FirstForward as FirstForward
     from stp_rs.train.anchors import OfflineGeneration as OfflineGeneration
     from stp_rs.train.trainer import STPTrainer as STPTrainer
 
@@ -84,7 +85,7 @@ _LAZY = {
     "rollout.loop": "Batching",
     "rollout.params": "GREEDY SamplingParams",
     "rollout.rewards": "decode_completions score_rewards",
-    "train.anchors": "OfflineGeneration",
+    "train.anchors": "FirstForward OfflineGeneration",
     "train.trainer": "STPTrainer",
 }
 """Names by module, imported when they are asked for: most need torch, some transformers, which take seconds."""
