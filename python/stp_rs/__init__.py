@@ -4,8 +4,8 @@ The pipeline, and what makes each part; help(stp_rs.NAME) says more of any of th
 
     a policy      load(name_or_path), as_diffusion_model(module, tokenizer) -> DiffusionModel, MaskedLMAdapter
     prompts       encode_prompts(rows, tokenizer, uids=...) -> PromptBatch; .repeat(8) makes groups
-    priors        Template, Copy, Length, Vocabulary, Hint, Frequency, OfflineGeneration, FirstForward: completion tokens
-                  that are known before decoding; compose_priors(...) -> PriorSet, allowed_tokens(...)
+    priors        Template, Copy, Length, Vocabulary, Hint, Frequency, OfflineGeneration, FirstForward: tokens that are
+                  known before decoding; compose_priors(...) -> PriorSet, allowed_tokens(...)
     a plan        Unmasking(20, temporal="steps:0.6"): how many tokens each forward reveals, and when the rest goes
     rollout       generate(model, prompts, unmasking, ...) -> Rollout, one record of completions; SamplingParams, GREEDY
                   and Batching say how tokens are drawn and forwards are filled; decode_completions(...) -> texts
