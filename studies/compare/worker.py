@@ -27,6 +27,7 @@ from stp_rs.cli.run import (
     WarmUp,
     complete,
     decode_both,
+    found_model,
     make_task,
     prepare_policy,
     set_threads,
@@ -35,9 +36,8 @@ from stp_rs.cli.run import (
 )
 from stp_rs.config import TaskConfig
 from stp_rs.errors import StpError
-from stp_rs.models import load_policy
+from stp_rs.models import load_configured
 from stp_rs.models.base import DiffusionModel
-from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.tasks.base import Task
 from stp_rs.train.checkpoint import policy_folder, write_json
 from stp_rs.train.metrics import PHASES, Ledger, read_metrics
@@ -213,9 +213,8 @@ def test_once(trainer: STPTrainer, task: Task, tokenizer: Any, folder: Path, pic
 def policy_at(update: int, config: TaskConfig, folder: Path) -> DiffusionModel:
     """Return the policy of a run after `update` updates, 0 for the one before RL."""
     before = config.model_name_or_path or folder / "warmup"
-    module: Any
-    module, tokenizer = load_policy(policy_folder(folder / f"checkpoint-{update}" if update else before))
-    return as_diffusion_model(module.to(config.device), tokenizer)
+    found = policy_folder(folder / f"checkpoint-{update}") if update else found_model(before)
+    return load_configured(config, found, config.device)[0]
 
 
 def versions(config: TaskConfig) -> dict[str, str]:

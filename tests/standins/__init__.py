@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from stp_rs.models.saving import save_module
 from tests.fixtures import ALPHABET
 
 
@@ -68,7 +69,7 @@ def write(family: str, folder: Path, *, seed: int = 0, alphabet: str = ALPHABET,
         "AutoConfig": f"modeling_{stand_in.file}.{stand_in.name}Config",
         stand_in.auto_class: f"modeling_{stand_in.file}.{stand_in.name}",
     }
-    model.save_pretrained(folder)
+    save_module(model, folder)
     tokenizer.save_pretrained(folder)
     here = Path(__file__).parent
     for name in (f"modeling_{stand_in.file}.py", "parts.py", *([] if family == "llada" else ["common.py"])):

@@ -109,7 +109,9 @@ class StandInLLaDA(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.3)
 
     def tie_weights(self, *args, **kwargs):
-        """The configuration's own option ties; transformers' does not."""
+        """The configuration's own option ties; transformers' does not, and knows nothing of it when it saves."""
+        if self.config.weight_tying:
+            self.model.transformer["ff_out"] = self.model.transformer.wte
 
     def get_input_embeddings(self):
         return self.model.transformer.wte

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from .common import Backbone, Small, SmallConfig
@@ -56,6 +57,8 @@ class StandInLLaDA2(Small):
         return_dict=None,
         **kwargs,
     ):
+        if past_key_values is None and use_cache is not False:
+            past_key_values = DynamicCache()  # as on the hub: a cache that nobody asked for
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is not None:
             assert attention_mask.dim() == 4 and attention_mask.is_floating_point(), "a mask that is added"

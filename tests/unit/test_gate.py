@@ -3,16 +3,19 @@
 import copy
 import pickle
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import stp_rs
 from stp_rs import MaskedLMAdapter, as_diffusion_model
 from stp_rs.errors import ModelError
-from stp_rs.models.gate import gate, hidden_states
+from stp_rs.models.gate import TiedHead, gate, hidden_states
 from tests.fixtures import tiny, tokenizer
+from tests.standins import write
 
 IDS = torch.tensor([[5, 1, 6, 4], [4, 4, 1, 7]])
 
@@ -118,3 +121,44 @@ def test_a_shift_given_by_hand_is_used():
     assert MaskedLMAdapter(module, tokenizer(), family="Dream").logit_shift == 1
     with pytest.raises(ModelError, match=r"family: got 'Nightmare', needs one of A2D, Dream"):
         MaskedLMAdapter(module, tokenizer(), family="Nightmare")
+
+
+def test_a_head_that_is_the_embedding_itself_is_left_out_of_a_pass(tmp_path: Path):
+    from stp_rs.models.saving import save_module
+
+    folder = write("llada", tmp_path / "llada", weight_tying=True)
+    policy, words = stp_rs.load(folder, trust_remote_code=True)
+    assert isinstance(policy._head[0], TiedHead)
+    ids = torch.tensor([[5, 6, policy.mask_token_id, 7]])
+    with torch.no_grad():
+        states = policy.hidden(ids, None)
+        assert states.shape == (1, 4, policy.module.config.d_model)
+        assert torch.allclose(policy.head(states), policy.own_output(ids).logits, atol=1e-6)
+    policy.head(policy.hidden(ids, None)).sum().backward()
+    given = policy.module.get_input_embeddings().weight.grad.clone()
+    policy.module.zero_grad()
+    policy.own_output(ids).logits.sum().backward()
+    assert torch.allclose(given, policy.module.get_input_embeddings().weight.grad, atol=1e-5)
+    twin = copy.deepcopy(policy)
+    with torch.no_grad():
+        twin.module.get_input_embeddings().weight.zero_()
+        assert not twin.head(twin.hidden(ids, None)).any()
+        assert policy.head(policy.hidden(ids, None)).any()
+    save_module(policy.module, tmp_path / "saved")
+    for file in folder.glob("*.py"):
+        (tmp_path / "saved" / file.name).write_bytes(file.read_bytes())
+    words.save_pretrained(tmp_path / "saved")
+    again, _ = stp_rs.load(tmp_path / "saved", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(again.head(again.hidden(ids, None)), policy.head(policy.hidden(ids, None)))
+
+
+def test_a_root_makes_no_cache_of_its_own(tmp_path: Path):
+    policy, _ = stp_rs.load(write("llada2", tmp_path / "llada2"), trust_remote_code=True, gradient_checkpointing=True)
+    ids = torch.tensor([[5, 6, policy.mask_token_id, 7, 5, 6]])
+    policy.head(policy.hidden(ids, None)).sum().backward()
+    policy.head(policy.hidden_pair(ids, ids, None)).sum().backward()
+    asked = []
+    policy.module.register_forward_pre_hook(lambda _m, _a, kwargs: asked.append(kwargs["use_cache"]), with_kwargs=True)
+    policy.own_output(ids)
+    assert asked == [False]

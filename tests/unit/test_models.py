@@ -22,6 +22,7 @@ from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
 from stp_rs.rollout.generate import generate, rollout_metrics
 from stp_rs.rollout.rewards import decode_completions
+from stp_rs.train.warmup import warm_up
 from tests.fixtures import Tabular, tiny, tokenizer
 
 VOCAB = len(tokenizer())
@@ -338,6 +339,20 @@ def test_special_tokens_beyond_the_embedding_are_one_sentence():
     grown.resize_token_embeddings(VOCAB + 2)
     far = types.SimpleNamespace(mask_token_id=VOCAB + 1, pad_token_id=0, eos_token_id=2)
     assert MaskedLMAdapter(grown, far).mask_token_id == VOCAB + 1
+
+
+def test_a_prompt_of_tokens_that_the_model_lacks_is_one_sentence():
+    wide = copy.deepcopy(tokenizer())
+    wide.add_tokens(["<new>"])
+    policy = MaskedLMAdapter(hf.BertForMaskedLM(hf.BertConfig(**SIZE)), wide)
+    prompts = encode_prompts([{"prompt": "01"}, {"prompt": "0<new>"}], wide, uids=[1, 2])
+    with pytest.raises(ModelError, match=rf"got the token id {VOCAB}, but the model has embeddings for the ids 0 to"):
+        generate(policy, prompts, Unmasking(3), completion_length=3)
+    with pytest.raises(ModelError, match=rf"got the token id {VOCAB}"):
+        warm_up(policy, wide, [{"prompt": "0", "completion": "1<new>"}], completion_length=3, steps=1, batch_size=1,
+                learning_rate=1e-3)  # fmt: skip
+    policy.module.resize_token_embeddings(VOCAB + 1)
+    assert generate(policy, prompts, Unmasking(3), completion_length=3).token_ids.shape == (2, 3)
 
 
 def test_configuration_and_tokenizer_must_name_one_mask_token():

@@ -30,8 +30,7 @@ from stp_rs.eval.variance import (
     summarise,
     to_json,
 )
-from stp_rs.models import load_policy
-from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.models import load_configured
 from stp_rs.objective.advantages import group_advantages
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.objective.noise import Estimator
@@ -119,8 +118,7 @@ class Source:
         loaded, tokenizer, config, task = load_run(args.model)
         config = with_pruning(config)
         if checkpoint is not None:
-            module, tokenizer = load_policy(checkpoint)
-            loaded = as_diffusion_model(module.to(config.device), tokenizer)
+            loaded, tokenizer = load_configured(config, checkpoint, config.device)
         self.config, self.task, self.tokenizer = config, task, tokenizer
         length = config.max_completion_length
         self.setting = Setting(

@@ -116,6 +116,21 @@ def whole_weights(model: DiffusionModel) -> contextlib.AbstractContextManager[An
     return contextlib.nullcontext() if gathered is None else cast(Any, gathered)()
 
 
+def check_ids(model: DiffusionModel, ids: NDArray[np.int64]) -> None:
+    """Refuse ids that the policy has no embedding for.
+
+    Raises:
+        ModelError: the tokenizer has more tokens than the model, and one of them is among the ids.
+    """
+    rows, most = int(getattr(model, "embedding_rows", 0) or 0), int(ids.max(initial=0))
+    if rows and most >= rows:
+        raise ModelError(
+            f"prompts: got the token id {most}, but the model has embeddings for the ids 0 to {rows - 1} only; use the "
+            "tokenizer that the model was trained with, or call model.resize_token_embeddings(len(tokenizer)) and "
+            "train the new rows first"
+        )
+
+
 def end_token_ids(model: DiffusionModel) -> tuple[int, ...]:
     """Return the ids that end a text: the policy's `eos_token_ids` where it has several, else its `eos_token_id`."""
     return tuple(getattr(model, "eos_token_ids", ())) or (model.eos_token_id,)

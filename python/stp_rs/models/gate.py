@@ -5,17 +5,23 @@ output head are gated once: while `hidden_states` is on they return their input,
 returns hidden states, and the head is applied to gathered rows afterwards. The root is called, never a part of it, so
 that whatever wraps it (adapters, sharding, torch.compile, hooks) takes effect.
 
+Some code has no module for its head: it multiplies by the embedding's weights in a function (LLaDA with
+`weight_tying`). `TiedHead` is that head as a module, and the multiplication is what is left out while hidden states are
+wanted.
+
 In the same way the blocks of a network are recomputed in the backward pass while `recomputed` is on: transformers does
 so in training mode only, and passes of a policy run in eval mode.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from stp_rs.models.acceleration import repeated_blocks
@@ -31,6 +37,47 @@ def hidden_states() -> Iterator[None]:
     """Let gated modules return their input."""
     with _switched(_HIDDEN, on=True):
         yield
+
+
+class TiedHead(nn.Module):
+    """The output head of a model that has none: hidden states times its embedding's weights.
+
+    Args:
+        embedding: the model's own, which stays a part of the model.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits."""
+        return linear(hidden, self.embedding.weight)
+
+    def left_out(self) -> TorchFunctionMode:
+        """Return a context in which the model's own multiplication by these weights gives what it multiplies."""
+        return _LeftOut(self.embedding)
+
+
+class _LeftOut(TorchFunctionMode):
+    """While it is on, `linear` with an embedding's weights returns its input."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._embedding = embedding
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        _types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the call returns."""
+        given = dict(zip(("input", "weight"), args, strict=False)) | dict(kwargs or {})
+        if func is linear and given["weight"] is self._embedding.weight:
+            return given["input"]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

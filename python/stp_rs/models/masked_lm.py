@@ -5,7 +5,8 @@ The head never sees positions whose logits nobody reads: [B, S, V] is never made
 """
 
 import contextlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,10 +16,10 @@ from stp_rs.errors import ModelError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.blocks import pair_mask, state_mask, with_padding
 from stp_rs.models.families import Family, family_named, family_of
-from stp_rs.models.gate import gate, hidden_states, recompute, recomputed
+from stp_rs.models.gate import TiedHead, gate, hidden_states, recompute, recomputed
 from stp_rs.models.padding import PadsMasked
 from stp_rs.models.probes import check, pads_are_hidden
-from stp_rs.models.tokens import end_ids, special_ids
+from stp_rs.models.tokens import embedding_rows, end_ids, special_ids
 
 if TYPE_CHECKING:
     from stp_rs.models.prefix import Prefix
@@ -80,8 +81,9 @@ class MaskedLMAdapter:
         ends = end_ids(tokenizer, self.family) if eos_token_ids is None else tuple(eos_token_ids)
         self.mask_token_id, self.pad_token_id = special_ids(tokenizer, self.family, self.module, ends, given)
         self.eos_token_id, self.eos_token_ids = ends[0], ends
-        self.context_length = _context_length(config, self.family)
+        self.context_length = _context_length(self.module, self.family)
         self._head = _find_head(self.module)
+        self._uncached = _without_cache(self.module)
         self.gradient_checkpointing = False
         self._blocks = recompute(self.module)
         self.respects_padding = True
@@ -92,6 +94,11 @@ class MaskedLMAdapter:
             self.masks_pads = True
             self.masks_pads = pads_are_hidden(self)
 
+    @property
+    def embedding_rows(self) -> int:
+        """How many ids the model has embeddings for."""
+        return embedding_rows(self.module)
+
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Return final hidden states [B, S, H]; see `DiffusionModel.hidden`."""
         width = ids_BS.shape[1]
@@ -99,7 +106,7 @@ class MaskedLMAdapter:
         pads: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if lengths_B is not None and self.masks_pads and not self.respects_padding:
             pads, lengths_B = PadsMasked(lengths_B, width), None
-        with hidden_states(), recomputed(self._recomputes()), pads:
+        with self._stopped(), recomputed(self._recomputes()), pads:
             return _states(self.own_output(ids_BS, lengths_B))
 
     def hidden_pair(self, noisy_BS: Tensor, clean_BS: Tensor, lengths_B: Tensor | None, start: int = 0) -> Tensor:
@@ -115,10 +122,11 @@ class MaskedLMAdapter:
         noisy_Q, clean_Q = position_S[start:], position_S[:end]
         position_Q = torch.cat([noisy_Q, clean_Q])
         seen_BQQ = with_padding(pair_mask(noisy_Q, clean_Q, size), position_Q, lengths_B)
-        with hidden_states(), recomputed(self._recomputes()):
+        with self._stopped(), recomputed(self._recomputes()):
             output = self._root(
                 input_ids=torch.cat([noisy_BS[:, start:], clean_BS[:, :end]], dim=1),
                 position_ids=position_Q.expand(len(noisy_BS), -1),
+                **self._uncached,
                 **self.family.mask(seen_BQQ.expand(len(noisy_BS), -1, -1), self._dtype()),
             )
         hidden = _states(output)
@@ -126,7 +134,7 @@ class MaskedLMAdapter:
 
     def hidden_cached(self, ids_BQ: Tensor, position_BQ: Tensor, seen_BQK: Tensor, prefix: "Prefix") -> Tensor:
         """Return hidden states [B, Q, H] of tokens behind committed ones; see `stp_rs.models.blocks`."""
-        with hidden_states():
+        with self._stopped():
             output = self._root(
                 input_ids=ids_BQ,
                 position_ids=position_BQ,
@@ -136,6 +144,13 @@ class MaskedLMAdapter:
                 **self.family.mask(seen_BQK, self._dtype()),
             )
         return _states(output)
+
+    @contextlib.contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Let the root return hidden states where its logits would be."""
+        tied = self._head[0]
+        with hidden_states(), tied.left_out() if isinstance(tied, TiedHead) else contextlib.nullcontext():
+            yield
 
     def _check_width(self, width: int) -> None:
         if self.context_length and width > self.context_length:
@@ -164,7 +179,7 @@ class MaskedLMAdapter:
             inputs = self.family.mask(seen_BSS.expand(rows, -1, -1), self._dtype())
         elif lengths_B is not None:
             inputs = self.family.mask(position_S < lengths_B[:, None], self._dtype())
-        return self._root(input_ids=ids_BS, **inputs)
+        return self._root(input_ids=ids_BS, **self._uncached, **inputs)
 
     def _recomputes(self) -> bool:
         """Return whether blocks are recomputed in the backward pass: as asked here, or of the model itself."""
@@ -219,10 +234,30 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
-def _context_length(config: Any, family: Family) -> int:
-    """Return how many tokens fit, 0 where the configuration does not say."""
+def _without_cache(module: nn.Module) -> dict[str, bool]:
+    """Return the argument that keeps a root from making a cache of its own, where it has such an argument.
+
+    Nobody reads that cache, and a block that is recomputed would put its keys and values in twice.
+    """
+    inner = cast(Any, module)
+    if callable(getattr(inner, "get_base_model", None)):
+        inner = inner.get_base_model()
+    return {"use_cache": False} if "use_cache" in inspect.signature(inner.forward).parameters else {}
+
+
+def _context_length(module: nn.Module, family: Family) -> int:
+    """Return how many tokens fit, 0 where the configuration does not say.
+
+    Code after RoBERTa's gives a canvas's first token the position behind the pad token's id: its table of positions has
+    that id as its padding index, and the rows up to it are no token's.
+    """
+    config = getattr(module, "config", None)
     rooms = [int(getattr(config, name)) for name in family.context if getattr(config, name, None)]
-    return max(0, rooms[0] - family.positions_taken) if rooms else 0
+    if not rooms:
+        return 0
+    tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
+    padding = [cast("int | None", getattr(table, "padding_idx", None)) for table in tables]
+    return max(0, rooms[0] - max((index + 1 for index in padding if index is not None), default=0))
 
 
 _HEADS = (
@@ -238,7 +273,7 @@ transform, where it has one, runs on gathered rows only."""
 
 
 def _find_head(model: nn.Module) -> list[nn.Module]:
-    """Return the gated modules of the output head, in the order in which they apply."""
+    """Return the modules of the output head, gated, in the order in which they apply."""
     m = cast(Any, model)
     if callable(getattr(m, "get_base_model", None)):  # peft: the adapters live inside the model that it wraps
         m = m.get_base_model()
@@ -247,7 +282,9 @@ def _find_head(model: nn.Module) -> list[nn.Module]:
         if all(isinstance(part, nn.Module) for part in parts):
             return [gate(cast(nn.Module, part)) for part in parts]
     decoder = m.get_output_embeddings() if hasattr(m, "get_output_embeddings") else None
-    if not isinstance(decoder, nn.Module) or isinstance(decoder, nn.Embedding):
+    if isinstance(decoder, nn.Embedding):
+        return [TiedHead(decoder)]
+    if not isinstance(decoder, nn.Module):
         raise ModelError(
             f"{type(m).__name__}: no output head was found; pass an object with the members of stp_rs.DiffusionModel"
         )

@@ -87,20 +87,21 @@ def head(policy: Any) -> Finding:
 def attention(policy: Any) -> Finding:
     """Whether the first position sees the last token of what it should see, and nothing beyond."""
     ids = _canvas(policy, _width(policy))
-    before = policy.hidden(ids, None)[:, 0]
+    before = policy.hidden(ids, None)
 
-    def seen(part: slice) -> bool:
+    def seen(part: slice, by: int = 0) -> bool:
         changed = ids.clone()
         changed[0, part] = changed[0, part].roll(1) if changed[0, part].unique().numel() > 1 else _plain(policy)[-1]
-        return not torch.allclose(policy.hidden(changed, None)[:, 0], before, atol=1e-6, rtol=1e-6)
+        return not torch.allclose(policy.hidden(changed, None)[:, by], before[:, by], atol=1e-6, rtol=1e-6)
 
     size = int(getattr(policy, "block_size", 0))
     if not size:
         sees = seen(slice(ids.shape[1] - 1, None)) or seen(slice(1, None))
         text = "attention is bidirectional"
         if not sees:
+            does = "it is causal" if seen(slice(0, 2), by=-1) else "its attention does nothing for short canvases here"
             text = (
-                "its first position does not see its last token, so it is causal; a masked-diffusion policy needs "
+                f"its first position does not see its last token, so {does}; a masked-diffusion policy needs "
                 "bidirectional attention"
             )
         return Finding("attention", sees, text)

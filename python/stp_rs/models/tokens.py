@@ -41,7 +41,7 @@ def special_ids(
         pad = getattr(tokenizer, "pad_token_id", None)
     if pad is None:
         pad = ends[0]  # what pads is never seen where padding is respected, and equal lengths have none
-    rows = _embedding_rows(model)
+    rows = embedding_rows(model)
     for name, token in (("mask_token_id", mask), ("pad_token_id", pad), *(("eos_token_id", end) for end in ends)):
         if rows and not 0 <= token < rows:
             raise ModelError(
@@ -82,7 +82,7 @@ def _id_of(tokenizer: Any, token: str) -> int | None:
     return None if found is None or found == getattr(tokenizer, "unk_token_id", None) else int(found)
 
 
-def _embedding_rows(model: nn.Module) -> int:
+def embedding_rows(model: nn.Module) -> int:
     """Return how many ids the input embedding has; the configuration's vocabulary where it cannot be found."""
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator] # a method of transformers' models
     weight = getattr(embedding, "weight", None)

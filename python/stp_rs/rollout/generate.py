@@ -15,9 +15,15 @@ from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import (
     DiffusionModel,
     block_size_of,
+<<<<<<< HEAD
     device_of,
     end_token_ids,
     in_step,
+=======
+    check_ids,
+    device_of,
+    end_token_ids,
+>>>>>>> 825660f (Every masked LM of transformers is a policy or one sentence; tied heads; no cache that nobody reads)
     passes_without_dropout,
 )
 from stp_rs.rollout.loop import Batching, Cohort, drive
@@ -53,8 +59,10 @@ def generate(
 
     Raises:
         DivergenceError: the model returned NaN logits.
+        ModelError: a prompt holds a token that the model has no embedding for.
     """
     batching, rows = batching or Batching(), len(prompts)
+    check_ids(model, prompts.prompt_ids)
     unmaskings = [unmasking] if isinstance(unmasking, Unmasking) else list(unmasking)
     law = check_allowed(sampling or SamplingParams(), model.mask_token_id, device_of(model))
     rollout = Rollout.empty(prompts, completion_length, exact=all(s.exact for s in unmaskings))

@@ -12,7 +12,7 @@ from stp_rs.data.prompts import batch_indices, encode_prompts, end_of_text_id
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, gather, own_rows, sum_gradients
 from stp_rs.errors import DivergenceError, InvalidValueError
-from stp_rs.models.base import DiffusionModel, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, check_ids, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
 
@@ -41,6 +41,8 @@ def warm_up(
         raise InvalidValueError("demonstrations: got none, needs at least one")
     prompts = encode_prompts(demonstrations, tokenizer, uids=range(len(demonstrations)))
     targets_DL = encode_completions([str(d["completion"]) for d in demonstrations], tokenizer, completion_length)
+    for ids in (prompts.prompt_ids, targets_DL):
+        check_ids(model, ids)
     # one position per step: the plan of the full ELBO
     order_RL = np.tile(np.arange(completion_length, dtype=np.int32), (batch_size, 1))
     design = Design("uniform_count", 1)

@@ -24,7 +24,7 @@ def family_of(config: Any) -> Family:
     if kind in FAMILIES:
         return FAMILIES[kind]
     refuse(config)
-    return masked_lm.family(config)
+    return masked_lm.FAMILY
 
 
 def family_named(name: str) -> Family:

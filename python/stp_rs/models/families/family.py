@@ -50,8 +50,6 @@ class Family:
     """Tokens per block of block-causal models, unless their configuration says it; 0: bidirectional."""
     context: tuple[str, ...] = ("max_position_embeddings", "max_sequence_length", "n_positions")
     """Where the configuration says how many tokens fit."""
-    positions_taken: int = 0
-    """Positions of that number which no token can have."""
     lora_target_modules: tuple[str, ...] | str = (
         "q_proj",
         "k_proj",

@@ -22,6 +22,11 @@ def refuse(config: Any) -> None:
         )
     if plain == "modernbertdecoder":
         raise ModelError(f"{kind}: its attention is causal; {_INSTEAD} (ModernBERT itself is one)")
+    if plain == "reformer":
+        raise ModelError(
+            f"{kind}: its attention draws random buckets and has gradients in training mode only, so what is sampled "
+            f"and what is scored are not of one law; {_INSTEAD}"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{kind}: it has an encoder and a causal decoder, and no canvas to fill; {_INSTEAD}")
     if getattr(config, "is_decoder", False):
