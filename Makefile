@@ -2,8 +2,8 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples docs site pictures dist \
-	lock clean moved unbuilt
+.PHONY: help train test test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples \
+	example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -28,7 +28,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." passes more arguments; EXTRAS=dev,peft installs more extras; PYTHON=python3.12 picks the interpreter.'
 
 train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs/quickstart
@@ -37,10 +37,14 @@ train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs
 test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 	$(PY) -m pytest $(ARGS)
 
-test-transformers-4: $(INSTALLED) ## Run the tests of model families on transformers 4.57, installed beside the environment
-	$(PY) -m pip install --quiet --target $(VENV)/transformers-4 "transformers>=4.57,<5"
-	PYTHONPATH=$(CURDIR)/$(VENV)/transformers-4 $(PY) -m pytest tests/equivalence/test_families.py \
-		tests/equivalence/test_blocks.py $(ARGS)
+test-transformers-4: $(VENV)/transformers-4 ## Run the tests of models on transformers 4.57, installed beside the environment
+	PYTHONPATH=$(CURDIR)/$< $(PY) -m pytest tests/equivalence/test_families.py tests/equivalence/test_blocks.py \
+		tests/equivalence/test_masked_lms.py tests/unit/test_models.py tests/unit/test_gate.py $(ARGS)
+
+$(VENV)/transformers-4: $(INSTALLED)
+	rm -rf $@
+	$(PY) -m pip install --quiet --target $@ "transformers>=4.57,<5"
+	rm -rf $@/numpy $@/numpy.libs $@/numpy-*
 
 bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the published loops (ARGS=--test: each kernel once, untimed)
 	cargo bench --locked $(if $(filter --test,$(ARGS)),--profile dev) $(if $(ARGS),-- $(ARGS))
@@ -60,7 +64,7 @@ compare-smoke: $(INSTALLED) ## Train every preset for 200 updates with two seeds
 check: $(INSTALLED) ## Lint, format check, types, stubs, clippy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy python studies scripts $(wildcard examples/*.py) $(wildcard tests/boundary)
+	$(PY) -m mypy python studies scripts $(wildcard examples/*.py examples/*/*.py) $(wildcard tests/boundary)
 	$(VENV)/bin/lint-imports
 	$(PY) -m mypy.stubtest stp_rs._core --mypy-config-file pyproject.toml
 	cargo fmt --all --check
@@ -73,7 +77,11 @@ fix: $(INSTALLED) ## Format the sources and apply the linters' own fixes
 
 dev: $(INSTALLED) ## Only set up: the environment, the extension in release mode, the development tools
 
-examples: $(INSTALLED) ## Run every file of examples/
+example-pretrained: ## Train AntiBERTy, a real pretrained masked LM, with three seeds: under ten CPU minutes
+	$(MAKE) --no-print-directory dev EXTRAS=dev,pretrained
+	OMP_NUM_THREADS=1 $(PY) examples/pretrained/antibodies.py $(ARGS)
+
+examples: $(INSTALLED) ## Run every file of examples/ itself
 	@set -e; for file in $(wildcard examples/*.py); do echo "== $$file"; $(PY) "$$file"; done
 
 docs: site ## Build the documentation site and the Rust core's documentation; a broken link is an error

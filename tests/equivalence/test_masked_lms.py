@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 import stp_rs
 from stp_rs.errors import ModelError
@@ -16,7 +17,8 @@ from stp_rs.models.base import passes_without_dropout
 from stp_rs.models.probes import probe
 from tests.fixtures import tokenizer
 
-CLASSES = {config.model_type: (config, model) for config, model in MODEL_FOR_MASKED_LM_MAPPING.items()}
+CLASSES = dict(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+"""Names of classes by `model_type`: their modules are imported when their turn comes."""
 # what each calls a size, so that one table makes all of them small
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "embedding_size", "dim", "d_model", "emb_dim", "entity_emb_size"), 32),
@@ -45,7 +47,7 @@ ANOTHER_KIND = {"modernvbert": "a model of images", "ultravbert": "another of im
 
 def small(kind: str) -> Any:
     """Return a small configuration: those sizes that it has."""
-    config = CLASSES[kind][0]
+    config: Any = CONFIG_MAPPING[kind]
     named, own = set(inspect.signature(config.__init__).parameters), config()
     sizes = {name: value for name, value in SIZES.items() if name in named or hasattr(own, name)}
     if "block_sizes" in named:
@@ -61,7 +63,7 @@ def random_model(kind: str) -> Any:
     """Return a model whose weights are large enough that every part of it shows in the logits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = CLASSES[kind][1](small(kind)).eval()
+        model = getattr(transformers, CLASSES[kind])(small(kind)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -70,7 +72,10 @@ def random_model(kind: str) -> Any:
 @pytest.mark.filterwarnings("ignore")  # what each code warns of at these sizes is its own
 @pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind not in ANOTHER_KIND])
 def test_each_is_a_policy_or_one_sentence(kind: str, tmp_path: Path):
-    model = random_model(kind)
+    try:
+        model = random_model(kind)
+    except ImportError as error:  # code of a library that is not installed
+        pytest.skip(" ".join(str(error).split())[:80])
     if kind in REFUSED or model.config.is_encoder_decoder:
         with pytest.raises(ModelError, match=REFUSED.get(kind, "it has an encoder and a causal decoder")) as refusal:
             stp_rs.as_diffusion_model(model, tokenizer())
@@ -99,7 +104,8 @@ def test_each_is_a_policy_or_one_sentence(kind: str, tmp_path: Path):
 
 def longest(policy: Any) -> None:
     """Hold the context length: canvases of so many tokens go through, and there is no room for one more."""
-    assert policy.context_length
+    if not policy.context_length:
+        return  # positions are relative
     with torch.no_grad():
         policy.hidden(torch.full((1, policy.context_length), 5), None)
         tables = [m for n, m in policy.module.named_modules() if n.endswith("embeddings.position_embeddings")]

@@ -17,7 +17,7 @@ from stp_rs import _renamed
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
-EXTRAS = {"dev", "peft", "datasets", "tasks", "math", "plot", "tensorboard"}
+EXTRAS = {"dev", "peft", "datasets", "tasks", "math", "plot", "pretrained", "tensorboard"}
 
 
 def requirements() -> list[str]:

@@ -360,7 +360,9 @@ def _refuse(config: STPConfig) -> None:
         value = getattr(config, field.name)
         if field.name in INHERITED or isinstance(field.metadata.get("help"), Help) or not field.init:
             continue
-        same = value == field.default or (not value and not field.default)
+        # transformers 4.57 fills an fsdp_config that was not given with zeros
+        empty = not (any(value.values()) if isinstance(value, dict) else value)
+        same = value == field.default or (empty and not field.default)
         if not same and field.name != "accelerator_config" and field.default is not dataclasses.MISSING:
             raise unknown_option(field.name, set())
 

@@ -83,7 +83,7 @@ class MaskedLMAdapter:
         self.eos_token_id, self.eos_token_ids = ends[0], ends
         self.context_length = _context_length(self.module, self.family)
         self._head = _find_head(self.module)
-        self._uncached = _without_cache(self.module)
+        self._every_call = _every_call(self.module)
         self.gradient_checkpointing = False
         self._blocks = recompute(self.module)
         self.respects_padding = True
@@ -126,8 +126,7 @@ class MaskedLMAdapter:
             output = self._root(
                 input_ids=torch.cat([noisy_BS[:, start:], clean_BS[:, :end]], dim=1),
                 position_ids=position_Q.expand(len(noisy_BS), -1),
-                **self._uncached,
-                **self.family.mask(seen_BQQ.expand(len(noisy_BS), -1, -1), self._dtype()),
+                **self._every_call | self.family.mask(seen_BQQ.expand(len(noisy_BS), -1, -1), self._dtype()),
             )
         hidden = _states(output)
         return torch.cat([hidden[:, width - start :][:, :start], hidden[:, : width - start]], dim=1)
@@ -173,13 +172,13 @@ class MaskedLMAdapter:
         """Return what the root module returns for canvases, called as its family needs it."""
         rows, width = ids_BS.shape
         position_S = torch.arange(width, device=ids_BS.device)
-        inputs: dict[str, Any] = {"attention_mask": None}
+        inputs = dict(self._every_call)
         if self.block_size:
             seen_BSS = with_padding(state_mask(width, self.block_size, ids_BS.device), position_S, lengths_B)
-            inputs = self.family.mask(seen_BSS.expand(rows, -1, -1), self._dtype())
+            inputs |= self.family.mask(seen_BSS.expand(rows, -1, -1), self._dtype())
         elif lengths_B is not None:
-            inputs = self.family.mask(position_S < lengths_B[:, None], self._dtype())
-        return self._root(input_ids=ids_BS, **self._uncached, **inputs)
+            inputs |= self.family.mask(position_S < lengths_B[:, None], self._dtype())
+        return self._root(input_ids=ids_BS, **inputs)
 
     def _recomputes(self) -> bool:
         """Return whether blocks are recomputed in the backward pass: as asked here, or of the model itself."""
@@ -234,15 +233,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
-def _without_cache(module: nn.Module) -> dict[str, bool]:
-    """Return the argument that keeps a root from making a cache of its own, where it has such an argument.
+def _every_call(module: nn.Module) -> dict[str, Any]:
+    """Return what a root is told in every call, as far as its code takes it: to see all tokens, and to make no cache.
 
-    Nobody reads that cache, and a block that is recomputed would put its keys and values in twice.
+    Nobody reads such a cache, and a block that is recomputed would put its keys and values in twice.
     """
     inner = cast(Any, module)
     if callable(getattr(inner, "get_base_model", None)):
         inner = inner.get_base_model()
-    return {"use_cache": False} if "use_cache" in inspect.signature(inner.forward).parameters else {}
+    taken = inspect.signature(inner.forward).parameters
+    return {name: value for name, value in (("attention_mask", None), ("use_cache", False)) if name in taken}
 
 
 def _context_length(module: nn.Module, family: Family) -> int:
