@@ -32,15 +32,10 @@ def save_module(module: Any, folder: Path, weights: Mapping[str, torch.Tensor] |
     `weights` are the whole ones of a module whose weights are shared out over processes.
     """
     if callable(getattr(module, "save_pretrained", None)):
-        repeated = {} if hasattr(module, "peft_config") else _once(module)
         with _without_bars():
-<<<<<<< HEAD
-            module.save_pretrained(folder, **({} if weights is None else {"state_dict": dict(weights)}))
+            module.save_pretrained(folder, **_state_to_save(module, weights))
     elif weights is not None:
         save_file({name: value.clone() for name, value in weights.items()}, str(folder / WEIGHTS))
-=======
-            module.save_pretrained(folder, **repeated)
->>>>>>> 825660f (Every masked LM of transformers is a policy or one sentence; tied heads; no cache that nobody reads)
     else:
         save_model(module, str(folder / WEIGHTS))
     opened = getattr(module, "_stp_opened", None)
@@ -48,17 +43,20 @@ def save_module(module: Any, folder: Path, weights: Mapping[str, torch.Tensor] |
         (folder / POLICY).write_text(json.dumps(opened, indent=2) + "\n", encoding="utf-8")
 
 
-def _once(module: nn.Module) -> dict[str, Any]:
-    """Return the argument of save_pretrained for a module that has a part under two names; nothing for all others.
+def _state_to_save(module: nn.Module, weights: Mapping[str, torch.Tensor] | None) -> dict[str, Any]:
+    """Return the argument of save_pretrained for weights that are given, or for a part that has two names; else none.
 
     LLaDA with `weight_tying` calls its embedding its head too, and tells nobody: transformers then refuses to save what
     it takes for two weights in one memory. It is tied again when the model is opened.
     """
     first = {id(part): name for name, part in module.named_modules()}
-    again = [n + "." for n, part in module.named_modules(remove_duplicate=False) if first[id(part)] != n]
-    if not any(name.startswith(tuple(again)) for name, _ in module.named_parameters(remove_duplicate=False)):
+    again = tuple(f"{n}." for n, part in module.named_modules(remove_duplicate=False) if first[id(part)] != n)
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    repeated = not hasattr(module, "peft_config") and any(name.startswith(again) for name in names)
+    if weights is None and not repeated:
         return {}
-    return {"state_dict": {n: value for n, value in module.state_dict().items() if not n.startswith(tuple(again))}}
+    state = dict(module.state_dict() if weights is None else weights)
+    return {"state_dict": {n: value for n, value in state.items() if not (repeated and n.startswith(again))}}
 
 
 def load_module(module: Any, folder: Path) -> None:

@@ -15,15 +15,10 @@ from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import (
     DiffusionModel,
     block_size_of,
-<<<<<<< HEAD
-    device_of,
-    end_token_ids,
-    in_step,
-=======
     check_ids,
     device_of,
     end_token_ids,
->>>>>>> 825660f (Every masked LM of transformers is a policy or one sentence; tied heads; no cache that nobody reads)
+    in_step,
     passes_without_dropout,
 )
 from stp_rs.rollout.loop import Batching, Cohort, drive
