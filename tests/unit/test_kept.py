@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stp_rs.cli.main import main
 from stp_rs.config import TaskConfig
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.data.trajectories import Rollout
@@ -20,6 +21,7 @@ from stp_rs.train.kept import GROUPS, Keeper, kept_files, read_scenes, shown_row
 from stp_rs.train.priors import static_priors
 from stp_rs.train.trainer import StepResult
 from stp_rs.types import Mark
+from tests.fixtures import trainer
 
 CONFIG = TaskConfig(max_completion_length=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 
@@ -109,3 +111,15 @@ def test_a_broken_file_is_named(damage: bytes | None, suffix: str, world: World,
     broken.write_bytes(broken.read_bytes()[:500] if damage is None else damage)
     with pytest.raises(CheckpointError, match=broken.name):
         read_scenes(path)
+
+
+def test_a_trainer_of_rewards_of_ones_own_keeps_rollouts_that_nobody_calls_right_or_wrong(tmp_path: Path):
+    made = trainer(tmp_path, stp_keep_rollouts=1)
+    made.train()
+    files = kept_files(tmp_path)
+    assert len(files) == made.rollouts
+    for scene in read_scenes(files[-1])["scenes"]:
+        assert (scene["pruned"]["solved"], scene["unpruned"]["solved"]) == (None, None)
+        assert 0 <= scene["pruned"]["reward"] <= 1
+        assert (scene["unpruned"]["reward"], scene["unpruned"]["rewards"]) == (None, {})
+    assert main(["watch", str(tmp_path), "--once"]) == 0

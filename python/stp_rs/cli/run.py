@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from stp_rs.config import TaskConfig
@@ -27,7 +27,6 @@ from stp_rs.priors import Copy, Prior, Template
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
-from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import (
     Checkpoint,
     newest_checkpoint,
@@ -38,13 +37,13 @@ from stp_rs.train.checkpoint import (
 from stp_rs.train.console import Console
 from stp_rs.train.environment import environment
 from stp_rs.train.folder import write_config
-from stp_rs.train.kept import Keeper
+from stp_rs.train.kept import Keeper, KeptRollouts
 from stp_rs.train.lock import run_folder
 from stp_rs.train.loop import resumable
 from stp_rs.train.metrics import PHASES
 from stp_rs.train.priors import check_spatial, static_priors
 from stp_rs.train.report import write_report
-from stp_rs.train.trainer import StepResult, STPTrainer
+from stp_rs.train.trainer import STPTrainer
 from stp_rs.train.warmup import warm_up
 from stp_rs.types import Cost
 
@@ -146,18 +145,6 @@ def finished(config: TaskConfig, checkpoint: Checkpoint) -> dict[str, Any] | Non
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     same = (summary["steps"], summary["eval_size"]) == (checkpoint.step, config.eval_size)
     return summary if same else None
-
-
-class KeptRollouts(RolloutCallback):
-    """Keeps rollout batches for the viewer."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper = keeper
-
-    def on_rollout_end(self, args: Any, state: TrainerState, control: TrainerControl, result: StepResult) -> None:
-        """Keep the batch where it is due."""
-        del args, state, control
-        self.keeper(result)
 
 
 class TaskTrainer(STPTrainer):

@@ -68,8 +68,9 @@ def frame(name: str, decode: dict[str, Any], forwards: int) -> list[str]:
         if width(lines[-1]) + width(cell) > _COLUMNS:
             lines.append("")
         lines[-1] += cell
-    verdict = "right" if decode["solved"] else "wrong"
-    ended = f", {verdict}, reward {decode['reward']}" if done == decode["nfe"] else ""
+    said = [] if decode["solved"] is None else ["right" if decode["solved"] else "wrong"]
+    said += [] if decode["reward"] is None else [f"reward {decode['reward']}"]
+    ended = "".join(f", {part}" for part in said) if done == decode["nfe"] else ""
     return [f"{name}: {done} of {decode['nfe']} forwards{ended}", *(f"  {line}" for line in lines)]
 
 

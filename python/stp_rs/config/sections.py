@@ -363,6 +363,13 @@ class LoggingConfig:
         "train_dataset, model, peft_config, processing_class, priors, stp_rs; None: nothing.",
         identity="output",
     )
+    stp_keep_rollouts: int | None = option(
+        None,
+        "Keep every N-th rollout batch, the first and the last one for the viewer of the report; None: none.",
+        1,
+        1 << 31,
+        identity="output",
+    )
     stp_variance_every: int | None = option(
         None,
         "Log the mask noise of the update's gradient every N rollout batches (docs/variance.md); None: never.",

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.trainer_callback import TrainerControl, TrainerState
 
-from stp_rs.config import STPConfig, TaskConfig
+from stp_rs.config import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import is_main
 from stp_rs.errors import CheckpointError
@@ -23,6 +24,7 @@ from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.rollout.rewards import decode_completions, score_rewards
 from stp_rs.text import inert
+from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import atomic_file, write_json
 from stp_rs.types import Mark, StopReason
 
@@ -42,9 +44,12 @@ _STOPS = {
 
 
 class Keeper:
-    """Keeps rollout batches of a task's run: the first, the last, and one every `stp_keep_rollouts` steps."""
+    """Keeps rollout batches of a run: the first, the last, and one every `stp_keep_rollouts` steps.
 
-    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Any, config: TaskConfig) -> None:
+    Without a task nothing says what is right, and the unpruned rows are not scored: rewards of one's own may cost.
+    """
+
+    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Any, config: STPConfig) -> None:
         self.folder, self.model, self.tokenizer, self.task = run / FOLDER, model, tokenizer, task
         self.config, self.seen = config, 0
 
@@ -79,18 +84,32 @@ class Keeper:
             rollout.save(temporary)
 
     def _judged(self, rollout: Rollout) -> Rollout:
-        if rollout.rewards:
+        if rollout.rewards or self.task is None:
             return rollout
         reward, by_name = score_rewards(list(self.task.reward_funcs), self._texts(rollout), rollout.prompts.rows)
         return replace(rollout, reward=reward, rewards=by_name)
 
-    def _solved(self, rollout: Rollout) -> list[bool]:
+    def _solved(self, rollout: Rollout) -> list[bool | None]:
+        if self.task is None:
+            return [None] * len(rollout)
         rows = [dict(row) for row in rollout.prompts.rows]
         return [score >= 1 for score in self.task.score(self._texts(rollout), rows)["solved"]]
 
     def _texts(self, rollout: Rollout) -> list[str]:
         lengths = (rollout.unmask_step != Mark.OUTSIDE).sum(1)
         return decode_completions(rollout.token_ids, lengths, self.tokenizer)
+
+
+class KeptRollouts(RolloutCallback):
+    """Keeps rollout batches for the viewer."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    def on_rollout_end(self, args: Any, state: TrainerState, control: TrainerControl, result: "StepResult") -> None:
+        """Keep the batch where it is due."""
+        del args, state, control
+        self.keeper(result)
 
 
 def unpruned(model: DiffusionModel, rollout: Rollout, rows: Sequence[int], config: STPConfig) -> Rollout:
@@ -156,7 +175,7 @@ def _prompt(batch: Rollout, row: int, texts: Mapping[int, str]) -> str:
     return "".join(texts[i] for i in batch.prompt_ids[row, : batch.prompt_length[row]].tolist())
 
 
-def _decodes(rollout: Rollout, texts: Mapping[int, str], solved: Sequence[bool]) -> list[dict[str, Any]]:
+def _decodes(rollout: Rollout, texts: Mapping[int, str], solved: Sequence[bool | None]) -> list[dict[str, Any]]:
     """Return each completion: tokens with the step and log-prob of each, forwards, rewards, and how it ended."""
     found = []
     for row, step_L in enumerate(rollout.unmask_step):
@@ -170,9 +189,9 @@ def _decodes(rollout: Rollout, texts: Mapping[int, str], solved: Sequence[bool])
                 "nfe": int(rollout.nfe[row]),
                 "tail": int(step_L.max()) if stop in (StopReason.TEMPORAL, StopReason.MAX_NFE) else None,
                 "stop": _STOPS[stop],
-                "reward": _number(rollout.earned()[row]),
+                "reward": None if rollout.reward is None else _number(rollout.reward[row]),
                 "rewards": {inert(name): _number(values[row]) for name, values in rollout.rewards.items()},
-                "solved": bool(solved[row]),
+                "solved": solved[row],
             }
         )
     return found

@@ -40,10 +40,10 @@ _OF_A_TASK = ("template", "copy", "vocabulary")
 """Sources that fix or restrict places of the canvas, which only a task knows."""
 
 
-def spatial_names(config: "STPConfig", task: "Task | None") -> list[str]:
+def spatial_names(config: "STPConfig", task: "Task | None", *, warn: bool = False) -> list[str]:
     """Return the sources of `stp_spatial`, in order.
 
-    Without a task, those that a preset names and only a task could make are left out.
+    Without a task, those that a preset names and only a task could make are left out; `warn` says so.
 
     Raises:
         ConfigError: an unknown one, one that is named twice, or one that needs a task and was asked for without.
@@ -59,7 +59,8 @@ def spatial_names(config: "STPConfig", task: "Task | None") -> list[str]:
     wish = f"needs priors=[...], for example Template and Copy, to make {' and '.join(lacking)}"
     if config.stp_spatial != PRUNINGS[str(config.pruning)]["stp_spatial"]:
         raise ConfigError(f"stp_spatial: got {config.stp_spatial!r} without a task of stp_rs, {wish}")
-    _LOGGER.warning("pruning %s: %s; trained without", config.pruning, wish)
+    if warn:
+        _LOGGER.warning("pruning %s: %s; trained without", config.pruning, wish)
     return [name for name in names if name not in lacking]
 
 
@@ -111,7 +112,7 @@ def static_priors(
         ConfigError: places of the task's layout are no token places of the tokenizer.
     """
     found: list[Prior] = []
-    names = spatial_names(config, task)
+    names = spatial_names(config, task, warn=True)
     if task is not None and not set(_OF_A_TASK).isdisjoint(names):
         task.check_places(tokenizer)
     for name in names:

@@ -66,6 +66,7 @@ from stp_rs.train.callbacks import Completions
 from stp_rs.train.card import model_card
 from stp_rs.train.checkpoint import Checkpoint
 from stp_rs.train.identity import run_inputs
+from stp_rs.train.kept import Keeper, KeptRollouts
 from stp_rs.train.loop import TrainingLoop
 from stp_rs.train.metrics import Ledger, averaged, mean
 from stp_rs.train.priors import configured_priors
@@ -200,6 +201,9 @@ class STPTrainer(TrainingLoop):
         super().__init__(args, self.policy.module, tokenizer, callbacks, optimizers)
         if args.log_completions and is_main():
             self.add_callback(Completions())
+        if args.stp_keep_rollouts and self.task is None:
+            keeper = Keeper(Path(str(args.output_dir)), self.policy, tokenizer, None, args)
+            self.add_callback(KeptRollouts(keeper))
         if not shares:
             self._compile()
 

@@ -49,11 +49,12 @@ function certainty(logprob) {
 
 function earned({ reward, rewards }) {
   const parts = Object.entries(rewards).map(([name, value]) => `${name} ${shown(value)}`);
+  if (!parts.length) return "not scored";
   return parts.length === 1 ? parts[0] : `reward ${shown(reward)} = ${parts.join(" + ")}`;
 }
 
 function mark(solved) {
-  if (solved === undefined) return null;
+  if (solved === undefined || solved === null) return null;
   return solved ? h("span", { class: "yes" }, "✓ right") : h("span", { class: "no" }, "✗ wrong");
 }
 
