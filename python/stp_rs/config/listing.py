@@ -19,6 +19,7 @@ WORDS = {
     "save_steps": "every 50 rollout batches",
     "max_completion_length": "the task's",
     "max_steps": "as stp_rollouts says",
+    "fsdp": "as the launcher says",
     "output_dir": "runs/TASK-PRESET-seedN",
 }
 """Defaults of the command line that follow from others."""
