@@ -1,5 +1,7 @@
 """Exceptions of stp_rs. Each is an `StpError` and the standard class that a caller would expect."""
 
+from typing import Any
+
 
 class StpError(Exception):
     """Base of every error that stp_rs raises on purpose."""
@@ -54,7 +56,15 @@ class StorageError(StpError, OSError):
 
 
 class DivergenceError(StpError, ArithmeticError):
-    """Training produced a NaN or infinity; the message holds the diagnosis."""
+    """Training produced a NaN or infinity, or an alarm stopped it; the message holds the diagnosis.
+
+    Attributes:
+        details: what is known of it, by name: phase, row, prompt, completion, parameters.
+    """
+
+    def __init__(self, message: str, /, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class InternalError(StpError, RuntimeError):

@@ -136,6 +136,9 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "log_unique_prompts": ({"log_completions": True}, {"log_unique_prompts": True}),
     "stp_variance_every": ({}, {"stp_variance_every": 1}),
     "bf16": ({}, {"bf16": True}),
+    "stp_on_alarm": ({"stp_alarm_equal": 0.0, "max_steps": 8}, {"stp_on_alarm": "rollback"}),
+    "stp_alarm_equal": ({"max_steps": 8}, {"stp_alarm_equal": 0.0}),
+    "stp_alarm_patience": ({"stp_alarm_equal": 0.0}, {"stp_alarm_patience": 1}),
     "stp_num_threads": ({}, {"stp_num_threads": 2}),
     "seed": ({}, {"seed": 1}),
     "data_seed": ({}, {"data_seed": 1}),
@@ -179,6 +182,11 @@ UNCHANGED = {
     "stp_rollout_gather": "nor when they are gathered",
     "ddp_timeout": "how long a process is waited for that does not come",
     "ddp_backend": "how they talk",
+    **dict.fromkeys(
+        ("stp_alarm_entropy", "stp_alarm_distinct", "stp_alarm_ended", "stp_alarm_ratio", "stp_alarm_collapse"),
+        "alarms of readings that are right here (tests/unit/test_alarms.py)",
+    ),
+    "stp_alarm_kl": "an alarm of a reading that is right here (tests/unit/test_alarms.py)",
     "stp_slots": "rows do not depend on their batch",
     "stp_allow_changed": "read at a resume (tests/unit/test_damage.py)",
     "stp_max_tokens": "rows do not depend on their batch",
@@ -280,8 +288,8 @@ def test_every_option_changes_a_run(
     assert not isinstance(found[0], str), found[0]
     assert found[0] != found[1], f"{name} changes nothing"
     if isinstance(found[1], str):
-        assert name == "resume_from_checkpoint", found[1]
-        assert "no checkpoint to resume from" in found[1]
+        refusals = {"resume_from_checkpoint": "no checkpoint to resume from", "stp_on_alarm": "was rolled back 8 times"}
+        assert refusals.get(name, "no refusal") in found[1]
 
 
 def test_every_option_is_in_one_of_the_two_lists():

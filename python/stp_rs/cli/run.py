@@ -27,9 +27,11 @@ from stp_rs.priors import Copy, Prior, Template
 from stp_rs.rollout.params import make_unmasking
 from stp_rs.tasks import get_task
 from stp_rs.tasks.base import Row, Task
+from stp_rs.train.alarms import best_and_last
 from stp_rs.train.checkpoint import (
     Checkpoint,
     newest_checkpoint,
+    plain,
     policy_folder,
     save_checkpoint,
     write_json,
@@ -214,6 +216,8 @@ def summarise(
             **{f"cpu_{phase}": value for phase, value in ledger.cpu_seconds.items()},
             **{f"gpu_{phase}": value for phase, value in ledger.gpu_seconds.items()},
         },
+        "score": best_and_last(trainer.state.log_history),
+        "alarms": plain(trainer.alarms.history),
         "steps": trainer.state.global_step,
         "rollouts": trainer.rollouts,
         "eval_size": len(after["completions"]),

@@ -30,6 +30,7 @@ from stp_rs.config.options import Help, Option, plain_type
 from stp_rs.config.presets import PRESETS, PRUNINGS, TASK
 from stp_rs.config.sections import (
     AdvantageConfig,
+    AlarmConfig,
     AlgorithmConfig,
     DataConfig,
     DeviceConfig,
@@ -95,6 +96,7 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
     OptimConfig,
     DataConfig,
     LoggingConfig,
+    AlarmConfig,
     DeviceConfig,
     ProcessesConfig,
     ModelConfig,
@@ -250,6 +252,8 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
         known = options(type(self))
         values = {name: _plain(getattr(self, name)) for name in known if known[name].identity in kinds}
         values.pop("stp_rollouts", None)  # max_steps says it
+        if self.stp_on_alarm != "rollback":  # then alarms change no number
+            values = {name: value for name, value in values.items() if "_alarm" not in name}
         if "numbers" in kinds and self.stp_temporal.startswith("fill_ratio_batch"):
             values["stp_slots"] = self.stp_slots  # that rule reads the rows in flight
         return values

@@ -380,6 +380,39 @@ class LoggingConfig:
 
 
 @dataclass
+class AlarmConfig:
+    """Alarms."""
+
+    stp_on_alarm: Literal["warn", "stop", "rollback"] = option(
+        "warn",
+        "After an alarm: say so; end the run; or go back to the last checkpoint from before it with half the learning "
+        "rate, after a NaN too (docs/alarms.md).",
+    )
+    stp_alarm_patience: int = option(
+        3, "Rollout batches in a row whose reading must be wrong for an alarm; one evaluation is enough.", 1, 1 << 20
+    )
+    stp_alarm_ratio: float | None = option(
+        1e3, "Alarm where the largest ratio to the policy that drew the completions reaches this; None: no alarm.", 1.0
+    )
+    stp_alarm_kl: float | None = option(10.0, "Alarm where the KL term reaches this, in nats; None: no alarm.", 0.0)
+    stp_alarm_entropy: float | None = option(
+        None, "Alarm where the mean entropy of a token falls to this, in nats; None: no alarm.", 0.0
+    )
+    stp_alarm_distinct: float | None = option(
+        None, "Alarm where the distinct completions of a group fall to this; None: no alarm.", 0.0
+    )
+    stp_alarm_ended: float | None = option(
+        None, "Alarm where the share of completions with an end of text falls to this; None: no alarm.", 0.0, 1.0
+    )
+    stp_alarm_equal: float | None = option(
+        None, "Alarm where the share of groups of equal rewards reaches this; None: no alarm.", 0.0, 1.0
+    )
+    stp_alarm_collapse: float | None = option(
+        0.5, "Alarm where the score of an evaluation is below this share of its best; None: no alarm.", 0.0, 1.0
+    )
+
+
+@dataclass
 class DeviceConfig:
     """Device and speed."""
 

@@ -11,6 +11,7 @@ import torch
 from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
+from stp_rs.errors import DivergenceError
 from stp_rs.models.acceleration import adapters_ready
 from stp_rs.models.base import (
     DiffusionModel,
@@ -78,7 +79,10 @@ def generate(
     entropy_RL = np.zeros((rows, completion_length), dtype=np.float32) if batching.entropies else None
     cohort = Cohort(model, scheduler, law, in_flight, completion_length, entropy_RL)
     with passes_without_dropout(model.module), adapters_ready(model.module), in_step(model):
-        drive(cohort)
+        try:
+            drive(cohort)
+        except DivergenceError as error:
+            raise _with_row(error, prompts) from None
     # the scheduler writes into the record's own columns
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
     stats = scheduler.stats()
@@ -87,6 +91,19 @@ def generate(
     if entropy_RL is not None:  # every candidate of every forward wrote there, those that were drawn last
         rollout = rollout.replaced(entropy=np.where(rollout.unmask_step >= 0, entropy_RL, np.float32(0.0)))
     return rollout.replaced(stats=stats)
+
+
+def _with_row(error: DivergenceError, prompts: PromptBatch) -> DivergenceError:
+    """Return the error with the first row whose prompt the canvas begins with."""
+    canvas = error.details.pop("canvas", None)
+    if canvas is None:
+        return error
+    for row, length in enumerate(prompts.prompt_length.tolist()):
+        if canvas[:length] == prompts.prompt_ids[row, :length].tolist():
+            prompt = prompts.rows[row].get("prompt")
+            known = {**error.details, "row": row, "prompt": prompt, "canvas": canvas}
+            return DivergenceError(f"{error} (first in row {row}, prompt {prompt!r:.80})", **known)
+    return error
 
 
 def rollout_metrics(rollout: Rollout, eos_token_ids: Sequence[int]) -> dict[str, float]:

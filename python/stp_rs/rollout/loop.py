@@ -80,7 +80,7 @@ class Cohort:
         self._done = torch.cuda.Event() if cuda else None
         self._views = (self._ids.numpy(), self._lengths.numpy(), self._at.numpy(), self._uniforms.numpy())
         self._places_view, self._packed_view = self._places.numpy(), self._packed.numpy()
-        self._count, self._reads = 0, Reads()
+        self._count, self._width, self._reads = 0, 0, Reads()
         self.cache = (
             BlockCache(cast(CachedModel, model)) if hasattr(model, "hidden_cached") and block_size_of(model) else None
         )
@@ -89,6 +89,7 @@ class Cohort:
     def launch(self) -> bool:
         """Start the next step; return False when every row is finished. Does not wait for a CUDA device."""
         rows, width, self._count, reads = self.scheduler.next_step(*self._views)
+        self._width = width
         self._reads = Reads(*reads)
         if rows == 0:
             return False
@@ -152,9 +153,13 @@ class Cohort:
         packed = self._packed_view[: self._count]
         bad = int(np.isnan(packed[:, 2]).sum())
         if bad:
+            first = int(np.flatnonzero(np.isnan(packed[:, 2]))[0])
+            canvas = int(self._views[2][first]) // self._width * self._width
             raise DivergenceError(
-                f"the model returned NaN logits for {bad} of {self._count} candidates of a forward; its weights or "
-                "activations have overflowed: lower learning_rate, or check bf16 and the checkpoint"
+                f"the model returned NaN or infinite logits for {bad} of {self._count} candidates of a forward; its "
+                "weights or activations have overflowed: lower learning_rate, or check bf16 and the checkpoint",
+                phase="rollout",
+                canvas=self._views[0][canvas : canvas + self._width].tolist(),
             )
         if self._entropy is not None:
             self._entropy[self._entropy_places[: self._count]] = packed[:, ENTROPY]

@@ -30,6 +30,9 @@ class RolloutCallback(TrainerCallback):
     def on_stop(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         """Hear that training ends before its end: an error, or Ctrl-C."""
 
+    def on_alarm(self, args: Any, state: TrainerState, control: TrainerControl, message: str) -> None:
+        """Hear of an alarm, and what follows it."""
+
 
 class LastLog(TrainerCallback):
     """Logs at the last update, so that no update is in no line."""

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -51,6 +52,16 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: numbers that are not finite, and what JSON does not know, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    known = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else str(value)
 
 
 def write_stored(path: Path, parts: Mapping[str, Stored]) -> None:
@@ -201,16 +212,18 @@ def load_weights(model: Any, folder: Path) -> None:
     load_module(model, folder)
 
 
-def newest_checkpoint(run: Path) -> Checkpoint | None:
+def newest_checkpoint(run: Path, *, until: int | None = None) -> Checkpoint | None:
     """Return the intact checkpoint of the highest step in a run folder, None where there is none at all.
 
-    A damaged one is left where it is, and a warning names the file.
+    `until` is the highest step that may be. A damaged one is left where it is, and a warning names the file.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is intact.
     """
     damaged: list[str] = []
     for folder in sorted(filter(Path.is_dir, run.glob("checkpoint-*")), key=_age, reverse=True):
+        if until is not None and _age(folder)[0] > until:
+            continue
         try:
             found = read_checkpoint(folder)
         except CheckpointError as error:

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerControl, Trai
 
 from stp_rs.progress import Bar, duration
 from stp_rs.text import show
+from stp_rs.train.alarms import alarm_names, best_and_last, score_line
 from stp_rs.train.callbacks import RolloutCallback, table_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class Console(RolloutCallback, ProgressCallback):
     def on_stop(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         """End the bar."""
         self._close()
+
+    def on_alarm(self, args: Any, state: TrainerState, control: TrainerControl, message: str) -> None:
+        """Show an alarm above the bar."""
+        self._bar().note(message)
 
     def on_rollout_end(self, args: Any, state: TrainerState, control: TrainerControl, result: "StepResult") -> None:
         """Show reward and forwards, and now and then completions."""
@@ -165,6 +170,7 @@ def closing_lines(state: TrainerState, args: Any, first: float, last: float, sec
             "",
             f"{args.preset}: {reward} in {state.global_step} updates, {duration(seconds)}",
             f"forwards: {', '.join(counts)}; per completion {logged.get('diffusion/nfe', 0):.1f}",
+            score_line(best_and_last(state.log_history), alarm_names(state.log_history)),
             f"report: {Path(str(args.output_dir)) / 'report.html'}",
         ]
     )
@@ -188,6 +194,7 @@ def result_lines(summary: dict[str, Any], run: str) -> str:
             f"{nfe['free']:.1f} in free decode",
             f"seconds: warm-up {seconds['sft']:.0f}, RL {seconds['rl']:.0f} (rollout {seconds['rollout']:.0f}, update "
             f"{seconds['update']:.0f}), total {seconds['total']:.0f}",
+            score_line(summary.get("score"), [alarm["alarm"] for alarm in summary.get("alarms", [])]),
             f"report: {run}/report.html",
         ]
     )

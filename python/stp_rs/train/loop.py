@@ -6,6 +6,8 @@ is the order of events around our step, where a rollout batch makes several upda
 
 import contextlib
 import json
+import logging
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -29,12 +31,13 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 
 from stp_rs.config.arguments import STPConfig
-from stp_rs.distributed import agree, is_main, local_rank, on_main, together
-from stp_rs.errors import CheckpointError, StpError
+from stp_rs.distributed import agree, gather, is_main, local_rank, on_main, together, world
+from stp_rs.errors import CheckpointError, DivergenceError, StpError
 from stp_rs.models.base import is_sharded
 from stp_rs.models.sharding import shared_optimizer_state, whole_state
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import Prior
+from stp_rs.train.alarms import ROLLBACKS, Alarm, Alarms
 from stp_rs.train.callbacks import LastLog, MetricsFile, RolloutCallback
 from stp_rs.train.card import CARD, write_card
 from stp_rs.train.checkpoint import (
@@ -52,7 +55,10 @@ from stp_rs.train.console import Console
 from stp_rs.train.folder import RunFolder
 from stp_rs.train.lock import run_folder
 from stp_rs.train.metrics import Ledger, averaged
+from stp_rs.train.update import not_finite
 from stp_rs.types import Metrics
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TrainingLoop(Trainer):
@@ -76,6 +82,9 @@ class TrainingLoop(Trainer):
     state: TrainerState
     control: TrainerControl
 
+    alarms: Alarms
+    """What went off, and what is watched for."""
+
     def __init__(  # the constructor of transformers would build an accelerator
         self,
         args: STPConfig,
@@ -96,6 +105,9 @@ class TrainingLoop(Trainer):
         self.is_in_train = self._prepared = self._evaluation_due = self._save_due = self._trained = self._owns = False
         self.rollouts = 0
         self._inputs: dict[str, Any] | None = None
+        self.alarms = Alarms(args)
+        self._due: Alarm | None = None
+        self._whole_step = 0
         self.ledger = Ledger(args.device)
         self._window: dict[str, list[float]] = defaultdict(list)
         self._logged_step, self._rate = 0, 0.0
@@ -178,13 +190,16 @@ class TrainingLoop(Trainer):
                 self._inputs = None
                 on_main(lambda: remove_checkpoints(Path(str(self.args.output_dir)), after=-1))
         self.prepare(checkpoint)
+        if self.args.stp_on_alarm == "rollback" and checkpoint is None:
+            self.save()  # there is something to go back to from the first update on
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
         self._losses.clear()
         try:
             self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
             if self.args.eval_on_start:
-                self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+                scores = self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+                self.alarms.evaluation(scores, self.state.global_step)
             self._steps()
         except BaseException:  # Ctrl-C too: what was done has its report
             self.is_in_train = False
@@ -200,8 +215,16 @@ class TrainingLoop(Trainer):
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             if begins:
                 self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
-            self.train_step()
-            self.act()
+            try:
+                self.train_step()
+                self.act()
+                if self.state.global_step >= self.state.max_steps:
+                    self._check_weights()
+            except DivergenceError as error:
+                if self.args.stp_on_alarm != "rollback" or "alarm" in error.details or world() > 1:
+                    raise  # of several processes, the others may not have met it
+                self._due = Alarm("nan", self.state.global_step, math.nan, math.nan, str(error), self._whole_step)
+                self._rolled_back()
             after = self.passes_of(self.rollouts)
             begins, epoch = int(after) > int(epoch), after
             if begins or self.state.global_step >= self.state.max_steps:
@@ -215,7 +238,7 @@ class TrainingLoop(Trainer):
             self._make(resumed=checkpoint is not None)
         if checkpoint is not None:
             self._load(checkpoint)
-            self._logged_step = self.state.global_step
+            self._logged_step = self._whole_step = self.state.global_step
 
     def _make(self, *, resumed: bool) -> None:
         args = self.args
@@ -234,6 +257,7 @@ class TrainingLoop(Trainer):
             setattr(self.callback_handler, name, getattr(self, name))
         self._window.clear()
         self._logged_step, self._prepared = 0, True
+        self._whole_step, self.alarms = 0, Alarms(args)
 
     def find_checkpoint(self, asked: str | bool | None) -> Checkpoint | None:
         """Return the checkpoint that a run goes on from, or None where it starts from nothing."""
@@ -282,10 +306,19 @@ class TrainingLoop(Trainer):
             torch.cuda.empty_cache()
 
     def act(self) -> None:
-        """Evaluate and save where that is due: between rollout batches, so that a resumed run is the same run."""
+        """Evaluate and save where that is due: between rollout batches, so that a resumed run is the same run.
+
+        An alarm that asks for it rolls the run back, and nothing of what was due is done.
+        """
+        if self._rolled_back():
+            return
         if self._evaluation_due or self.control.should_evaluate:
             self._evaluation_due = False
             metrics = self._evaluate(None, None)
+            for alarm in self.alarms.evaluation(metrics, self.state.global_step):
+                self.alarmed(alarm)
+            if self._rolled_back():
+                return
             best = self._determine_best_metric(metrics, None)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self._save_due = best
@@ -293,6 +326,92 @@ class TrainingLoop(Trainer):
             self._save_due = False
             self.save()
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def alarmed(self, alarm: Alarm) -> None:
+        """Say that an alarm went off, in the metrics and to the callbacks, and do what `stp_on_alarm` says.
+
+        Raises:
+            DivergenceError: it says stop.
+        """
+        action = self.args.stp_on_alarm
+        self.alarms.history.append(alarm.record(action))
+        self.log({f"alarm/{alarm.name}": 1.0})
+        self._say(f"{alarm.message}; {_DONE[action]}")
+        if action == "stop":
+            raise DivergenceError(
+                f"{alarm.message}; the run is stopped, as stp_on_alarm says: lower learning_rate "
+                f"({self.args.learning_rate:g}), or raise the bound; checkpoints up to step {alarm.fine} are good",
+                phase="alarm",
+                **alarm.record(action),
+            )
+        if action == "rollback" and self.is_in_train:
+            self._due = alarm
+
+    def _say(self, message: str) -> None:
+        """Show a message, in the bar's place where there is one."""
+        self.tell_ours("on_alarm", message)
+        if is_main() and not any(isinstance(callback, Console) for callback in self.callback_handler.callbacks):
+            _LOGGER.warning(message)
+
+    def _rolled_back(self) -> bool:
+        """Go back to the last good checkpoint where an alarm asks for it, with half the rate; return whether it did."""
+        alarm, self._due = self._due, None
+        if alarm is None:
+            return False
+        if alarm.name == "nan":
+            self.alarms.history.append(alarm.record("rollback"))
+            self._say(f"{alarm.message}; {_DONE['rollback']}")
+        run, left = Path(str(self.args.output_dir)), self.state.global_step
+        good = agree(lambda: newest_checkpoint(run, until=alarm.fine))
+        if good is None or self.alarms.rollbacks == ROLLBACKS:
+            why = f"it was rolled back {ROLLBACKS} times" if good else f"no checkpoint up to step {alarm.fine} is left"
+            raise DivergenceError(f"{alarm.message}; the run is stopped: {why}", **alarm.record("stop"))
+        on_main(lambda: remove_checkpoints(run, after=good.step))
+        spent, history = self.ledger.to_dict(), self.alarms.history
+        self._load(good)
+        self.ledger.restore(spent)  # what was computed was computed
+        self.alarms.history, self.alarms.rollbacks = history, self.alarms.rollbacks + 1
+        history[-1] |= {"rolled_back_to": good.step}
+        for group in self.optimizer.param_groups:
+            group.update({name: group[name] / 2 for name in _RATES if name in group})
+        _halve(self.lr_scheduler)
+        self._window.clear()
+        self._logged_step, self._evaluation_due, self._save_due = self.state.global_step, False, False
+        self._whole_step = self.state.global_step
+        self.control = TrainerControl()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, MetricsFile):  # its lines go on from here
+                callback.on_train_begin(self.args, self.state, self.control)
+        self.log(
+            {
+                **{f"alarm/{alarm.name}": 1.0, "alarm/rollback": 1.0},
+                **{"rolled_back_from": float(left), "learning_rate": self._get_learning_rate()},
+            }
+        )
+        self.save()  # a run that is killed from here on does not meet the same fault again
+        return True
+
+    def _check_weights(self) -> None:
+        """Check that weights and optimiser hold no NaN or infinity: nobody could go on from them.
+
+        Raises:
+            DivergenceError: they do; the message names the first.
+        """
+        moments = {
+            f"optimizer {i}.{name}": value
+            for i, state in enumerate(self.optimizer.state.values() if self.optimizer is not None else ())
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
+        every = gather(lambda: not_finite({**dict(self.model.named_parameters()), **moments}))
+        if bad := list(dict.fromkeys(name for found in every for name in found)):
+            raise DivergenceError(
+                f"step {self.state.global_step}: {bad[0]} holds a NaN or infinity ({len(bad)} tensors do); nothing is "
+                "saved of it, and checkpoints from before are intact: lower learning_rate "
+                f"({self.args.learning_rate:g})",
+                phase="weights",
+                weights=bad,
+            )
 
     def _log_if_due(self) -> None:
         if not self.control.should_log or self.state.global_step <= self._logged_step:
@@ -338,6 +457,7 @@ class TrainingLoop(Trainer):
             return self._write_checkpoint()
 
     def _write_checkpoint(self) -> Path:
+        self._check_weights()
         weights, keep = self._whole_weights(), is_main()
         states = (
             {}
@@ -365,7 +485,7 @@ class TrainingLoop(Trainer):
             self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
         self.state.stateful_callbacks = self._callback_states()
         ours = {"rollouts": self.rollouts, "ledger": self.ledger.to_dict(), "config": self.args.identity("numbers")}
-        ours["inputs"] = self._own_inputs()
+        ours |= {"inputs": self._own_inputs(), "alarms": self.alarms.to_dict()}
         save_checkpoint(
             run,
             model=self.model,
@@ -456,6 +576,7 @@ class TrainingLoop(Trainer):
         self._load_callback_state()
         self.rollouts = int(checkpoint.state["rollouts"])
         self.ledger.restore(checkpoint.state["ledger"])
+        self.alarms.restore(checkpoint.state.get("alarms", {}))
         hooks.load_states(self.priors, checkpoint.prior_states())
         self.load_parts(checkpoint)
 
@@ -514,6 +635,26 @@ def resumable(
             f"stp_allow_changed={','.join(sorted(changed))}"
         )
     return checkpoint
+
+
+_DONE = {
+    "warn": "the run goes on (stp_on_alarm)",
+    "stop": "the run is stopped (stp_on_alarm)",
+    "rollback": "the run goes back to the last checkpoint from before it, with half the learning rate (stp_on_alarm)",
+}
+
+
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+"""Entries of an optimiser's groups that are rates; schedules keep some of theirs there."""
+
+
+def _halve(schedule: Any) -> None:
+    """Halve the rates that a schedule starts from, those of schedules inside it too."""
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(schedule, name):
+            setattr(schedule, name, [rate / 2 for rate in getattr(schedule, name)])
+    for inner in getattr(schedule, "_schedulers", ()):
+        _halve(inner)
 
 
 def _difference(name: str, ours: Any, theirs: Any) -> str:

@@ -29,7 +29,7 @@ from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.rows import Row, Rows
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, is_main, world
-from stp_rs.errors import ConfigError, InvalidValueError
+from stp_rs.errors import ConfigError, DivergenceError, InvalidValueError
 from stp_rs.models import load_configured, load_tokenizer
 from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
 from stp_rs.models.base import (
@@ -64,14 +64,14 @@ from stp_rs.rollout.rewards import (
 from stp_rs.rollout.shared import Played, played_together
 from stp_rs.train.callbacks import Completions
 from stp_rs.train.card import model_card
-from stp_rs.train.checkpoint import Checkpoint
+from stp_rs.train.checkpoint import Checkpoint, plain, write_json
 from stp_rs.train.identity import run_inputs
 from stp_rs.train.kept import Keeper, KeptRollouts
 from stp_rs.train.loop import TrainingLoop
 from stp_rs.train.metrics import Ledger, averaged, mean
 from stp_rs.train.priors import configured_priors
 from stp_rs.train.stepwise import stepwise
-from stp_rs.train.update import PolicyUpdate, micro_batches
+from stp_rs.train.update import PolicyUpdate, micro_batches, not_finite
 from stp_rs.types import Cost, Metrics
 
 _EVALUATION = 1 << 40
@@ -289,8 +289,33 @@ class STPTrainer(TrainingLoop):
         return self.rows.read(self.count_rollouts() * (1 + self.args.stp_dynamic_sampling))
 
     def train_step(self) -> StepResult:
-        """Make one rollout batch and the optimiser updates on it."""
+        """Make one rollout batch and the optimiser updates on it.
+
+        Raises:
+            DivergenceError: a NaN or infinity turned up; no update was made of it, and what is known of it lies in
+                `output_dir`/divergence.
+        """
         self.prepare()
+        try:
+            return self._step()
+        except DivergenceError as error:
+            raise self._diagnosed(error) from error
+
+    def _diagnosed(self, error: DivergenceError) -> DivergenceError:
+        """Return the error with its step and the weights that are not finite; store it."""
+        known = {"step": self.state.global_step, "rollout_batch": self.rollouts, **error.details}
+        known.setdefault("weights", not_finite(dict(self.model.named_parameters())))
+        overflowed = f"; its weights hold a NaN or infinity: {known['weights'][0]}" if known["weights"] else ""
+        path = Path(str(self.args.output_dir)) / "divergence" / f"step-{self.state.global_step}.json"
+        told = f"; {path} holds what is known"
+        message = f"step {self.state.global_step}, {known.get('phase', 'update')}: {error}{overflowed}"
+        try:
+            write_json(path, plain({"error": message, **known}))
+        except OSError:
+            told = ""
+        return DivergenceError(message + told, **known)
+
+    def _step(self) -> StepResult:
         config, number, started = self.args, self.rollouts, time.perf_counter()
         hooks.begin_step(self.priors, number, self.count_rollouts())
         rollout, rescued = self._play(self._prompts(number), self.priors), 0
@@ -335,6 +360,9 @@ class STPTrainer(TrainingLoop):
         names = dict.fromkeys(name for update in updates for name in update)
         metrics |= averaged({name: [update[name] for update in updates if name in update] for name in names})
         metrics |= {"epoch": float(self.state.epoch or 0.0), "learning_rate": self._rate, **self.ledger.counts()}
+        for alarm in self.alarms.batch(metrics, self.state.global_step):
+            self.alarmed(alarm)
+        self._whole_step = self.state.global_step
         rewards = rollout.earned().tolist()
         result = StepResult(self.state.global_step, rollout, list(rollout.completions), rewards, metrics, extra)
         self.tell_ours("on_rollout_end", result)

@@ -13,10 +13,10 @@ Shapes: R rows, L completion length, P passes.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ if TYPE_CHECKING:
 SHARED_TOKENS = 1 << 13
 """Tokens of a forward without gradient up to which mask sets of several inner iterations share it: more would fill no
 device better."""
+
+
+LARGEST_NORM = 1e18
+"""Gradients of a larger norm count as infinite: their squares are, in float32, and the optimiser would keep those."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,9 @@ class PolicyUpdate:
             totals = replace(plan.totals, mean_ratio=self._mean_ratio(parts, plan))
             make = partial(self._gradients, parts, totals, plan.rounds, first if place == 0 else None)
             found = self._summed(make, plan)
-            stepped = self._step_optimizer(f"rollout batch {number}, update {place + 1}", found)
+            stepped = self._step_optimizer(
+                f"rollout batch {number}, update {place + 1}", found, partial(self._located, parts, totals)
+            )
             stepped["diffusion/rows_used"] = plan.used / totals.rows
             if self.args.stp_replay_batches:
                 stepped["diffusion/staleness"] = float((number - rollout.policy_version).mean())
@@ -677,20 +683,87 @@ class PolicyUpdate:
         names = dict.fromkeys(name for found, _ in every for name in found)
         return {name: [value for found, _ in every for value in found.get(name, [])] for name in names}
 
-    def _step_optimizer(self, what: str, found: dict[str, list[float]]) -> Metrics:
+    def _step_optimizer(
+        self, what: str, found: dict[str, list[float]], locate: Callable[[], dict[str, Any]]
+    ) -> Metrics:
         """Apply an update where its numbers are finite; return loss, norm and the metrics."""
         loss, (norm,) = sum(found.pop("loss"), 0.0), found.pop("grad_norm")
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and norm < LARGEST_NORM):
+            known = locate()
+            where = known.get("where", "")
             raise DivergenceError(
-                f"{what}: loss {loss}, gradient norm {norm}; the update "
+                f"{what}: loss {loss}, gradient norm {norm}{where}; the update "
                 f"was not applied. Lower learning_rate ({self.args.learning_rate}), raise beta, or lower "
                 f"stp_negative_advantage_weight ({self.args.stp_negative_advantage_weight}); the newest "
-                f"checkpoint in {self.args.output_dir} is from before"
+                f"checkpoint in {self.args.output_dir} is from before",
+                **{"phase": "update", "loss": loss, "grad_norm": norm, **known},
             )
         self.tell("on_pre_optimizer_step")
         self.optimizer.step()
         self.tell("on_optimizer_step")
         return {"loss": loss, **averaged(found), "grad_norm": norm}
+
+    def _located(self, parts: list[MicroBatch], totals: Totals) -> dict[str, Any]:
+        """Return where the numbers of an update stop being finite: the first row whose loss or estimate is not.
+
+        Everything is computed again, which costs time that nobody waits for. Where every row's estimate is finite it is
+        the backward pass that is not, and the parameters say where. Of several processes each looks at its own rows.
+        """
+        if world() > 1:
+            shared = self._shared_out  # whose passes all make together
+            every = gather(lambda: {} if shared else self._row_of(parts, [0.0] * len(parts)))
+            return next((found for found in every if found), {})
+        known: dict[str, Any] = {"weights": not_finite(dict(self.model.module.named_parameters()))}
+        self.optimizer.zero_grad(set_to_none=True)  # clipping by a NaN has spread it to all of them
+        made = [self._backward(part, totals) for part in parts]
+        losses = [math.nan if found is None else float(found[0]) for found in made]
+        gradients = {name: p.grad for name, p in self.model.module.named_parameters() if p.grad is not None}
+        known["gradients_of"] = not_finite(gradients)
+        self.optimizer.zero_grad(set_to_none=True)
+        known |= self._row_of(parts, losses)
+        if "where" not in known:
+            finite = "the estimates of all rows are finite"
+            where = f"the gradient of {known['gradients_of'][0]}; {finite}" if known["gradients_of"] else ""
+            known["where"] = f" ({where or 'computed again, every loss, estimate and gradient is finite'})"
+        return known
+
+    @torch.no_grad()
+    def _row_of(self, parts: list[MicroBatch], losses: list[float]) -> dict[str, Any]:
+        for loss, part in zip(losses, parts, strict=True):
+            estimate_RL = self._estimate(self.model, part).token_RL
+            bad_R = ~torch.isfinite(estimate_RL).all(-1)
+            if math.isfinite(loss) and not bad_R.any():
+                continue
+            gaps_R = torch.zeros_like(estimate_RL[:, 0])
+            for other in (part.old, part.reference):
+                if other is not None:
+                    gaps_R += (estimate_RL - other.token_RL).sum(-1).abs()
+            row = int(torch.where(bad_R, torch.inf, gaps_R).argmax())
+            largest = f"whose log-ratio is the largest, {float(gaps_R[row]):.4g}"
+            what = "whose estimate is not finite" if bad_R.any() else largest
+            prompt, completions = part.batch.prompts.rows[row].get("prompt"), part.batch.completions
+            return {
+                **{"row": row, "uid": int(part.batch.uid[row]), "prompt": prompt},
+                "completion": completions[row] if completions else None,
+                "where": f" (a row {what}: prompt {prompt!r:.80})",
+            }
+        return {}
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold a NaN or infinity, here; one copy from each device."""
+    names: dict[torch.device, list[str]] = {}
+    fine: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.device.type != "meta":
+            own: Tensor = getattr(tensor, "_local_tensor", tensor)  # of one that is shared out
+            names.setdefault(own.device, []).append(name)
+            fine[name] = torch.isfinite(own).all()
+    bad: list[str] = []
+    for there in names.values():
+        flags = torch.stack([fine[name] for name in there]).tolist()
+        bad += [name for name, is_fine in zip(there, flags, strict=True) if not is_fine]
+    return bad
 
 
 def micro_batches(rollout: Rollout, args: "STPConfig", eos_token_ids: Sequence[int] = ()) -> list[NDArray[np.int64]]:
