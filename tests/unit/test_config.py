@@ -82,7 +82,8 @@ def test_a_pruning_or_preset_flag_wins_over_the_files_details(tmp_path: Path):
     unpruned = from_flags(path, "--pruning=none")
     assert unpruned == TaskConfig(preset="stp", pruning="none", learning_rate=0.125)
     elbo = from_flags(path, "--preset=elbo", "--stp_temporal=steps:0.9")
-    assert elbo == TaskConfig(preset="elbo", learning_rate=0.125, stp_temporal="steps:0.9")
+    folder = "runs/sudoku-stp-seed0"  # that of the file, in which the other run is refused
+    assert elbo == TaskConfig(preset="elbo", learning_rate=0.125, stp_temporal="steps:0.9", output_dir=folder)
 
 
 def test_every_option_has_one_name_a_flag_and_all_that_is_known_of_it():
