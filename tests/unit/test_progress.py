@@ -104,6 +104,9 @@ def test_a_trainer_alone_prints_bar_table_and_result_and_writes_its_report(
     assert "mean reward" in printed.err
     assert "worst" in printed.err
     assert f"report: {tmp_path / 'report.html'}" in printed.out
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'"title": "{tmp_path.name} / stp"' in report
+    assert "(not finished)" not in report
     assert {"report.html", "config.yaml", "environment.json"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -46,13 +46,13 @@ def collect(run: Path) -> dict[str, Any]:
         raise CheckpointError(f"{run}: neither metrics.jsonl nor summary.json in it; give a run folder")
     config = _read_config(run)
     options = {**config.to_flat(), "max_steps": config.max_steps} if config else {}
-    name = " / ".join(inert(str(summary.get(key) or options.get(key) or "")) for key in ("task", "preset"))
+    names = [inert(str(summary.get(key) or options.get(key) or "")) for key in ("task", "preset")]
+    names[0] = names[0] or inert(run.resolve().name)
     steps = int(lines[-1]["step"]) if lines else int(summary.get("steps", 0))
     environment = summary.get("environment") or _read_json(run / ENVIRONMENT)
     return {
-        "title": name,
-        "about": f"seed {summary.get('seed', options.get('seed', '?'))}, step {steps:,} of "
-        f"{options.get('max_steps', steps):,}{'' if summary else ' (not finished)'}",
+        "title": " / ".join(name for name in names if name),
+        "about": f"seed {summary.get('seed', options.get('seed', '?'))}, step {steps:,}{_of(steps, options, summary)}",
         "answers": [learned(lines, summary), saved(lines, config), healthy(lines, options)],
         **curves(lines),
         "kept": _kept(run),
@@ -62,6 +62,15 @@ def collect(run: Path) -> dict[str, Any]:
         "options": _options(config),
         "environment": [[inert(str(k)), inert(str(v))] for k, v in environment.items()],
     }
+
+
+def _of(steps: int, options: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return how many updates a run was to have, and whether it has not had them; a task's run ends with a summary."""
+    planned = int(options.get("max_steps", steps))
+    if planned < 0:
+        return ""  # a number of epochs
+    ended = bool(summary) or ("task" not in options and steps >= planned)
+    return f" of {planned:,}{'' if ended else ' (not finished)'}"
 
 
 def learned(lines: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) -> dict[str, Any]:

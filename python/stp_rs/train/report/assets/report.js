@@ -32,7 +32,7 @@ function rewardChart(height, title) {
 function answer(found, extra) {
   const sign = { true: ["yes", "✓"], false: ["no", "! look"], null: ["", ""] };
   return h("section", { class: `answer ${found.state}` }, h("h2", {}, found.question), h("div", { class: "word" }, found.word),
-    found.figure ? h("div", { class: "figure" }, found.figure, found.figure_note ? h("span", { class: "soft" }, ` ${found.figure_note}`) : null) : null,
+    found.figure ? h("div", { class: "figure" }, found.figure, found.figure_note ? h("span", { class: "soft" }, ` ${found.figure_note.replaceAll(" %", "\u00a0%")}`) : null) : null,
     found.bars ? h("div", {}, found.bars.map(([name, , text]) =>
       h("div", { class: "bar" }, `${name}: ${text}`, h("i", {})))) : null,
     found.readings ? h("table", { class: "readings" }, found.readings.map((row) => h("tr", {}, h("td", {}, row.name),
