@@ -20,6 +20,7 @@ class StandInLLaDAConfig(PretrainedConfig):
         self.mlp_hidden_size, self.max_sequence_length = mlp_hidden_size, max_sequence_length
         self.weight_tying = kwargs.pop("weight_tying", False)
         self.vocab_size = kwargs.pop("vocab_size", 32)
+        self.rope_theta = kwargs.pop("rope_theta", 100.0)
         self.mask_token_id = kwargs.pop("mask_token_id", None)
         super().__init__(**kwargs)
 

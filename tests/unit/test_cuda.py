@@ -1,4 +1,4 @@
-"""On a CUDA device: the same numbers as on the CPU, through pinned buffers."""
+"""On a device: the same numbers as on the CPU; on CUDA through pinned buffers. The CPU plays the device in CI."""
 
 import copy
 from pathlib import Path
@@ -12,18 +12,23 @@ from stp_rs.models.masked_lm import MaskedLMAdapter
 from stp_rs.rollout.logits import reduce_logits
 from stp_rs.rollout.loop import Cohort
 from stp_rs.rollout.params import check_allowed
+from tests.devices import DEVICES, MARKS
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
 
-pytestmark = pytest.mark.cuda
-DEVICE = torch.device("cuda")
+pytestmark = MARKS
 SAMPLER = stp_rs.Unmasking(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3)
 LAWS = [stp_rs.GREEDY, stp_rs.SamplingParams(), stp_rs.SamplingParams(0.7, top_k=5, top_p=0.9)]
 
 
-def both() -> tuple[MaskedLMAdapter, MaskedLMAdapter]:
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+def both(device: torch.device) -> tuple[MaskedLMAdapter, MaskedLMAdapter]:
     """Return one policy on the CPU and on the device."""
     here = tiny(layers=2)
-    return here, MaskedLMAdapter(copy.deepcopy(here.module).to(DEVICE), tokenizer())
+    return here, MaskedLMAdapter(copy.deepcopy(here.module).to(device), tokenizer())
 
 
 def roll(model: MaskedLMAdapter, law: stp_rs.SamplingParams, **options) -> stp_rs.Rollout:
@@ -39,48 +44,49 @@ def same(left: stp_rs.Rollout, right: stp_rs.Rollout) -> None:
 
 @pytest.mark.parametrize("vocab", [30, 5000])
 @pytest.mark.parametrize("law", LAWS)
-def test_the_reduction_is_the_cpus(law: stp_rs.SamplingParams, vocab: int):
+def test_the_reduction_is_the_cpus(law: stp_rs.SamplingParams, vocab: int, device: torch.device):
     draw = torch.Generator().manual_seed(0)
     logits, uniforms = torch.randn(300, vocab, generator=draw) * 3, torch.rand(300, generator=draw)
     here = reduce_logits(logits, uniforms, law, mask_token_id=3)
-    there = reduce_logits(logits.to(DEVICE), uniforms.to(DEVICE), law, mask_token_id=3)
-    assert there.device.type == DEVICE.type
+    there = reduce_logits(logits.to(device), uniforms.to(device), law, mask_token_id=3)
+    assert there.device.type == device.type
     drawn_alike = here[:, 0] == there.cpu()[:, 0]
     assert drawn_alike.float().mean() > 0.99, "but where a uniform meets the edge of a token"
     assert torch.allclose(here[drawn_alike], there.cpu()[drawn_alike], atol=1e-4)
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_rollout_is_the_cpus_and_is_replayed(law: stp_rs.SamplingParams):
-    here, there = both()
+def test_a_rollout_is_the_cpus_and_is_replayed(law: stp_rs.SamplingParams, device: torch.device):
+    here, there = both(device)
     rollout = roll(there, law)
     same(rollout, roll(here, law))
     assert np.allclose(stp_rs.replay_logprobs(there, rollout, law), rollout.logprob, atol=1e-4)
 
 
 @pytest.mark.parametrize("slots", [5, 64])
-def test_slots_change_nothing(slots: int):
-    _, there = both()
+def test_slots_change_nothing(slots: int, device: torch.device):
+    _, there = both(device)
     same(roll(there, stp_rs.SamplingParams(), slots=slots), roll(there, stp_rs.SamplingParams()))
 
 
-def test_the_buffers_of_a_call_are_pinned():
-    _, there = both()
+def test_the_buffers_of_a_call_are_pinned_on_cuda(device: torch.device):
+    _, there = both(device)
     batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS)))
     scheduler = stp_rs._core.RolloutScheduler(mask_token_id=there.mask_token_id, pad_token_id=0, slots=4, seed=0)
     lengths = np.full(len(ROWS), LENGTH, dtype=np.int32)
     scheduler.submit(batch.uid, batch.prompt_ids, batch.prompt_length, lengths, SAMPLER)
     allowed = torch.ones((LENGTH, len(tokenizer())), dtype=torch.bool)
-    law = check_allowed(stp_rs.SamplingParams(allowed=allowed), there.mask_token_id, DEVICE)
+    law = check_allowed(stp_rs.SamplingParams(allowed=allowed), there.mask_token_id, device)
     cohort = Cohort(there, scheduler, law, 4, LENGTH)
     for buffer in (cohort._ids, cohort._lengths, cohort._at, cohort._uniforms, cohort._places, cohort._packed):
-        assert buffer.is_pinned()
-    assert cohort._reduced.device.type == DEVICE.type
+        assert buffer.is_pinned() is (device.type == "cuda")
+    assert cohort._reduced.device.type == device.type
+    assert (cohort._reduced is cohort._packed) is (device.type == "cpu")
 
 
 @pytest.mark.parametrize("design", ["cover", "systematic", "trajectory"])
-def test_estimates_and_their_gradients_are_the_cpus(design: str):
-    here, there = both()
+def test_estimates_and_their_gradients_are_the_cpus(design: str, device: torch.device):
+    here, there = both(device)
     rollout = roll(here, stp_rs.SamplingParams())
     masks = stp_rs.draw_masks(stp_rs.Design(design, 2), rollout, seed=0)
     estimates, norms = [], []
@@ -94,16 +100,21 @@ def test_estimates_and_their_gradients_are_the_cpus(design: str):
     assert torch.allclose(*norms, atol=1e-2, rtol=1e-2)
 
 
-def test_a_training_step_is_the_cpus(tmp_path: Path):
-    here, there = both()
-    generators = torch.get_rng_state().clone(), torch.cuda.get_rng_state(DEVICE)
+def test_a_training_step_is_the_cpus(tmp_path: Path, device: torch.device):
+    here, there = both(device)
+    generators = states_of_generators(device)
+    options = {"pruning": "stp", "beta": 0.1, "num_iterations": 2, "bf16": False}  # a card's default is another
     steps = [
-        trainer(tmp_path / name, model, pruning="stp", beta=0.1, num_iterations=2).train_step().metrics
-        for name, model in (("here", here), ("there", there))
+        trainer(tmp_path / name, model, stp_device=where, **options).train_step().metrics
+        for name, model, where in (("here", here, "cpu"), ("there", there, device.type))
     ]
     for name in ("loss", "reward", "diffusion/nfe"):
         assert steps[0][name] == pytest.approx(steps[1][name], abs=1e-3), name
     pairs = zip(here.module.parameters(), there.module.parameters(), strict=True)
-    assert all(q.device.type == DEVICE.type and torch.allclose(p.cpu(), q.cpu(), atol=1e-3) for p, q in pairs)
-    assert torch.equal(torch.get_rng_state(), generators[0])
-    assert torch.equal(torch.cuda.get_rng_state(DEVICE), generators[1])
+    assert all(q.device.type == device.type and torch.allclose(p.cpu(), q.cpu(), atol=1e-3) for p, q in pairs)
+    assert all(map(torch.equal, states_of_generators(device), generators))
+
+
+def states_of_generators(device: torch.device) -> list[torch.Tensor]:
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state().clone(), *cuda]

@@ -37,6 +37,7 @@ def check(config: "STPConfig") -> None:
             "fill_ratio: what is in flight together differs from process to process"
         )
     _check_sharding(config)
+    _check_cache(config)
     _check_loss(config)
 
 
@@ -58,6 +59,23 @@ def _check_sharding(config: "STPConfig") -> None:
         raise ConfigError(
             f"fsdp: got {clash[0]} {getattr(config, clash[0])} beside it, which needs the whole weights in a process; "
             "leave one of them out"
+        )
+
+
+def _check_cache(config: "STPConfig") -> None:
+    kind = config.stp_rollout_cache
+    plain = {"stp_rollout_cache": "none", "stp_rollout_precision": "same"}
+    other = [name for name, value in plain.items() if getattr(config, name) != value]
+    if other and (world() > 1 or config.fsdp):
+        raise ConfigError(f"{other[0]}: got {getattr(config, other[0])} in several processes or with fsdp, needs one")
+    if kind == "none":
+        return
+    if not config.block_length:
+        raise ConfigError(f"stp_rollout_cache {kind}: keeps keys and values within a block, needs block_length")
+    if config.stp_temporal.startswith(("confidence", "margin", "entropy", "stable")):
+        raise ConfigError(
+            f"stp_rollout_cache {kind}: got stp_temporal {config.stp_temporal}, which reads the blocks that are not "
+            "computed; needs none, steps or fill_ratio"
         )
 
 

@@ -67,6 +67,22 @@ class RolloutConfig:
         "none",
         "End-of-text: none, truncate (a row ends once all up to its first one is revealed), last (revealed last).",
     )
+    stp_rollout_cache: Literal["none", "prefix", "dual"] = option(
+        "none",
+        "Keep keys and values within a block of block_length, as Fast-dLLM: of what is before it, or of all else too. "
+        "Tokens are then drawn from another law than the policy's (docs/performance.md).",
+    )
+    stp_rollout_precision: Literal["same", "int8", "fp8"] = option(
+        "same", "Round the weights of the blocks for rollouts (torchao): int8 weights; fp8 weights and activations."
+    )
+    stp_rollout_cap: float | None = option(
+        2.0,
+        "Most that the importance weight of a completion may be, where stp_rollout_cache or stp_rollout_precision draw "
+        "from another law than the policy's (TRL: vllm_importance_sampling_cap); its states are computed again for it. "
+        "None: no correction.",
+        1e-6,
+        1e9,
+    )
     stp_max_tokens: int | None = option(
         None,
         "Most tokens of one rollout forward, padding included; None: no bound but stp_slots.",

@@ -25,6 +25,7 @@ from stp_rs.config.sections import ModelConfig
 from stp_rs.models.base import DiffusionModel, block_size_of, end_token_ids
 from stp_rs.priors import Prior
 from stp_rs.priors import lifecycle as hooks
+from stp_rs.rollout.params import draws_otherwise
 from stp_rs.tasks.base import Task
 from stp_rs.train.metrics import Ledger
 from stp_rs.train.priors import spatial_names
@@ -278,6 +279,8 @@ def _alone(config: STPConfig, folder: str) -> STPConfig:
         "use_cpu": True,
         "stp_device": "cpu",
         "stp_compile": "none",
+        "stp_rollout_cache": "none",
+        "stp_rollout_precision": "same",
         "optim": "adamw_torch",
         "report_to": "none",
         "disable_tqdm": True,
@@ -348,6 +351,11 @@ def _notes(config: STPConfig, given: Sequence[str], *, prior: bool, blocks: bool
         found.append("stp_least_prob: tokens that it leaves out are counted")
     if config.stp_prior_anneal != "none" or any(n in config.stp_spatial for n in ("frequency", "quantile", "hint")):
         found.append("stp_spatial: counted for the first rollout batch; what later ones are given changes")
+    if draws_otherwise(config):
+        found.append(
+            "stp_rollout_cache and stp_rollout_precision: rollouts are counted without them, and the correction "
+            "(stp_rollout_cap), which computes every state again, is not counted"
+        )
     if blocks:
         found.append("cache of blocks: completions of a group that begin alike share one, which spares tokens")
     if prior:

@@ -94,6 +94,20 @@ def uncompile_blocks(module: nn.Module) -> None:
         block._compiled_call_impl = None
 
 
+@contextlib.contextmanager
+def blocks_as_they_are(module: nn.Module) -> Iterator[None]:
+    """Run passes with the blocks uncompiled, and put back what was compiled."""
+    blocks = repeated_blocks(module)
+    kept = [block._compiled_call_impl for block in blocks]
+    try:
+        for block in blocks:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, call in zip(blocks, kept, strict=True):
+            block._compiled_call_impl = call
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Return whether the blocks of a network are compiled."""
     return any(block._compiled_call_impl is not None for block in repeated_blocks(module))

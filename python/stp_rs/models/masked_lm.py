@@ -144,6 +144,12 @@ class MaskedLMAdapter:
             )
         return _states(output)
 
+    def hidden_window(self, ids_BQ: Tensor, position_BQ: Tensor | None) -> Tensor:
+        """Return hidden states [B, Q, H] of a part of canvases; see `stp_rs.models.keys`."""
+        positions = {} if position_BQ is None else {"position_ids": position_BQ}
+        with self._stopped():
+            return _states(self._root(input_ids=ids_BQ, attention_mask=None, **positions))
+
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[None]:
         """Let the root return hidden states where its logits would be."""

@@ -14,7 +14,7 @@ from stp_rs.models.base import DiffusionModel, device_of, encode, head_rows, pas
 from stp_rs.objective.masks import canvas_lengths
 from stp_rs.rollout.logits import law_logprobs
 from stp_rs.rollout.params import SamplingParams, allowed_rows, check_allowed
-from stp_rs.types import Mark
+from stp_rs.types import Cost, Mark, Metrics
 
 
 def state_at(trajectories: Rollout, step: int, mask_token_id: int) -> NDArray[np.int64]:
@@ -39,6 +39,7 @@ def replay_logprobs(
     sampling: SamplingParams | None = None,
     *,
     forward_batch_size: int = 64,
+    cost: Cost | None = None,
 ) -> NDArray[np.float32]:
     """Return the log-prob f32 [R, L] of every drawn token at the state that it was drawn from; 0 where none was drawn.
 
@@ -50,6 +51,7 @@ def replay_logprobs(
         trajectories: R rows.
         sampling: the law that is scored: temperature (0 counts as 1), top-k, top-p, allowed tokens.
         forward_batch_size: canvases per forward.
+        cost: what is computed is added to it.
     """
     device = device_of(model)
     law = check_allowed(sampling or SamplingParams(), model.mask_token_id, device)
@@ -65,6 +67,9 @@ def replay_logprobs(
             hidden_PSH = encode(model, torch.from_numpy(ids_PS).to(device), lengths_P)
             pass_N, place_N = np.nonzero(step_RL[row] == step[:, None])
             row_N = row[pass_N]
+            if cost is not None:
+                cost.forwards, cost.tokens = cost.forwards + len(ids_PS), cost.tokens + ids_PS.size
+                cost.head_rows += len(pass_N)
             flat_N = pass_N * ids_PS.shape[1] + trajectories.prompt_length[row_N] + place_N - model.logit_shift
             for first in range(0, len(flat_N), head_rows(model)):
                 part = slice(first, first + head_rows(model))
@@ -75,6 +80,31 @@ def replay_logprobs(
                 drawn_N1 = torch.from_numpy(token_ids_RL[row_N[part], place_N[part]]).to(device)[:, None]
                 out_RL[row_N[part], place_N[part]] = logprob_NV.gather(-1, drawn_N1).squeeze(-1).cpu().numpy()
     return out_RL
+
+
+def importance_weights(
+    policy_RL: NDArray[np.float32], trajectories: Rollout, cap: float
+) -> tuple[NDArray[np.float32], Metrics]:
+    """Return the importance weight f32 [R] of each trajectory, at most `cap`, and TRL's metrics of sampling.
+
+    The weight is the policy's probability of the drawn tokens over the recorded one, that of the law that drew them.
+
+    Args:
+        policy_RL: the policy's log-probs, from `replay_logprobs`.
+        trajectories: R rows.
+        cap: bounds the weights (truncated importance sampling).
+    """
+    drawn_RL = trajectories.unmask_step >= 0
+    gap_RL = np.where(drawn_RL, policy_RL - trajectories.logprob, np.float32(0.0))
+    weight_R = np.exp(np.minimum(gap_RL.sum(1, dtype=np.float64), np.log(max(cap, 1e-30)))).astype(np.float32)
+    gap_N = np.abs(gap_RL[drawn_RL]) if drawn_RL.any() else np.zeros(1, dtype=np.float32)
+    return weight_R, {
+        "sampling/sampling_logp_difference/mean": float(gap_N.mean()),
+        "sampling/sampling_logp_difference/max": float(gap_N.max()),
+        "sampling/importance_sampling_ratio/min": float(weight_R.min()),
+        "sampling/importance_sampling_ratio/mean": float(weight_R.mean()),
+        "sampling/importance_sampling_ratio/max": float(weight_R.max()),
+    }
 
 
 def _canvases(

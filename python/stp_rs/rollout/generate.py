@@ -3,6 +3,7 @@
 Shapes: R rows, L completion length, P longest prompt.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DivergenceError
-from stp_rs.models.acceleration import adapters_ready
+from stp_rs.models.acceleration import adapters_ready, blocks_as_they_are
 from stp_rs.models.base import (
     DiffusionModel,
     block_size_of,
@@ -22,6 +23,7 @@ from stp_rs.models.base import (
     in_step,
     passes_without_dropout,
 )
+from stp_rs.models.keys import KeyCache
 from stp_rs.rollout.loop import Batching, Cohort, drive
 from stp_rs.rollout.params import SamplingParams, check_allowed
 from stp_rs.types import Mark, StopReason
@@ -55,20 +57,23 @@ def generate(
 
     Raises:
         DivergenceError: the model returned NaN logits.
-        ModelError: a prompt holds a token that the model has no embedding for.
+        ModelError: a prompt holds a token that the model has no embedding for, or the model cannot be called with the
+            cache that `batching` asks for.
     """
     batching, rows = batching or Batching(), len(prompts)
     check_ids(model, prompts.prompt_ids)
     unmaskings = [unmasking] if isinstance(unmasking, Unmasking) else list(unmasking)
     law = check_allowed(sampling or SamplingParams(), model.mask_token_id, device_of(model))
-    rollout = Rollout.empty(prompts, completion_length, exact=all(s.exact for s in unmaskings))
+    with passes_without_dropout(model.module), adapters_ready(model.module):
+        keys = None if batching.cache == "none" else KeyCache(model, batching.cache)
+    rollout = Rollout.empty(prompts, completion_length, exact=keys is None and all(s.exact for s in unmaskings))
     scheduler = RolloutScheduler(
         mask_token_id=model.mask_token_id,
         pad_token_id=model.pad_token_id,
         eos_token_ids=end_token_ids(model),
         slots=max(1, slots),
         seed=seed,
-        share_first=batching.share_first,
+        share_first=batching.share_first and keys is None,  # each row keeps keys of its own
         max_tokens=batching.max_tokens,
         length_sorted=batching.length_sorted,
         block_size=block_size_of(model),
@@ -78,7 +83,9 @@ def generate(
     in_flight = max(1, min(slots, rows))
     entropy_RL = np.zeros((rows, completion_length), dtype=np.float32) if batching.entropies else None
     cohort = Cohort(model, scheduler, law, in_flight, completion_length, entropy_RL)
-    with passes_without_dropout(model.module), adapters_ready(model.module), in_step(model):
+    cohort.keys = keys
+    plain = contextlib.nullcontext() if keys is None else blocks_as_they_are(model.module)
+    with passes_without_dropout(model.module), adapters_ready(model.module), plain, in_step(model):
         try:
             drive(cohort)
         except DivergenceError as error:
@@ -86,8 +93,9 @@ def generate(
     # the scheduler writes into the record's own columns
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
     stats = scheduler.stats()
-    if cohort.cache is not None:  # what went through the model, not the canvases that it stands for
-        stats |= {"calls": cohort.cache.calls, "tokens": cohort.cache.tokens, "padding": cohort.cache.padding}
+    cache = cohort.cache if keys is None else keys
+    if cache is not None:  # what went through the model, not the canvases that it stands for
+        stats |= {"calls": cache.calls, "tokens": cache.tokens, "padding": cache.padding}
     if entropy_RL is not None:  # every candidate of every forward wrote there, those that were drawn last
         rollout = rollout.replaced(entropy=np.where(rollout.unmask_step >= 0, entropy_RL, np.float32(0.0)))
     return rollout.replaced(stats=stats)

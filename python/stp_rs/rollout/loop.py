@@ -17,6 +17,7 @@ from stp_rs._core import RolloutScheduler
 from stp_rs.errors import DivergenceError
 from stp_rs.models.base import DiffusionModel, block_size_of, device_of, encode, head_rows
 from stp_rs.models.blocks import BlockCache, CachedModel
+from stp_rs.models.keys import CacheKind, KeyCache
 from stp_rs.rollout.logits import COLUMNS, ENTROPY, Reads, Reducer
 from stp_rs.rollout.params import SamplingParams, allowed_rows
 
@@ -25,7 +26,7 @@ from stp_rs.rollout.params import SamplingParams, allowed_rows
 class Batching:
     """How rows are batched, and what is recorded.
 
-    None of it changes a completion (but see `fill_ratio_batch`, which reads the batch).
+    None of it changes a completion (but see `cache`, and `fill_ratio_batch`, which reads the batch).
     """
 
     max_tokens: int = 0
@@ -34,6 +35,8 @@ class Batching:
     """Admit long rows first and rows of one length together: less padding. Groups stay together."""
     share_first: bool = True
     """Compute the first forward of a group once."""
+    cache: CacheKind = "none"
+    """`prefix` or `dual`: keys and values are kept within a block, which changes completions (`stp_rs.models.keys`)."""
     entropies: bool = False
     """Record the entropy at every drawn token (`Rollout.entropy`)."""
 
@@ -85,6 +88,8 @@ class Cohort:
             BlockCache(cast(CachedModel, model)) if hasattr(model, "hidden_cached") and block_size_of(model) else None
         )
         """Committed blocks of a block-causal policy."""
+        self.keys: KeyCache | None = None
+        """An approximate cache of any other."""
 
     def launch(self) -> bool:
         """Start the next step; return False when every row is finished. Does not wait for a CUDA device."""
@@ -105,11 +110,15 @@ class Cohort:
         )
         if self._model.logit_shift:
             at_N = at_N - self._model.logit_shift
-        if self.cache is None:
-            hidden_BSH = encode(self._model, ids_BS, lengths_B)
+        if self.keys is not None:
+            hidden_NH = self._kept(self.keys, ids_BS, lengths_B)
         else:
-            hidden_BSH, at_N = self._block(ids_BS, at_N)
-        self._reduce(hidden_BSH, at_N, uniforms_N, places_N)
+            if self.cache is None:
+                hidden_BSH = encode(self._model, ids_BS, lengths_B)
+            else:
+                hidden_BSH, at_N = self._block(ids_BS, at_N)
+            hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, at_N)
+        self._reduce(hidden_NH, uniforms_N, places_N)
         if self._reduced is not self._packed:
             self._packed[:count].copy_(self._reduced[:count], non_blocking=True)
         if self._done is not None:
@@ -128,14 +137,18 @@ class Cohort:
         start_N = torch.from_numpy(start_B).to(self._device)[canvas_N]
         return hidden_BQH, canvas_N * hidden_BQH.shape[1] + at_N % width - start_N
 
-    def _reduce(
-        self, hidden_BSH: torch.Tensor, at_N: torch.Tensor, uniforms_N: torch.Tensor, places_N: torch.Tensor
-    ) -> None:
-        """Write the numbers of the candidates of hidden states."""
+    def _kept(self, keys: KeyCache, ids_BS: torch.Tensor, lengths_B: NDArray[np.int32]) -> torch.Tensor:
+        """Return the hidden states of the candidates, for which an approximate cache computes no more than it must."""
+        owner_B, start_B = np.empty(len(ids_BS), dtype=np.int32), np.empty(len(ids_BS), dtype=np.int32)
+        self.scheduler.blocks(owner_B, start_B)
+        at_N = self._views[2][: self._count].astype(np.int64) - self._model.logit_shift
+        return keys.states(ids_BS, lengths_B, owner_B, at_N)
+
+    def _reduce(self, hidden_NH: torch.Tensor, uniforms_N: torch.Tensor, places_N: torch.Tensor) -> None:
+        """Write the numbers of candidates from their hidden states."""
         model, allowed = self._model, self._law.allowed
-        hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, at_N)
-        for start in range(0, len(at_N), self._head_rows):
-            part = slice(start, min(start + self._head_rows, len(at_N)))
+        for start in range(0, len(hidden_NH), self._head_rows):
+            part = slice(start, min(start + self._head_rows, len(hidden_NH)))
             if len(places_N):
                 allowed = allowed_rows(self._law, places_N[part], self._length)
             logits_NV = model.head(hidden_NH[part])

@@ -98,6 +98,11 @@ def make_unmasking(config: "STPConfig", *, prune: bool = True) -> Unmasking:
     )
 
 
+def draws_otherwise(config: "STPConfig") -> bool:
+    """Return whether rollouts are drawn from another law than the policy's, whose log-probs they record."""
+    return config.stp_rollout_cache != "none" or config.stp_rollout_precision != "same"
+
+
 def sampling_law(config: "STPConfig") -> SamplingParams:
     """Return the training-time sampling law of a configuration."""
     return SamplingParams(config.temperature, config.top_k, config.top_p, config.min_p or 0.0)

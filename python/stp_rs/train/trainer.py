@@ -31,7 +31,14 @@ from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, is_main, world
 from stp_rs.errors import ConfigError, DivergenceError, InvalidValueError
 from stp_rs.models import load_configured, load_tokenizer
-from stp_rs.models.acceleration import adapters_merged, compile_blocks, first_pass, set_adapter_dtype, wants_compiled
+from stp_rs.models.acceleration import (
+    adapters_merged,
+    adapters_ready,
+    compile_blocks,
+    first_pass,
+    set_adapter_dtype,
+    wants_compiled,
+)
 from stp_rs.models.base import (
     DiffusionModel,
     end_token_ids,
@@ -40,18 +47,20 @@ from stp_rs.models.base import (
     trainable,
 )
 from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.models.precision import check_precision, rounded
 from stp_rs.models.reference import WithoutAdapters, move_reference, reference_parameters, reference_policy
 from stp_rs.models.saving import check_savable
 from stp_rs.models.sharding import Steps, shard, shared_as, whole_state
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths, draw_masks, state_mass
 from stp_rs.objective.noise import update_noise
+from stp_rs.objective.replay import importance_weights, replay_logprobs
 from stp_rs.priors import Hint, Prior, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.priors.base import is_soft
 from stp_rs.rollout.generate import generate, rollout_metrics
 from stp_rs.rollout.loop import Batching
-from stp_rs.rollout.params import make_unmasking, restricted, sampling_law
+from stp_rs.rollout.params import draws_otherwise, make_unmasking, restricted, sampling_law
 from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import (
@@ -187,6 +196,7 @@ class STPTrainer(TrainingLoop):
         self.rows = training_rows(args, train_dataset)
         self.rewards.check_columns(column_names(train_dataset))
         self.unmasking = make_unmasking(args)
+        check_precision(args.stp_rollout_precision, args.device)
         if args.stp_adapter_dtype != "keep":
             set_adapter_dtype(self.policy.module, getattr(torch, args.stp_adapter_dtype))
         needs_reference = args.beta > 0 and args.stp_kl_target == "reference"
@@ -334,6 +344,8 @@ class STPTrainer(TrainingLoop):
         if most:
             metrics["diffusion/replaced_groups"] = float(replaced)
         allowed = allowed_tokens(self.priors, rollout.prompts, config.max_completion_length)
+        rollout, sampling = self._corrected(rollout, allowed)
+        metrics |= sampling
         if config.stp_stepwise > 0.0:
             rollout = self._stepwise(rollout, allowed)
         if config.stp_variance_every and number % config.stp_variance_every == 0:
@@ -484,7 +496,11 @@ class STPTrainer(TrainingLoop):
                 prior=prior.select(rows.tolist()),
                 seed=self.args.seed,
                 slots=self.args.stp_slots,
-                batching=Batching(self.args.stp_max_tokens or 0, entropies=self.args.stp_states == "entropy"),
+                batching=Batching(
+                    self.args.stp_max_tokens or 0,
+                    entropies=self.args.stp_states == "entropy",
+                    cache=self.args.stp_rollout_cache,
+                ),
             )
         with ledger.time("reward"):
             lengths = canvas_lengths(rollout.unmask_step)
@@ -533,9 +549,29 @@ class STPTrainer(TrainingLoop):
                 with self._autocast():
                     compile_blocks(model.module, probe=partial(first_pass, model))
 
-    def _rollout_weights(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _rollout_weights(self) -> Iterator[None]:
         merged = self.args.stp_rollout_weights == "merged"
-        return adapters_merged(self.model) if merged else contextlib.nullcontext()
+        weights = adapters_merged(self.model) if merged else contextlib.nullcontext()
+        with weights, rounded(self.model, self.args.stp_rollout_precision):
+            yield
+
+    def _corrected(self, rollout: Rollout, allowed: torch.Tensor | None) -> tuple[Rollout, Metrics]:
+        """Return a batch whose advantages carry the weight of the policy over what drew it, and what to log of it.
+
+        Where rollouts are drawn as scored nothing is computed. Else every state is, once: the weight of a completion is
+        that of its whole trajectory, and bounded by stp_rollout_cap (truncated importance weights).
+        """
+        cap = self.args.stp_rollout_cap
+        if cap is None or not draws_otherwise(self.args):
+            return rollout, {}
+        cost, law = Cost(), replace(sampling_law(self.args), allowed=allowed)
+        with self.ledger.time("update"), self.ledger.time("scoring"), self._autocast(), adapters_ready(self.model):
+            size = self.args.stp_forward_batch_size or 64
+            policy_RL = replay_logprobs(self.policy, rollout, law, forward_batch_size=size, cost=cost)
+        self.ledger.add(cost, "likelihood")
+        weight_R, metrics = importance_weights(policy_RL, rollout, cap)
+        return rollout.replaced(advantage=rollout.weights() * weight_R), metrics
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.args.bf16:

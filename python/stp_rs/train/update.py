@@ -54,7 +54,7 @@ from stp_rs.objective.masks import (
     without_blame,
     without_unlikely,
 )
-from stp_rs.rollout.params import restricted, sampling_law
+from stp_rs.rollout.params import draws_otherwise, restricted, sampling_law
 from stp_rs.train.metrics import Ledger, averaged
 from stp_rs.types import Cost, Mark, Metrics
 
@@ -407,7 +407,7 @@ class PolicyUpdate:
         same_law = not sampling_law(self.args).cuts and self.args.temperature > 0.0
         same_states = self.design.recorded and self.args.stp_prompt_mask == 0.0
         same_weights = self.args.stp_rollout_weights == "adapters" and not self.args.bf16
-        return same_law and same_states and same_weights
+        return same_law and same_states and same_weights and not draws_otherwise(self.args)
 
     def _estimate(self, model: DiffusionModel, part: MicroBatch, entropies: Entropies = "none") -> Estimate:
         return self._estimates(model, [part], entropies)[0]
