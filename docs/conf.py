@@ -27,10 +27,12 @@ napoleon_use_ivar = True
 
 
 def setup(app: Any) -> None:
-    """Let |M| in a docstring be the size of M: reStructuredText would look for a text of that name."""
+    """Read docstrings as they are meant: |M| is the size of M, and a colon in an attribute's text ends no type."""
 
-    def escape_bars(*event: Any) -> None:
+    def as_meant(_app: Any, what: str, *event: Any) -> None:
         lines: list[str] = event[-1]
         lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+        if what in ("attribute", "data", "property"):
+            lines.insert(0, "")  # napoleon looks for a type before a colon in the first line
 
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", as_meant, priority=400)

@@ -48,7 +48,7 @@ def main() -> None:
         site = subprocess.run([python, "-c", where], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         Path(site, "dependencies.pth").write_text("\n".join(dependencies()) + "\n")
         subprocess.run([python, "-m", "pip", "install", "--quiet", str(Path(sys.argv[1]).resolve())], check=True)
-        bare = {"PATH": f"{folder}/bin", "HOME": folder, "HF_HUB_OFFLINE": "1"}
+        bare = {"PATH": f"{folder}/bin", "HOME": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         subprocess.run([python, "-c", CHECK], check=True, cwd=folder, env=bare)
         script = [python, "-c", first_script()]
         said = subprocess.run(script, check=True, cwd=folder, env=bare, stdout=subprocess.PIPE, text=True).stdout
