@@ -18,8 +18,6 @@ html_theme_options = {
 }
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
-# docs/index.md names pages that come later
-suppress_warnings = ["toc.empty_glob"]
 # docstrings quote code as Markdown does
 default_role = "literal"
 autodoc_member_order = "bysource"
