@@ -72,6 +72,7 @@ def run_training(
 
 
 def _run_task(config: TaskConfig, callbacks: Sequence[TrainerCallback], on_sft: WarmUp | None) -> dict[str, Any]:
+    config.check_device()
     set_threads(config)
     task = make_task(config)
     config = complete(config, task)

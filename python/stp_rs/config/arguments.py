@@ -199,12 +199,32 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
         """The device of the run; transformers asks for it here, and would ask accelerate."""
         self.distributed_state = None
         cuda = torch.cuda.is_available() and not (self.use_cpu or said("ACCELERATE_USE_CPU"))
-        device = torch.device(self.stp_device or ("cuda" if cuda else "cpu"))
+        try:
+            device = torch.device(self.stp_device or ("cuda" if cuda else "cpu"))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"stp_device: got {self.stp_device!r}, needs a device of torch: cpu, cuda, cuda:1"
+            ) from error
         several = distributed.start(device.type, seconds=self.ddp_timeout, backend=self.ddp_backend) > 1
         if several and device.type == "cuda":
             device = torch.device("cuda", distributed.local_rank())
         self._n_gpu = int(device.type == "cuda")
         return device
+
+    def check_device(self) -> None:
+        """Check that this machine has the device of the run: a configuration is read on others too.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        try:
+            torch.zeros(1, device=self.device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().split("\n", maxsplit=1)[0][:120]
+            raise ConfigError(
+                f"stp_device: got {self.stp_device or self.device.type!r}, which this machine does not have "
+                f"({reason}); leave the option out, or give cpu"
+            ) from error
 
     @property
     def world_size(self) -> int:

@@ -107,17 +107,30 @@ def encode_prompts(
     )
 
 
-def _encode(row: Mapping[str, Any], index: int, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
+def check_row(row: Any, index: int, name: str = "") -> None:
+    """Check that a row has a prompt.
+
+    Raises:
+        InvalidValueError: it is no mapping, or its prompt is neither a text nor messages.
+    """
+    place = f"{name} row {index}".strip()
+    if not isinstance(row, Mapping):
+        raise InvalidValueError(f'{place}: got {row!r:.60}, needs a mapping of columns such as {{"prompt": "..."}}')
     prompt = row.get("prompt")
+    if not (isinstance(prompt, list) or (isinstance(prompt, str) and prompt)):
+        raise InvalidValueError(
+            f"{place}: needs a non-empty `prompt` (text or chat messages), got columns {sorted(map(str, row))} "
+            f"and prompt {prompt!r:.60}"
+        )
+
+
+def _encode(row: Mapping[str, Any], index: int, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
+    check_row(row, index)
+    prompt = row["prompt"]
     if isinstance(prompt, list):
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **template)
-    elif isinstance(prompt, str) and prompt:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     else:
-        raise InvalidValueError(
-            f"row {index}: needs a non-empty `prompt` (text or chat messages), got columns {sorted(row)} "
-            f"and prompt {prompt!r}"
-        )
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if tokenizer.mask_token_id in ids:
         raise InvalidValueError(f"row {index}: the prompt holds the mask token {tokenizer.mask_token!r}; remove it")
     return list(ids)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from stp_rs.data.prompts import batch_indices, rows_of_batches
+from stp_rs.data.prompts import batch_indices, check_row, rows_of_batches
 from stp_rs.errors import ConfigError
 
 Row = Mapping[str, Any]
@@ -46,6 +46,7 @@ class Rows:
         self.size: int | None = len(whole) if indexed else None
         if self.size == 0:
             raise ConfigError("train_dataset: got no rows, needs at least one")
+        check_rows(dataset, "train_dataset")
         self._workers = dict(workers or {})
         self._stream: Iterator[tuple[int, list[Row]]] | None = None
         self._next = 0
@@ -122,3 +123,18 @@ class Rows:
         self._next += 1
         rows: list[Row] = next(self._stream)[1]
         return rows
+
+
+def check_rows(dataset: Any, name: str) -> None:
+    """Check the rows of a list, or the first one of any other set that can be indexed, before anything is trained.
+
+    Raises:
+        ConfigError: the set is a text.
+        InvalidValueError: a row has no prompt.
+    """
+    if isinstance(dataset, str | bytes):
+        raise ConfigError(f"{name}: got the text {dataset!r:.60}, needs rows with a column `prompt`")
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
+    first = [dataset[0]] if indexed and len(dataset) else []
+    for index, row in enumerate(dataset if isinstance(dataset, list | tuple) else first):
+        check_row(row, index, name)

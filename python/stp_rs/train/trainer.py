@@ -26,7 +26,7 @@ from stp_rs._core import PriorSet
 from stp_rs.config.arguments import STPConfig, TaskConfig
 from stp_rs.config.sections import ModelConfig
 from stp_rs.data.prompts import PromptBatch, encode_prompts
-from stp_rs.data.rows import Row, Rows
+from stp_rs.data.rows import Row, Rows, check_rows
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, is_main, world
 from stp_rs.errors import ConfigError, DivergenceError, InvalidValueError
@@ -178,6 +178,7 @@ class STPTrainer(TrainingLoop):
                 f"args: got the TaskConfig of {args.task}, needs one that is complete; stp_rs.cli.run.make_trainer "
                 "makes the whole trainer of a task"
             )
+        args.check_device()
         self.policy, tokenizer = open_policy(model, processing_class, peft_config, args, check=self.task is None)
         check_savable(self.policy.module, tokenizer)
         trainable(self.policy)
@@ -194,6 +195,9 @@ class STPTrainer(TrainingLoop):
         self._extra: dict[str, list[Any]] = {}
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.rows = training_rows(args, train_dataset)
+        several = isinstance(eval_dataset, Mapping)
+        for name, rows in eval_dataset.items() if several else [("", eval_dataset)]:
+            check_rows(rows, f"eval_dataset {name}".strip())
         self.rewards.check_columns(column_names(train_dataset))
         self.unmasking = make_unmasking(args)
         check_precision(args.stp_rollout_precision, args.device)
