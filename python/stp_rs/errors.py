@@ -67,6 +67,10 @@ class DivergenceError(StpError, ArithmeticError):
         self.details = details
 
 
+class RewardError(StpError, RuntimeError):
+    """A reward function raised, did not return in time, or called `sys.exit`."""
+
+
 class InternalError(StpError, RuntimeError):
     """A defect of stp_rs itself; please report it."""
 

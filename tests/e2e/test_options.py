@@ -190,6 +190,8 @@ UNCHANGED = {
     ),
     "stp_alarm_kl": "an alarm of a reading that is right here (tests/unit/test_alarms.py)",
     "stp_slots": "rows do not depend on their batch",
+    "reward_timeout": "a reward that hangs (tests/unit/test_rewards_that_misbehave.py)",
+    "stp_reward_errors": "a reward that fails (tests/unit/test_rewards_that_misbehave.py)",
     "stp_allow_changed": "read at a resume (tests/unit/test_damage.py)",
     "stp_max_tokens": "rows do not depend on their batch",
     "stp_constant_memory": "memory alone: the same gradient (tests/invariant/test_objectives.py)",

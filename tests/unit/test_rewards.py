@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from stp_rs.errors import ConfigError, InvalidValueError
+from stp_rs.errors import ConfigError, InvalidValueError, RewardError
 from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
 from stp_rs.rollout.rewards import LARGEST, RESERVED, Rewards, column_names, score_rewards
 from tests.fixtures import ROWS, trainer
@@ -317,7 +317,7 @@ def test_coroutines_run_in_a_forked_process():
     os.close(write)
 
 
-def test_errors_of_rewards_are_their_own():
+def test_errors_of_rewards_are_the_causes_of_ours():
     async def waits(completions: list[str]) -> list[float]:
         return [1.0, 1.0]
 
@@ -327,10 +327,15 @@ def test_errors_of_rewards_are_their_own():
     async def fails_later(completions: list[str]) -> list[float]:
         raise LookupError("later")
 
-    with pytest.raises(KeyError, match="mine"):  # and no warning about a coroutine that was never awaited
+    # and no warning about a coroutine that was never awaited
+    with pytest.raises(
+        RewardError, match=r"reward fails: raised KeyError\('mine'\) at test_rewards.py:\d+ for"
+    ) as caught:
         score_rewards([waits, fails], TWO, TABLE)
-    with pytest.raises(LookupError, match="later"):
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(RewardError, match=r"reward fails_later: raised LookupError\('later'\)") as caught:
         score_rewards([waits, fails_later], TWO, TABLE)
+    assert isinstance(caught.value.__cause__, LookupError)
 
 
 # --- what a function logs ---

@@ -145,8 +145,11 @@ def finished(config: TaskConfig, checkpoint: Checkpoint) -> dict[str, Any] | Non
     path = checkpoint.path.parent / "summary.json"
     if checkpoint.step < config.max_steps or not path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    same = (summary["steps"], summary["eval_size"]) == (checkpoint.step, config.eval_size)
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same = (summary["steps"], summary["eval_size"]) == (checkpoint.step, config.eval_size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: its figures are made again
     return summary if same else None
 
 

@@ -171,6 +171,18 @@ class AdvantageConfig:
         1e9,
     )
     reward_weights: list[float] | None = option(None, "What each reward function counts in the sum; None: 1 each.")
+    reward_timeout: float | None = option(
+        None,
+        "Seconds that a call of a reward function may take, in a thread of its own; None: no bound.",
+        1e-3,
+        1e9,
+        identity="speed",
+    )
+    stp_reward_errors: Literal["stop", "skip"] = option(
+        "stop",
+        "A reward function that raises, is late or returns no number: the run stops and names the completion; or that "
+        "completion is scored None and the run goes on.",
+    )
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
         "sum_then_normalize",
         "Advantages of the weighted sum of the rewards; or the sum of each function's z-scores in the group, "

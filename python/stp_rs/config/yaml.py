@@ -17,7 +17,7 @@ def read_yaml(path: str | Path, what: str = "config file") -> dict[str, Any]:
 
     try:
         loaded = _load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} {path}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{what} {path}: got {type(loaded).__name__}, needs lines of `name: value`")

@@ -143,7 +143,7 @@ def opened_as(folder: Path) -> dict[str, Any]:
         noted: dict[str, Any] = json.loads((folder / POLICY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return noted
+    return noted if isinstance(noted, dict) else {}
 
 
 def code_hash(module: nn.Module) -> str:

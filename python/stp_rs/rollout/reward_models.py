@@ -1,12 +1,7 @@
-"""Rewards by sequence classifiers of transformers, and by coroutine functions, which are awaited together."""
+"""Rewards by sequence classifiers of transformers."""
 
-import asyncio
-import functools
-import inspect
-import os
-import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -79,40 +74,3 @@ def _opened(kind: Any, name: str, **options: Any) -> Any:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"reward_funcs: {name!r} cannot be opened by {kind.__name__}: {error}") from error
-
-
-def run_together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Return what the calls return, in their order; those that return an awaitable are awaited at the same time.
-
-    They run on one event loop of a thread of its own: a client that belongs to a loop is good for the next batch too,
-    and a caller that has a loop running (a notebook) is not disturbed.
-    """
-    results: list[Any] = []
-    waiting: dict[int, Any] = {}
-    try:
-        for place, call in enumerate(calls):
-            results.append(call())
-            if inspect.isawaitable(results[-1]):
-                waiting[place] = results[-1]
-    except BaseException:
-        for coroutine in waiting.values():
-            getattr(coroutine, "close", lambda: None)()  # no warning about one that was never awaited
-        raise
-
-    async def gathered() -> list[Any]:
-        return await asyncio.gather(*waiting.values())
-
-    if waiting:
-        awaited = asyncio.run_coroutine_threadsafe(gathered(), _event_loop(os.getpid())).result()
-        for place, value in zip(waiting, awaited, strict=True):
-            results[place] = value
-    return results
-
-
-@functools.cache
-def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """Return the running loop of a process: a fork has its parent's memory, and none of its threads."""
-    del process
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="stp_rs rewards", daemon=True).start()
-    return loop

@@ -13,6 +13,7 @@ import inspect
 import itertools
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from stp_rs.data.prompts import text_lengths
-from stp_rs.errors import ConfigError, InvalidValueError
-from stp_rs.rollout.reward_models import RewardModel, run_together
+from stp_rs.errors import ConfigError, InvalidValueError, RewardError, StpError
+from stp_rs.rollout.reward_calls import call_together
+from stp_rs.rollout.reward_models import RewardModel
 from stp_rs.types import RewardFunc
 
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -82,6 +84,9 @@ class Rewards:
         weights: what each reward counts in the sum; None is 1 each.
         device: where classifiers run.
         chat_template_kwargs: for the classifiers' chat templates.
+        timeout: seconds that a call may take; None: no bound (`reward_timeout`).
+        skip_errors: whether a completion for which a function fails alone is scored None, and the run goes on
+            (`stp_reward_errors`).
 
     Raises:
         ConfigError: no reward, or other numbers of tokenizers or weights than of rewards.
@@ -95,7 +100,10 @@ class Rewards:
         *,
         device: torch.device | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        skip_errors: bool = False,
     ) -> None:
+        self.timeout, self.skip_errors = timeout, skip_errors
         given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         if not given or None in given:
             raise ConfigError("reward_funcs: got none, needs at least one function or sequence classifier")
@@ -166,6 +174,7 @@ class Rewards:
 
         Raises:
             InvalidValueError: a function returned something else than a number or None per completion.
+            RewardError: one raised, was late or called `sys.exit`; the message names a completion for which it does.
         """
         columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)}
         self.check_columns(columns)
@@ -174,17 +183,17 @@ class Rewards:
             [{"role": "assistant", "content": text}] if _is_chat(prompt) else text
             for text, prompt in zip(completions, prompts, strict=True)
         ]
+        state = {"trainer_state": trainer_state}
+        lists = {**columns, "prompts": prompts, "completions": shaped, "completion_ids": completion_ids}
         diary = _Diary(len(completions))
-        given = {
-            **columns,
-            **{"prompts": prompts, "completions": shaped, "completion_ids": completion_ids},
-            **{"trainer_state": trainer_state, "log_extra": diary.log_extra, "log_metric": diary.log_metric},
-        }
-        calls = [functools.partial(func, **_arguments(func, given)) for func in self._funcs.values()]
-        returned = run_together(calls)
-        by_name = {
-            name: _checked(name, values, completions) for name, values in zip(self._funcs, returned, strict=True)
-        }
+        returned = self._call(self._funcs, lists, diary, state)
+        by_name: dict[str, NDArray[np.float32]] = {}
+        for name, values in returned.items():
+            try:
+                by_name[name] = _checked(name, values, completions)
+            except (RewardError, InvalidValueError) as error:
+                by_name[name] = self._one_by_one(name, completions, lists, state, error)
+                diary.log_metric(f"rewards/{name}/failed", float(np.isnan(by_name[name]).sum()))
         total = self._total(np.stack(list(by_name.values())), completions)
         if np.isnan(total).any():
             row = int(np.flatnonzero(np.isnan(total))[0])
@@ -196,6 +205,47 @@ class Rewards:
                 shown,
             )
         return Scores(total, by_name, diary.metrics(), diary.extra)
+
+    def _call(
+        self, names: Iterable[str], lists: Mapping[str, Any], diary: "_Diary", state: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what functions return, or the errors that they end with."""
+        given = {**lists, **state, "log_extra": diary.log_extra, "log_metric": diary.log_metric}
+        funcs = {name: self._funcs[name] for name in names}
+        calls = {name: functools.partial(func, **_arguments(func, given)) for name, func in funcs.items()}
+        return call_together(calls, self.timeout)
+
+    def _one_by_one(
+        self,
+        name: str,
+        completions: Sequence[str],
+        lists: Mapping[str, Any],
+        state: Mapping[str, Any],
+        error: Exception,
+    ) -> NDArray[np.float32]:
+        """Return the rewards of a function that failed on a batch, asked for each completion alone; NaN where it fails.
+
+        Raises:
+            InvalidValueError, RewardError: rows are not to be skipped; the completion is named where there is one.
+        """
+        cause = error.__cause__
+        if not self.skip_errors and (isinstance(error, InvalidValueError) or isinstance(cause, StpError)):
+            raise cause if isinstance(cause, StpError) else error  # it says what is wrong, and of what
+        rewards_R = np.full(len(completions), np.nan, np.float32)
+        for row, completion in enumerate(completions):
+            alone = {key: None if values is None else values[row : row + 1] for key, values in lists.items()}
+            returned = self._call([name], alone, _Diary(1), state)[name]
+            try:
+                rewards_R[row] = _checked(name, returned, [completion])[0]
+            except (RewardError, InvalidValueError) as failure:
+                said = f"{failure} for completion {row} ({_shortened(completion)})"
+                if not self.skip_errors and isinstance(failure, RewardError):
+                    raise RewardError(f"{said}; stp_reward_errors=skip scores None for it and goes on") from cause
+                if self.skip_errors:
+                    warnings.warn(f"{said}; it is scored None", stacklevel=2)
+        if not self.skip_errors:
+            raise RewardError(f"{error} for a batch of {len(completions)}, and for none of them alone") from cause
+        return rewards_R
 
     def _total(self, rewards_FR: NDArray[np.float32], completions: Sequence[str]) -> NDArray[np.float32]:
         total: NDArray[np.float32] = np.nansum(rewards_FR * self.weights[:, None], axis=0).astype(np.float32)
@@ -301,8 +351,11 @@ def _checked(name: str, returned: Any, completions: Sequence[str]) -> NDArray[np
     """Return a function's rewards f32 [R], NaN for None.
 
     Raises:
+        RewardError: that is what the call ended with.
         InvalidValueError: not one number or None per completion.
     """
+    if isinstance(returned, RewardError):
+        raise returned
     count = len(completions)
     values = _listed(returned, count)
     if values is None:
@@ -351,6 +404,10 @@ def _described(returned: Any) -> str:
     if hasattr(returned, "shape"):
         return f"{type(returned).__name__} of shape {tuple(returned.shape)}"
     return f"{type(returned).__name__} {returned!r:.100}"
+
+
+def _shortened(text: str) -> str:
+    return f"{text!r:.200}" + ("..." if len(repr(text)) > 200 else "")
 
 
 def _free_name(func: Callable[..., Any], taken: Mapping[str, Any]) -> str:

@@ -557,6 +557,15 @@ class TrainingLoop(Trainer):
         return TrainerState(stateful_callbacks=exported).stateful_callbacks
 
     def _load(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._go_on_from(checkpoint)
+        except StpError:
+            raise
+        except Exception as error:  # whole, by its manifest, and not what this version writes
+            text = f"{checkpoint.path}: cannot be gone on from: {type(error).__name__}: {' '.join(str(error).split()):.200}"
+            raise CheckpointError(text) from error
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
         updates = self.state.max_steps
         optimizer, scheduler = checkpoint.part("optimizer"), checkpoint.part("scheduler")
         if optimizer is None or scheduler is None:

@@ -143,7 +143,7 @@ def read_metrics(path: Path, *, measured: bool = False) -> list[dict[str, float]
 def lines_until(path: Path, step: float) -> list[str]:
     """Return the lines of a metrics file up to a step, those that are whole."""
     found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, TypeError):
             if json.loads(text)["step"] <= step:
                 found.append(text)

@@ -190,6 +190,8 @@ class STPTrainer(TrainingLoop):
             args.reward_weights,
             device=args.device,
             chat_template_kwargs=args.chat_template_kwargs,
+            timeout=args.reward_timeout,
+            skip_errors=args.stp_reward_errors == "skip",
         )
         self._reward_logs: list[Metrics] = []
         self._extra: dict[str, list[Any]] = {}
