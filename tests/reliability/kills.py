@@ -100,17 +100,17 @@ def _mode(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return str(args[1] if len(args) > 1 else kwargs.get("mode", "r"))
 
 
-def fail_disk(draw: random.Random) -> str:
-    """Make the disk of this process fail at some time; return how."""
+def fail_disk(draw: random.Random, operations: int) -> str:
+    """Make the disk of this process fail at one of so many operations, or at some size of a file; return how."""
     if draw.random() < 0.4:
         most = int(draw.choice((0, 10, 100, 1000, 5000, 20_000)) * (0.5 + draw.random()))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         return f"files of at most {most} bytes"
     code = draw.choice((errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS))
-    disk = FailingDisk(draw.randint(1, 150), code, stays=draw.random() < 0.5)
-    disk.install()
-    return f"{os.strerror(code)} at operation {disk.left}"
+    at = draw.randint(1, operations)
+    FailingDisk(at, code, stays=draw.random() < 0.5).install()
+    return f"{os.strerror(code)} at operation {at}"
 
 
 # --- attempts ---
@@ -118,13 +118,29 @@ def fail_disk(draw: random.Random) -> str:
 DONE, TYPED, UNTYPED = 0, 2, 3
 
 
-def attempt(folder: Path, kind: str, seed: int, after: float) -> tuple[str, str]:
+def operations_of(folder: Path) -> int:
+    """Return the file operations of a whole run, counted in a child."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        disk = FailingDisk(1 << 30, errno.EIO, stays=False)
+        disk.install()
+        train(folder)
+        os.write(write, str((1 << 30) - disk.left).encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as pipe:
+        return int(pipe.read())
+
+
+def attempt(folder: Path, kind: str, seed: int, after: float, operations: int) -> tuple[str, str]:
     """Make one attempt in a child; return how it ended (done, killed, typed error, untyped error) and what it said."""
     said = folder.parent / "said"
     said.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        _child(folder, kind, seed, said)
+        _child(folder, kind, seed, said, operations)
     if kind == KILLED:
         deadline = time.monotonic() + after
         while time.monotonic() < deadline:
@@ -137,14 +153,14 @@ def attempt(folder: Path, kind: str, seed: int, after: float) -> tuple[str, str]
     return {DONE: "done", TYPED: "typed error", -signal.SIGKILL: "killed"}.get(code, "untyped error"), text
 
 
-def _child(folder: Path, kind: str, seed: int, said: Path) -> None:
+def _child(folder: Path, kind: str, seed: int, said: Path, operations: int) -> None:
     code = UNTYPED
     handle = os.open(said, os.O_WRONLY | os.O_CREAT)
     try:
         from stp_rs.errors import StpError
 
         warnings.simplefilter("ignore")
-        how = fail_disk(random.Random(seed)) if kind == FAILED else ""
+        how = fail_disk(random.Random(seed), operations) if kind == FAILED else ""
         try:
             train(folder)
             code = DONE
@@ -162,9 +178,11 @@ def run(kills: int, faults: int, *, seed: int = 0, keep: Path | None = None) -> 
     draw, counts, wrong = random.Random(seed), Counter[str](), []
     with tempfile.TemporaryDirectory(prefix="stp rs ") as room:
         whole = Path(room) / "whole"
-        started = time.monotonic()
         train(whole)
-        duration, expected = time.monotonic() - started, state_of(whole)
+        expected, operations = state_of(whole), operations_of(Path(room) / "counted")
+        started = time.monotonic()
+        attempt(Path(room) / "timed", "", 0, 0.0, operations)
+        duration = time.monotonic() - started
         number = 0
         while kills > 0 or faults > 0:
             number += 1
@@ -172,12 +190,14 @@ def run(kills: int, faults: int, *, seed: int = 0, keep: Path | None = None) -> 
             while ended != "done":
                 kind = draw.choice([k for k, left in ((KILLED, kills), (FAILED, faults)) if left > 0] or [""])
                 kind = "" if disturbed >= 12 else kind  # a run that ends, after so many faults
-                ended, text = attempt(folder, kind, draw.getrandbits(32), draw.random() * 1.2 * duration)
+                ended, text = attempt(folder, kind, draw.getrandbits(32), draw.random() * duration, operations)
                 if ended in ("killed", "typed error", "untyped error"):
                     disturbed += 1
                     counts[kind or "none"] += 1
                     kills, faults = kills - (kind == KILLED), faults - (kind == FAILED)
                 counts[ended] += 1
+                duration *= 0.9 if ended == "done" and kind == KILLED else 1.0  # it was too late
+                duration *= 1.02 if ended == "killed" else 1.0
                 if ended == "untyped error" or (ended == "typed error" and not kind):
                     wrong.append(f"run {number}, seed {seed}: {ended} after {kind or 'nothing'}: {text[-1500:]}")
                     if not kind:
