@@ -21,7 +21,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PIECES = (b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"{", b"}", b"[", b'"', b"\n", b",", b":", b"1e999", b"-1", b"NaN", b"null")
+PIECES = (
+    b"\0",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"{",
+    b"}",
+    b"[",
+    b'"',
+    b"\n",
+    b",",
+    b":",
+    b"1e999",
+    b"-1",
+    b"NaN",
+    b"null",
+)
 PIECES += (b"\xe2\x80\xae", b"'", b"!!python/object:os.system", b"&a [*a]", b"9" * 400, b"true", b"../", b"\x80\x04")
 
 

@@ -140,7 +140,7 @@ def remember(module: nn.Module, **how: Any) -> None:
 def opened_as(folder: Path) -> dict[str, Any]:
     """Return how the policy of a folder was opened, empty where it does not say."""
     try:
-        noted: dict[str, Any] = json.loads((folder / POLICY).read_text(encoding="utf-8"))
+        noted: Any = json.loads((folder / POLICY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

@@ -562,7 +562,8 @@ class TrainingLoop(Trainer):
         except StpError:
             raise
         except Exception as error:  # whole, by its manifest, and not what this version writes
-            text = f"{checkpoint.path}: cannot be gone on from: {type(error).__name__}: {' '.join(str(error).split()):.200}"
+            said = " ".join(str(error).split())
+            text = f"{checkpoint.path}: cannot be gone on from: {type(error).__name__}: {said:.200}"
             raise CheckpointError(text) from error
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
