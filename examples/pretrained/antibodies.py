@@ -200,30 +200,30 @@ def evaluate(policy: DiffusionModel, base: DiffusionModel, tokenizer: Any, each:
 
 STEPS = 6
 """Denoising steps of a whole completion; the half of it that is known takes none."""
+FROZEN = 4
+"""Of the eight layers, the lower ones that are not trained: a backward pass is half as long."""
 
 
-def train(policy: DiffusionModel, tokenizer: Any, options: argparse.Namespace, seed: int) -> None:
+def train(policy: DiffusionModel, tokenizer: Any, *, updates: int, seed: int) -> None:
     """Train the upper layers of the policy on the eight antibodies."""
     encoder: Any = policy.module.get_submodule("bert.encoder")
     policy.module.get_submodule("bert.embeddings").requires_grad_(False)
-    for layer in encoder.layer[: options.frozen]:
+    for layer in encoder.layer[:FROZEN]:
         layer.requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         config = STPConfig(
             output_dir=folder,
-            preset=options.preset,
+            preset="stp_state",  # scores a state that the rollout visited: one pass per completion
             pruning="none",  # the priors are given as objects
-            num_mc=options.num_mc,
-            num_iterations=options.num_iterations,
             max_completion_length=LENGTH,
             diffusion_steps=STEPS,
             num_generations=8,
-            per_device_train_batch_size=8 * options.prompts,
-            max_steps=options.updates,
-            learning_rate=options.learning_rate,
+            per_device_train_batch_size=16,
+            max_steps=updates,
+            learning_rate=1e-4,
             warmup_steps=3,
             lr_scheduler_type="constant_with_warmup",
-            beta=options.beta,
+            beta=0.05,  # towards the pretrained policy: without it loops become alike, with 0.1 few are learned
             optim="adamw_torch",
             adam_beta2=0.99,
             seed=seed,
@@ -249,13 +249,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--preset", default="stp_state")
-    parser.add_argument("--num_mc", type=int, default=1)
-    parser.add_argument("--num_iterations", type=int, default=1)
-    parser.add_argument("--frozen", type=int, default=4)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--beta", type=float, default=0.05)
     parser.add_argument("--each", type=int, default=12, help="held-out loops per antibody")
     options = parser.parse_args()
     folder = weights()
@@ -269,10 +262,10 @@ def main() -> None:
     after = []
     for seed in options.seeds:
         started, policy = time.process_time(), copy.deepcopy(base)
-        train(policy, tokenizer, options, seed)
+        train(policy, tokenizer, updates=options.updates, seed=seed)
         after.append(evaluate(policy, base, tokenizer, each=options.each, seed=1000))
         print(f"seed {seed}: {after[-1]}  ({time.process_time() - started:.0f} CPU seconds)", flush=True)
-        print(after[-1].loops[0][:6], after[-1].loops[2][:6], flush=True)
+        print("  e.g.", *(loops[0] for loops in after[-1].loops), flush=True)
     collapsed = sum(score.distinct < 0.5 for score in after)
     print(
         f"{first.passed:.2f} before, {[round(s.passed, 2) for s in after]} after; {collapsed} of {len(after)} collapsed"

@@ -4,6 +4,7 @@ Shapes: S canvas width, N rows, V vocabulary.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
@@ -42,9 +43,11 @@ def check(policy: Any) -> bool:
         except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError) as error:
             if isinstance(error, ModelError):
                 raise
+            instead = "pass an object with the members of stp_rs.DiffusionModel instead"
+            if type(policy.module).__module__.startswith("transformers_modules."):  # code that came with the weights
+                instead = f"its code may need another transformers than {version('transformers')} (docs/models.md)"
             raise ModelError(
-                f"{name}: it cannot be called as a masked LM ({type(error).__name__}: {error}); pass an object with "
-                "the members of stp_rs.DiffusionModel instead"
+                f"{name}: it cannot be called as a masked LM ({type(error).__name__}: {error}); {instead}"
             ) from error
         return padding(policy).passed is True
 
