@@ -131,15 +131,16 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
                 self.activation_checkpointing = self.gradient_checkpointing
             self.gradient_checkpointing = None  # type: ignore[assignment]
         take_launcher(self)
-        (report_to, use_cpu), fsdp = (self.report_to, self.use_cpu), self.fsdp
-        self.fsdp = None  # transformers would make accelerate's plugin of it
+        (report_to, use_cpu), sharding = (self.report_to, self.use_cpu), (self.fsdp, self.fsdp_config)
+        # transformers would make accelerate's plugin of it, and 4.57 options that nobody gave
+        self.fsdp = self.fsdp_config = None
         self.report_to = "none" if report_to is None else report_to
         self.use_cpu = self._setup_devices.type == "cpu"  # what transformers checks bf16 against
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        self.use_cpu, self.fsdp = use_cpu, fsdp
+        self.use_cpu, (self.fsdp, self.fsdp_config) = use_cpu, sharding
         self._count_batches()
         check(self)
 
@@ -384,9 +385,7 @@ def _refuse(config: STPConfig) -> None:
         value = getattr(config, field.name)
         if field.name in INHERITED or isinstance(field.metadata.get("help"), Help) or not field.init:
             continue
-        # transformers 4.57 fills an fsdp_config that was not given with zeros
-        empty = not (any(value.values()) if isinstance(value, dict) else value)
-        same = value == field.default or (empty and not field.default)
+        same = value == field.default or (not value and not field.default)
         if not same and field.name != "accelerator_config" and field.default is not dataclasses.MISSING:
             raise unknown_option(field.name, set())
 
