@@ -1,5 +1,7 @@
 """What --help says without torch is what a configuration is; a misspelt name is answered with the nearest one."""
 
+from pathlib import Path
+
 import pytest
 
 from stp_rs.cli.main import main
@@ -116,9 +118,21 @@ def test_a_value_that_is_none_of_a_few_is_answered_with_the_nearest(word: object
         (["train", "run"], "got the argument 'run', needs flags"),
         (["train", "--learning-rat=1"], "did you mean learning_rate?"),
         (["train", "--preset"], "argument --preset: expected one argument"),
+        (["train", "--config=LATIN"], "cannot be read: 'utf-8' codec"),
+        (["train", "--stp_device=banana"], "stp_device: got 'banana', needs a device of torch"),
+        (["sample", "run", "-n", "0"], "got '0', needs a whole number of at least 1"),
+        (["sample", "run", "--seed=-1"], "got '-1', needs a whole number of at least 0"),
+        (["sample", "run", "--temperature=nan"], "got 'nan', needs a number of at least 0"),
+        (["eval", "run", "--few_shot=1.5"], "got '1.5', needs a whole number of at least 0"),
+        (["variance", "--model=m", "--rows=99999999999999999999"], "needs a whole number of at least 1"),
+        (["watch", "run", "--seconds=-1"], "got '-1', needs a number of at least 0"),
     ],
 )
-def test_every_command_hints_at_its_own_flags(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_every_command_answers_a_mistake_with_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "latin.yaml").write_bytes(b"task: sudok\xe9\n")
+    arguments = [argument.replace("LATIN", str(tmp_path / "latin.yaml")) for argument in arguments]
     try:
         code = main(arguments)
     except SystemExit as ended:

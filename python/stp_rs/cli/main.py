@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stp_rs._core import __version__
-from stp_rs.cli.terminal import Parser, guarded
+from stp_rs.cli.terminal import Parser, at_least, guarded, not_negative
 from stp_rs.progress import Bar
 from stp_rs.text import show, table
 
@@ -51,23 +51,25 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_train(commands, argv)
     sample = commands.add_parser("sample", help="decode a few problems of the task and show them")
     sample.add_argument("model", help="run folder or checkpoint")
-    sample.add_argument("-n", type=int, default=8, help="problems")
-    sample.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    sample.add_argument("-n", type=at_least(1), default=8, help="problems")
+    sample.add_argument("--temperature", type=not_negative, default=0.0, help="0 is greedy")
     sample.add_argument("--prior", action="store_true", help="fix template and copied tokens first")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=at_least(0), default=0)
     sample.set_defaults(run=_sample)
     evaluation = commands.add_parser("eval", help="greedy free and prior decode of held-out problems")
     evaluation.add_argument("model", help="run folder or checkpoint")
     evaluation.add_argument(
         "--data", default="", help="a file in the task's published format instead of the test split"
     )
-    evaluation.add_argument("-n", type=int, default=256, help="problems")
+    evaluation.add_argument("-n", type=at_least(1), default=256, help="problems")
     evaluation.add_argument("--lengths", type=_numbers, help="completion lengths, e.g. 128,256,512; default the run's")
     evaluation.add_argument("--steps", type=_numbers, help="denoising steps, several for a curve; default length / 2")
-    evaluation.add_argument("--block_length", type=int, default=None, help="tokens per block; the literature: 32")
-    evaluation.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    evaluation.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k")
-    evaluation.add_argument("--few_shot", type=int, default=0, help="demonstrations before each prompt")
+    evaluation.add_argument(
+        "--block_length", type=at_least(1), default=None, help="tokens per block; the literature: 32"
+    )
+    evaluation.add_argument("--temperature", type=not_negative, default=0.0, help="0 is greedy")
+    evaluation.add_argument("--samples", type=at_least(1), default=1, help="completions per problem, for pass@k")
+    evaluation.add_argument("--few_shot", type=at_least(0), default=0, help="demonstrations before each prompt")
     evaluation.add_argument("--prefill", default="", help="text that every completion starts with")
     evaluation.add_argument("--json", default="", help="write the cells here; a second call continues the file")
     evaluation.set_defaults(run=_eval)

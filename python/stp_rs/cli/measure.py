@@ -209,9 +209,14 @@ def chosen_passes(passes: str) -> list[int]:
         ConfigError: not numbers.
     """
     try:
-        return sorted({2, *(int(number) for number in passes.split(",") if number.strip())})
+        asked = {2, *(int(number) for number in passes.split(",") if number.strip())}
+        if min(asked) < 1 or max(asked) > 1 << 16:
+            raise ValueError
+        return sorted(asked)
     except ValueError as error:
-        raise ConfigError(f"--passes: got {passes!r}, needs numbers joined by commas, such as 2,4") from error
+        raise ConfigError(
+            f"--passes: got {passes!r}, needs numbers from 1 to 65536 joined by commas, such as 2,4"
+        ) from error
 
 
 def variance_over_training(args: argparse.Namespace) -> list[tuple[int, Floats, Floats]]:

@@ -48,6 +48,32 @@ def _speaks(error: StpError) -> bool:
     return number == 0 or lost or str(error).startswith(("LOCAL_RANK", "WORLD_SIZE"))
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """Return what reads a flag's whole number of at least `low`, and of at most 2^53: what an array holds."""
+
+    def whole(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= 1 << 53:
+            raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number of at least {low}")
+        return number
+
+    return whole
+
+
+def not_negative(text: str) -> float:
+    """Read a flag's number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a number of at least 0")
+    return number
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with the nearest right word; `-1e-4` is a number, `-` means `_`."""
 

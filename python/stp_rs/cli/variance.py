@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from stp_rs._core import Design
+from stp_rs.cli.terminal import at_least
 
 
 def add_parser(commands: Any) -> None:
@@ -15,13 +16,18 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="run folder or checkpoint")
     parser.add_argument("--json", default="", help="write the table here: a list of rows")
     parser.add_argument("--plot", default="", help="write the figure here (needs the plot extra)")
-    parser.add_argument("--rows", type=int, default=48, help="completions, each of its own training prompt")
-    parser.add_argument("--resamples", type=int, default=4, help="draws of the masks per completion, at least 2")
+    parser.add_argument("--rows", type=at_least(1), default=48, help="completions, each of its own training prompt")
+    parser.add_argument(
+        "--resamples", type=at_least(2), default=4, help="draws of the masks per completion, at least 2"
+    )
     parser.add_argument("--designs", default="", help=f"only these, joined by commas, of {', '.join(names)}")
     parser.add_argument("--passes", default="1,2,4,8", help="only these K, joined by commas; 2 is always among them")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
-        "--batches", type=int, default=8, help="batches of the run's size for the alignment, at least 2; 0: none"
+        "--batches",
+        type=at_least(0),
+        default=8,
+        help="batches of the run's size for the alignment, at least 2; 0: none",
     )
     parser.set_defaults(run=run)
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stp_rs.cli.terminal import not_negative
 from stp_rs.errors import CheckpointError
 from stp_rs.text import show, width
 from stp_rs.types import Mark
@@ -21,7 +22,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("watch", help="show kept rollouts in the terminal as they come", allow_abbrev=False)
     parser.add_argument("run_folder", metavar="RUN", help="run folder")
     parser.add_argument("--once", action="store_true", help="show the newest one and stop")
-    parser.add_argument("--seconds", type=float, default=0.4, help="between forwards; default %(default)s")
+    parser.add_argument("--seconds", type=not_negative, default=0.4, help="between forwards; default %(default)s")
     parser.set_defaults(run=run)
 
 

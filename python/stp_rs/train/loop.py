@@ -32,7 +32,7 @@ from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, Train
 
 from stp_rs.config.arguments import STPConfig
 from stp_rs.distributed import agree, gather, is_main, local_rank, on_main, together, world
-from stp_rs.errors import CheckpointError, DivergenceError, StpError
+from stp_rs.errors import CheckpointError, ConfigError, DivergenceError, StpError
 from stp_rs.models.base import is_sharded
 from stp_rs.models.sharding import shared_optimizer_state, whole_state
 from stp_rs.priors import lifecycle as hooks
@@ -93,8 +93,6 @@ class TrainingLoop(Trainer):
         callbacks: Iterable[Any] | None,
         optimizers: tuple[Any, Any],
     ) -> None:
-        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-
         self.args, self.model, self.model_wrapped, self.processing_class = args, model, model, processing_class
         self.optimizer, self.lr_scheduler = optimizers
         self.optimizer_cls_and_kwargs = self.data_collator = self.compute_metrics = self.model_init = None
@@ -112,7 +110,7 @@ class TrainingLoop(Trainer):
         self._window: dict[str, list[float]] = defaultdict(list)
         self._logged_step, self._rate = 0, 0.0
         self._losses: list[float] = []
-        given = [DefaultFlowCallback, LastLog, *get_reporting_integration_callbacks(args.report_to), *(callbacks or ())]
+        given = [DefaultFlowCallback, LastLog, *_trackers(args.report_to), *(callbacks or ())]
         self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)
         if is_main():
             self.add_callback(MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl"))
@@ -251,7 +249,13 @@ class TrainingLoop(Trainer):
         self.state = self._new_state(updates)
         if self._created_lr_scheduler:
             self.lr_scheduler = None
-        self.create_optimizer_and_scheduler(updates)
+        try:
+            self.create_optimizer_and_scheduler(updates)
+        except (ValueError, TypeError) as error:
+            given = "optim, optim_args, lr_scheduler_type, lr_scheduler_kwargs"
+            raise ConfigError(
+                f"{given}: do not make an optimiser and a schedule: {' '.join(str(error).split())}"
+            ) from error
         self.build(resumed)
         for name in ("model", "optimizer", "lr_scheduler"):
             setattr(self.callback_handler, name, getattr(self, name))
@@ -589,6 +593,20 @@ class TrainingLoop(Trainer):
         self.alarms.restore(checkpoint.state.get("alarms", {}))
         hooks.load_states(self.priors, checkpoint.prior_states())
         self.load_parts(checkpoint)
+
+
+def _trackers(report_to: Any) -> list[Any]:
+    """Return the callbacks of trackers.
+
+    Raises:
+        ConfigError: there is no such tracker, or it is not installed.
+    """
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    try:
+        return [made() for made in get_reporting_integration_callbacks(report_to)]
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"report_to: {' '.join(str(error).split())}") from error
 
 
 def resumable(
