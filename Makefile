@@ -88,7 +88,7 @@ docs: site ## Build the documentation site and the Rust core's documentation; a 
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
 site: $(INSTALLED) ## Build the documentation site into build/site; a warning is an error
-	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir build/doctrees docs build/site
 	@echo "== build/site/index.html"
 
 pictures: $(INSTALLED) ## Draw the pictures of docs/concepts.md anew

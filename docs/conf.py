@@ -1,6 +1,7 @@
 """The documentation site (Sphinx): `make site` builds it into build/site. It fetches nothing."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import stp_rs
@@ -27,12 +28,25 @@ napoleon_use_ivar = True
 
 
 def setup(app: Any) -> None:
-    """Read docstrings as they are meant: |M| is the size of M, and a colon in an attribute's text ends no type."""
+    """Read docstrings as they are meant, and list pages that docs/index.md does not name."""
 
     def as_meant(_app: Any, what: str, *event: Any) -> None:
         lines: list[str] = event[-1]
+        # |M| is the size of M, and no name of a text that stands elsewhere
         lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
         if what in ("attribute", "data", "property"):
             lines.insert(0, "")  # napoleon looks for a type before a colon in the first line
 
     app.connect("autodoc-process-docstring", as_meant, priority=400)
+
+    def add_the_rest(_app: Any, page: str, source: list[str]) -> None:
+        if page != "index":
+            return
+        named = {line.split("<")[-1].rstrip(">") for line in source[0].splitlines()} | {"index"}
+        here = Path(__file__).parent
+        found = {path.relative_to(here).with_suffix("").as_posix() for path in here.rglob("*.md")}
+        rest = sorted(name for name in found - named if not name.startswith(("adr/", "reference/")))
+        if rest:
+            source[0] += "\n".join(["", "```{toctree}", ":hidden:", ":caption: More", "", *rest, "```", ""])
+
+    app.connect("source-read", add_the_rest)

@@ -132,18 +132,6 @@ def test_the_snippets_of_a_users_page_run(path: Path, as_a_reader: Path):
     runpy.run_path(str(program), run_name="__main__")
 
 
-def test_every_page_is_in_the_contents_of_the_site():
-    """What Sphinx would say as a warning, which fails `make site`; here without building it."""
-    pages = [path.relative_to("docs") for path in MARKDOWN if path.parts[0] == "docs"]
-    listed = set()
-    for path in MARKDOWN:
-        for body in re.findall(r"^```\{toctree\}\n(.*?)^```", text(path), re.MULTILINE | re.DOTALL):
-            entries = [line.split("<")[-1].rstrip(">") for line in body.splitlines() if line and line[0] != ":"]
-            listed |= {(path.parent / entry).relative_to("docs").as_posix() for entry in entries}
-    named = [page.with_suffix("").as_posix() for page in pages if page != Path("index.md")]
-    assert [name for name in named if not any(fnmatchcase(name, entry) for entry in listed)] == []
-
-
 def test_every_python_snippet_parses():
     for path in MARKDOWN:
         ast.parse("\n".join(blocks(path, "python")), filename=str(path))
