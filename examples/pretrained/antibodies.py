@@ -166,7 +166,7 @@ class Score:
             self.passed + z * z / (2 * n),
             z * math.sqrt(self.passed * (1 - self.passed) / n + (z / n / 2) ** 2),
         )
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+        return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
     @property
     def distinct(self) -> float:
