@@ -82,7 +82,9 @@ example-pretrained: ## Train AntiBERTy, a real pretrained masked LM, with three 
 	OMP_NUM_THREADS=1 $(PY) examples/pretrained/antibodies.py $(ARGS)
 
 examples: $(INSTALLED) ## Run every file of examples/ itself
-	@set -e; for file in $(wildcard examples/*.py); do echo "== $$file"; $(PY) "$$file"; done
+	@set -e; for file in $(filter-out %_distributed.py,$(wildcard examples/*.py)); do echo "== $$file"; $(PY) "$$file"; done
+	@set -e; for file in $(wildcard examples/*_distributed.py); do echo "== $$file (2 processes)"; \
+		OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 "$$file"; done
 
 docs: site ## Build the documentation site and the Rust core's documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

@@ -72,7 +72,7 @@ def train(steps: int, sft_steps: int) -> list[float]:
                     advantages_R=torch.from_numpy(batch.weights()),
                     scored_RL=torch.from_numpy(masks.scored_RL).float(),
                 )
-                loss, _ = stp_rs.policy_loss(inputs, loss_config, num_completions=len(rollout))
+                loss, _ = stp_rs.policy_loss(inputs, loss_config, num_completions=len(rows) * GROUP)
                 loss.backward()
         torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
         optimizer.step()
@@ -89,6 +89,5 @@ if __name__ == "__main__":
     parser.add_argument("--sft_steps", type=int, default=150)
     options = parser.parse_args()
     rewards = train(options.steps, options.sft_steps)
-    print(
-        f"mean reward of the first five steps {np.mean(rewards[:5]):.3f}, of the last five {np.mean(rewards[-5:]):.3f}"
-    )
+    first, last = np.mean(rewards[:5]), np.mean(rewards[-5:])
+    print(f"mean reward of the first five steps {first:.3f}, of the last five {last:.3f}")

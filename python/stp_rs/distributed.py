@@ -109,6 +109,7 @@ def start(device_type: str | None = None, *, seconds: float = 1800.0, backend: s
 def stop() -> None:
     """Leave the process group, at the end of a program."""
     if is_started():
+        gather(lambda: None)  # none leaves while another may still talk to it
         dist.destroy_process_group()
 
 

@@ -33,9 +33,23 @@ PROMPTS = [{"prompt": f"{i % 4}{'[0123]'[: i % 5]}{i // 4}"} for i in range(15)]
 def made(folder: Path, *, seconds: float, layers: int = 2, dropout: float = 0.1, **options: Any) -> STPTrainer:
     """Return a trainer with a template."""
     template = Template({0: "[", -1: "]"}, tokenizer())
+    adapters = options.pop("adapters", False)
     chosen = {**STEADY, "ddp_timeout": int(seconds), **options}
     reward = chosen.pop("reward", ones)
-    return trainer(folder, tiny(layers=layers, dropout=dropout), reward, priors=[template], rows=PROMPTS, **chosen)
+    policy: Any = tiny(layers=layers, dropout=dropout)
+    if adapters:
+        policy = adapted(policy.module)
+    return trainer(folder, policy, reward, priors=[template], rows=PROMPTS, **chosen)
+
+
+def adapted(module: Any) -> Any:
+    """Return a policy's module with LoRA on its attention."""
+    import peft
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return peft.get_peft_model(module, peft.LoraConfig(r=4, target_modules=["query", "value"]))
 
 
 def weights(policy: STPTrainer) -> dict[str, np.ndarray[Any, Any]]:
@@ -58,9 +72,32 @@ def told(policy: STPTrainer, **train: Any) -> dict[str, Any]:
     return {"steps": steps, "weights": weights(policy), "log": policy.state.log_history}
 
 
-def train(folder: Path, *, seconds: float, resume: bool = False, **options: Any) -> dict[str, Any]:
-    """Train as configured; every process tells what it saw."""
-    return told(made(folder, seconds=seconds, **options), resume_from_checkpoint=True if resume else None)
+def evaluate(folder: Path, *, seconds: float, **options: Any) -> Any:
+    """Return the metrics of an evaluation, and the completions in their order."""
+    policy = made(folder, seconds=seconds, **options)
+    found = policy.predict(PROMPTS[:7])
+    return found.metrics, found.predictions
+
+
+def train(folder: Path, *, seconds: float, resume: bool = False, stop: int = 0, **options: Any) -> dict[str, Any]:
+    """Train as configured, or until it crashes after an update; every process tells what it saw."""
+    policy = made(folder, seconds=seconds, **options)
+    if not stop:
+        return told(policy, resume_from_checkpoint=True if resume else None)
+    policy.add_callback(Watch(lambda result: _crash(result.step >= stop)))
+    try:
+        return told(policy)
+    except _CrashError:  # in every process
+        return {}
+
+
+class _CrashError(Exception):
+    pass
+
+
+def _crash(now: bool) -> None:
+    if now:
+        raise _CrashError
 
 
 def fails(folder: Path, *, seconds: float, rank: int, where: str) -> dict[str, Any]:

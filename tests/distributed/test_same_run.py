@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stp_rs.models import load_policy
 from tests.distributed.launch import launch, results
 
 EXACT = ("uid", "token_ids", "unmask_step", "nfe", "reward", "advantage", "texts")
@@ -33,24 +34,75 @@ def same_run(ours: dict[str, Any], theirs: dict[str, Any], *, steps: int = 5) ->
 
 
 MODES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "kl": {"beta": 0.05},
-    "constant memory": {"stp_constant_memory": True},
     "several updates": {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 5},
-    "stable": {"stp_objective": "stable", "num_iterations": 2},
-    "batch scale, token mean": {"scale_rewards": "batch", "loss_type": "dapo", "stp_zero_std": "drop"},
+    "self-normalised, batch scale": {"stp_objective": "stable", "num_iterations": 2, "scale_rewards": "batch"},
+    "token mean, dropped groups": {"loss_type": "dapo", "stp_zero_std": "drop", "stp_dynamic_sampling": 1},
     "replay": {"stp_replay_batches": 2},
-    "dynamic sampling": {"stp_dynamic_sampling": 1},
+    "constant memory": {"stp_constant_memory": True, "beta": 0.05},
+    "adapters": {"adapters": True, "beta": 0.05},
+}
+ENGINES: dict[str, dict[str, Any]] = {
+    "copies": {},
+    "shared out": {"fsdp": True, "stp_rollout_gather": "rollout"},
+    "shared out, by forward": {"fsdp": True, "stp_rollout_gather": "forward"},
 }
 
 
+def compare(tmp_path: Path, processes: int, engine: str, alone: dict[str, Any], **options: Any) -> None:
+    every = results(launch("train", processes, tmp_path / str(processes), **ENGINES[engine], **options))
+    for told in every:
+        same_run(told, alone)
+    for other in every[1:]:
+        assert all(np.array_equal(v, every[0]["weights"][k]) for k, v in other["weights"].items()), "bit by bit"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    (told,) = results(launch("train", 1, tmp_path_factory.mktemp("alone") / "one", beta=0.05))
+    assert any(len(np.unique(step["advantage"])) > 1 for step in told["steps"])
+    return dict(told)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_the_run_of_one(tmp_path: Path, processes: int, engine: str, alone: dict[str, Any]):
+    compare(tmp_path, processes, engine, alone, beta=0.05)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_two_and_three_processes_give_the_run_of_one(tmp_path: Path, mode: str):
-    (alone,) = results(launch("train", 1, tmp_path / "one", **MODES[mode]))
-    assert len({len(np.unique(s["reward"])) > 1 for s in alone["steps"]}) == 1
-    for processes in (2, 3):
-        every = results(launch("train", processes, tmp_path / str(processes), **MODES[mode]))
-        for told in every:
-            same_run(told, alone)
-        for other in every[1:]:
-            assert all(np.array_equal(v, every[0]["weights"][k]) for k, v in other["weights"].items()), "bit by bit"
+def test_every_mode_gives_the_run_of_one(tmp_path: Path, mode: str):
+    (single,) = results(launch("train", 1, tmp_path / "one", **MODES[mode]))
+    for engine in ("copies", "shared out, by forward"):
+        compare(tmp_path / engine, 2, engine, single, **MODES[mode])
+
+
+@pytest.mark.parametrize("engine", ["copies", "shared out, by forward"])
+def test_a_process_without_rows_and_one_without_micro_batches(tmp_path: Path, engine: str):
+    options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "stp_rollouts": 2}
+    (single,) = results(launch("train", 1, tmp_path / "one", **options))
+    every = results(launch("train", 3, tmp_path / "three", **ENGINES[engine], **options))
+    for told in every:
+        same_run(told, single, steps=2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, first: int, second: int, engine: str, alone: dict[str, Any]
+):
+    options = {**ENGINES[engine], "beta": 0.05}
+    saved = {"save_strategy": "steps", "save_steps": 2}
+    results(launch("train", first, tmp_path / "run", stop=3, **saved, **options))
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2"}
+    for told in results(launch("train", second, tmp_path / "run", resume=True, **saved, **options)):
+        same_run(told, {**alone, "steps": alone["steps"][2:]}, steps=3)
+    reopened, _ = load_policy(tmp_path / "run" / "checkpoint-4")
+    assert {name.removeprefix("module.") for name, _ in reopened.named_parameters()} == alone["weights"].keys()
+
+
+def test_an_evaluation_is_shared_out_and_gathered_in_order(tmp_path: Path):
+    ((alone, ids),) = results(launch("evaluate", 1, tmp_path / "one"))
+    for engine, options in ENGINES.items():
+        for metrics, predictions in results(launch("evaluate", 2, tmp_path / engine, **options)):
+            assert np.array_equal(predictions, ids)
+            same_metrics(metrics, alone)

@@ -1,0 +1,30 @@
+"""A custom loop becomes one of several processes by a few lines, and gives the same history."""
+
+import difflib
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_distributed_twin_of_the_custom_loop_differs_in_under_ten_lines():
+    one, several = (
+        (EXAMPLES / name).read_text().splitlines() for name in ("custom_loop.py", "custom_loop_distributed.py")
+    )
+    changed = [line for line in difflib.ndiff(one, several) if line.startswith("+ ")]
+    assert len(changed) < 10, "\n".join(changed)
+
+
+def test_the_twin_gives_the_history_of_one_process():
+    size = ["--steps", "2", "--sft_steps", "4"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    said = [
+        subprocess.run(
+            [*command, str(EXAMPLES / name), *size], capture_output=True, text=True, timeout=300, check=True
+        ).stdout.splitlines()
+        for command, name in (([sys.executable], "custom_loop.py"), (launcher, "custom_loop_distributed.py"))
+    ]
+    closing = "mean reward of the first"
+    last = [[line for line in lines if line.startswith(closing)] for lines in said]
+    assert last[0] == last[1], said
