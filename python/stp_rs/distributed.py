@@ -8,6 +8,7 @@ Shapes: R rows.
 """
 
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -110,6 +111,8 @@ def stop() -> None:
     """Leave the process group, at the end of a program."""
     if is_started():
         gather(lambda: None)  # none leaves while another may still talk to it
+        _KNOWN.clear()
+        gc.collect()  # a model that is shared out holds groups, whose threads must end before the interpreter does
         dist.destroy_process_group()
 
 

@@ -25,7 +25,7 @@ STEADY: dict[str, Any] = {
     "logging_steps": 1,
     "use_cpu": True,
 }
-"""Five updates of twenty completions: five groups and five micro-batches, which no two processes share evenly."""
+"""Five rollout batches of twenty completions: five groups and five micro-batches, which two or three share unevenly."""
 PROMPTS = [{"prompt": f"{i % 4}{'[0123]'[: i % 5]}{i // 4}"} for i in range(15)]
 """Fifteen different ones, of several lengths, so that no prompt is twice in a batch."""
 

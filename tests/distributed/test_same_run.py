@@ -95,9 +95,10 @@ def test_a_run_goes_on_with_another_number_of_processes(
     results(launch("train", first, tmp_path / "run", stop=3, **saved, **options))
     assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2"}
     for told in results(launch("train", second, tmp_path / "run", resume=True, **saved, **options)):
-        same_run(told, {**alone, "steps": alone["steps"][2:]}, steps=3)
-    reopened, _ = load_policy(tmp_path / "run" / "checkpoint-4")
-    assert {name.removeprefix("module.") for name, _ in reopened.named_parameters()} == alone["weights"].keys()
+        same_run(told, {**alone, "steps": alone["steps"][1:]}, steps=4)
+    reopened, _ = load_policy(tmp_path / "run" / "checkpoint-10")
+    for name, value in reopened.named_parameters():
+        assert np.abs(value.detach().numpy() - alone["weights"][name]).max() <= 1e-6, name
 
 
 def test_an_evaluation_is_shared_out_and_gathered_in_order(tmp_path: Path):
