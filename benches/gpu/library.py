@@ -140,6 +140,7 @@ class Update:
         with adapters_ready(update.model.module):
             old = update._estimate(update.model, part)
         gap = (update._estimate(update.model, part).token_RL.detach() - old.token_RL).abs()
+        update._spent.clear()  # no part of a step
         return gap[part.there.scored_RL > 0].cpu().numpy()
 
     @contextlib.contextmanager

@@ -39,13 +39,17 @@ class Report:
         self._part, self._deadline = "", float("inf")
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Run a part: its exceptions become an entry of `errors`, and it is stopped when its budget is used up."""
+    def part(self, name: str, *, times: float = 1.0) -> Iterator[None]:
+        """Run a part: its exceptions become an entry of `errors`, and it is stopped when its budget is used up.
+
+        `times`: budgets that it has.
+        """
         self._part, start = name, time.perf_counter()
-        self._deadline = start + self.budget
+        budget = times * self.budget
+        self._deadline = start + budget
         print(f"-- {name}", flush=True)
         previous = signal.signal(signal.SIGALRM, _out_of_time)
-        signal.setitimer(signal.ITIMER_REAL, self.budget, 5.0)  # again, where a compiler caught the first
+        signal.setitimer(signal.ITIMER_REAL, budget, 5.0)  # again, where a compiler caught the first
         try:
             yield
         except Exception as error:

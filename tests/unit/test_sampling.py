@@ -129,7 +129,7 @@ def test_nan_and_infinite_logits_are_counted_and_stop_the_rollout(mask: int, bad
     model = Tabular(vocab=6, width=4, seed=1, mask=mask, pad=2)
     with torch.no_grad():
         model.own[2, 3] = bad
-    with pytest.raises(DivergenceError, match=r"NaN logits for [1-9]\d* of"):
+    with pytest.raises(DivergenceError, match=r"NaN or infinite logits for [1-9]\d* of"):
         generate(model, prompts(3), Unmasking(3), completion_length=3, sampling=sampling)
 
 

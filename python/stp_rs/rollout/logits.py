@@ -86,6 +86,7 @@ class Reducer:
     def __init__(self, law: SamplingParams, mask_token_id: int | None = None) -> None:
         self._law, self._mask_token_id = law, mask_token_id
         self._memory: Tensor | None = None
+        self._nan_1: Tensor | None = None
 
     def __call__(
         self,
@@ -100,6 +101,8 @@ class Reducer:
         size = max(1, min(count, _CACHE_ELEMENTS // vocab)) if logits_NV.device.type == "cpu" else max(1, count)
         if self._memory is None or self._memory.shape[1] < size * vocab or self._memory.device != logits_NV.device:
             self._memory = torch.empty((3, size * vocab), dtype=torch.float32, device=logits_NV.device)
+        if self._nan_1 is None or self._nan_1.device != logits_NV.device:
+            self._nan_1 = torch.full((1,), math.nan, device=logits_NV.device)
         for start in range(0, count, size):
             part = slice(start, min(start + size, count))
             rows = part.stop - start
@@ -114,12 +117,16 @@ class Reducer:
                 values_NV[:, self._mask_token_id] = _NEVER
             if allowed is not None:
                 values_NV.masked_fill_(~(allowed if allowed.dim() == 1 else allowed[part]), _NEVER)
-            columns = _reduce(memory, uniforms_N[part], self._law, reads)
+            columns = _reduce(memory, uniforms_N[part], self._law, reads, self._nan_1)
             torch.stack([column.float() for column in columns], dim=1, out=out_NC[part])
 
 
-def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: SamplingParams, reads: Reads) -> tuple[Tensor, ...]:
+def _reduce(
+    memory_3NV: Tensor, uniforms_N: Tensor, law: SamplingParams, reads: Reads, nan_1: Tensor
+) -> tuple[Tensor, ...]:
     """Return the numbers of candidates, [N] each, whose logits are memory[0]; the memory is used up.
+
+    Every operation is a launch on a CUDA device, so that nothing is subtracted that is 0 and no constant is made anew.
 
     torch's softmax is faster than the exponentials alone, but on the CPU it adds them up one after the other, so that a
     tail of many small ones is lost: what it gives are weights, and their sum is taken again, pairwise.
@@ -130,13 +137,14 @@ def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: SamplingParams, reads: 
         max_N1, argmax_N1 = _max(values_NV)
     else:
         max_N1 = values_NV.amax(-1, keepdim=True)
-        argmax_N1 = torch.full_like(max_N1, math.nan)
+        argmax_N1 = nan_1.expand_as(max_N1)
     torch.softmax(values_NV, -1, out=weight_NV)
     total_N = weight_NV.sum(-1)
     # by the law and never by what is read: a number does not depend on the other rows of the batch
     largest_N = weight_NV.gather(-1, argmax_N1).squeeze(-1) if greedy else weight_NV.amax(-1)
     top1_N = (largest_N / total_N).log_()
-    top2_N = entropy_N = torch.full_like(top1_N, math.nan)
+    top2_N = entropy_N = nan_1.expand_as(top1_N)
+    shifted = False  # whether the largest logit is 0 by now
     if reads.top2:
         values_NV.scatter_(-1, argmax_N1, _NEVER)
         second_N1 = values_NV.amax(-1, keepdim=True)
@@ -145,19 +153,24 @@ def _reduce(memory_3NV: Tensor, uniforms_N: Tensor, law: SamplingParams, reads: 
         top2_N = (second_N1 - max_N1).squeeze(-1) + top1_N
     if reads.entropy:
         values_NV.sub_(max_N1)
-        max_N1 = torch.zeros_like(max_N1)
+        shifted = True
         entropy_N = -(torch.mul(weight_NV, values_NV, out=spare_NV).sum(-1) / total_N + top1_N)
     if greedy:
         return argmax_N1.squeeze(-1), top1_N, top1_N, top2_N, entropy_N, top1_N, argmax_N1.squeeze(-1)
     scale_N = top1_N
     if law.temperature != 1.0 or law.cuts:
-        values_NV.sub_(max_N1)
-        max_N1 = torch.zeros_like(max_N1)
+        if not shifted:
+            values_NV.sub_(max_N1)
+            shifted = True
         torch.softmax(_filtered(torch.div(values_NV, law.temperature, out=spare_NV), law), -1, out=weight_NV)
         scale_N = (weight_NV.amax(-1) / weight_NV.sum(-1)).log_()
     token_N1 = _draw(weight_NV, uniforms_N, spare_NV)
-    below_N = (values_NV.gather(-1, token_N1) - max_N1).squeeze(-1)
-    logprob_N, sampled_N = below_N / law.temperature + scale_N, below_N + top1_N
+    below_N1 = values_NV.gather(-1, token_N1)
+    below_N = (below_N1 if shifted else below_N1 - max_N1).squeeze(-1)
+    logprob_N, sampled_N = (
+        (below_N if law.temperature == 1.0 else below_N / law.temperature) + scale_N,
+        below_N + top1_N,
+    )
     return token_N1.squeeze(-1), logprob_N, top1_N, top2_N, entropy_N, sampled_N, argmax_N1.squeeze(-1)
 
 
