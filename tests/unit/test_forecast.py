@@ -174,6 +174,12 @@ def test_an_8b_policys_step_comes_within_15_percent_of_the_card():
         assert unpruned == pytest.approx(lines["rollout, base: unpruned"]["value"], rel=0.15)
 
 
+@pytest.mark.parametrize(("preset", "passes", "graded"), [("stp", 72, 48), ("diffu_grpo", 420, 144)])
+def test_canvases_of_an_8b_policys_update_are_those_that_the_docs_say(preset: str, passes: int, graded: int):
+    cost = setting("llada-8b", preset=preset).cost
+    assert (cost["likelihood"].forwards, cost["backward"].forwards) == (passes, graded)
+
+
 def test_the_throughput_of_the_card_is_the_files():
     line = measured("results.json")["forward: base, of dense bf16 products"]
     assert prices.TFLOPS["h100"] == pytest.approx(line["value"], rel=0.01)
