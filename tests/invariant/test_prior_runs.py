@@ -82,8 +82,11 @@ def test_anchors_come_from_every_source_that_is_on(tmp_path: Path):
 def test_other_priors_cannot_resume_a_run(tmp_path: Path):
     options = {**OPTIONS, "stp_rollouts": 1}
     learning(tmp_path, stp_rollouts=1, save_strategy="steps").train()
+    hint = [Hint(lambda _: None, tokenizer(), when="all_wrong")]
+    with pytest.raises(CheckpointError, match=r"made with other settings \(priors\)"):
+        resumed(trainer(tmp_path, priors=hint, **options))
     with pytest.raises(CheckpointError, match="resume with the same priors in the same order"):
-        resumed(trainer(tmp_path, priors=[Hint(lambda _: None, tokenizer(), when="all_wrong")], **options))
+        resumed(trainer(tmp_path, priors=hint, **options, stp_allow_changed="priors"))
     state = newest_checkpoint(tmp_path)
     assert state is not None
     (state.path / PRIORS).write_bytes(b"cut short")
