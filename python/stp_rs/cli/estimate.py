@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         network, rates = network_of(policy), calibrate(policy, found, config)
         cuda = config.device.type == "cuda"
     spent = None if rates is None else seconds(found, rates, host=not args.shape)
-    parts = memory(network, found, config, sharded=args.sharded, cuda=cuda)
+    parts = memory(network, found, config, sharded=args.sharded or bool(config.fsdp), cuda=cuda)
     _print(found, spent, parts, rates, config)
     if args.json:
         whole = {

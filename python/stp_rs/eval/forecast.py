@@ -279,6 +279,7 @@ def _alone(config: STPConfig, folder: str) -> STPConfig:
         "use_cpu": True,
         "stp_device": "cpu",
         "stp_compile": "none",
+        "fsdp": False,
         "stp_rollout_cache": "none",
         "stp_rollout_precision": "same",
         "optim": "adamw_torch",
