@@ -2,7 +2,7 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples \
+.PHONY: help train test fuzz kills determinism test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples \
 	example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv

@@ -9,6 +9,7 @@ from stp_rs.config.arguments import STPConfig, TaskConfig
 from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import atomic_file, write_json
 from stp_rs.train.environment import environment
+from stp_rs.train.metrics import read_metrics
 from stp_rs.train.report import write_report
 from stp_rs.train.report.facts import ENVIRONMENT
 
@@ -27,7 +28,8 @@ class RunFolder(RolloutCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the report."""
         folder = Path(str(args.output_dir))
-        if state.is_world_process_zero and state.global_step and folder.is_dir():
+        said = read_metrics(folder / "metrics.jsonl")  # a run that is stopped before its first log has nothing to show
+        if state.is_world_process_zero and state.global_step and said:
             write_report(folder)
 
     def on_stop(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
