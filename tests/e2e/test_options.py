@@ -137,6 +137,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "num_completions_to_print": ({"log_completions": True}, {"num_completions_to_print": 1}),
     "log_unique_prompts": ({"log_completions": True}, {"log_unique_prompts": True}),
     "stp_variance_every": ({}, {"stp_variance_every": 1}),
+    "stp_keep_rollouts": ({}, {"stp_keep_rollouts": 1}),
     "bf16": ({}, {"bf16": True}),
     "stp_on_alarm": ({"stp_alarm_equal": 0.0, "max_steps": 8}, {"stp_on_alarm": "rollback"}),
     "stp_alarm_equal": ({"max_steps": 8}, {"stp_alarm_equal": 0.0}),

@@ -145,6 +145,9 @@ def saved(lines: Sequence[Mapping[str, float]], config: STPConfig | None) -> dic
     if plan is None:
         return _answer(question, "not known", f"{nfe:.1f} forwards", "Steps depend on the model's confidence.", "open")
     unpruned = made + completions * (plan - nfe)
+    if made < 1:
+        text = f"Priors fixed every token: no forward was made; the unpruned plan needs {unpruned:,.0f}."
+        return _answer(question, "every forward", f"0 of {plan}", text, "good")
     if unpruned <= made * 1.001:
         text = f"{made:,.0f} forwards in rollouts, {nfe:.1f} per completion: what the unpruned plan needs."
         return _answer(question, "nothing is pruned", f"{nfe:.0f} of {plan}", text, "open")
