@@ -267,8 +267,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def damage(folder: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, None where they are as they were written.
 
-    Files that came later (a model card, say) are not looked at. A folder is hashed once for as long as its files stay
-    as they are.
+    Files that came later are not looked at, and neither is the card, which people edit. A folder is hashed once for as
+    long as its files stay as they are.
     """
     try:
         written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -290,7 +290,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, "README.md"))
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in files
     }
