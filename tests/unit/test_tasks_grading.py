@@ -12,7 +12,7 @@ import pytest
 from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
 from stp_rs.tasks.graders import published
-from stp_rs.tasks.graders.modes import MODES, RULES, sudoku_puzzle
+from stp_rs.tasks.graders.modes import MODES, RULES, Item, sudoku_puzzle
 from tests.oracles import paper as oracle
 
 REAL = Path(os.environ.get("STP_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "llada_generations"
@@ -132,9 +132,9 @@ CASES = [
 ]
 
 
-def item(task: str, completion: str, truth: object) -> grading.Item:
+def item(task: str, completion: str, truth: object) -> Item:
     record = {"puzzle": "1234341200000000"} if task == "sudoku" else {}
-    return grading.Item(completion, truth, "", record)
+    return Item(completion, truth, "", record)
 
 
 @pytest.mark.parametrize(("task", "completion", "truth", "rule"), CASES)
@@ -169,8 +169,8 @@ def test_math_truths_that_are_floats_are_compared_as_numbers():
 def test_9x9_puzzles_are_graded_corrected():
     grid = "".join(str((3 * r + r // 3 + c) % 9 + 1) for r in range(9) for c in range(9))
     puzzle = "0" + grid[1:]
-    good = grading.Item(f"<answer>{grid}</answer>", grid, puzzle, {})
-    bad = grading.Item(f"<answer>{puzzle}</answer>", grid, puzzle, {})
+    good = Item(f"<answer>{grid}</answer>", grid, puzzle, {})
+    bad = Item(f"<answer>{puzzle}</answer>", grid, puzzle, {})
     report = grading.grade_items("sudoku", [good, bad])
     assert (report.solved, report.cells) == (0.5, 0.5)
 
@@ -218,7 +218,7 @@ def test_errors(tmp_path: Path):
     with pytest.raises(ConfigError, match="no numbers and target"):
         grading.grade_items("countdown", [item("countdown", "1", None)])
     with pytest.raises(ConfigError, match="no puzzle"):
-        grading.grade_items("sudoku", [grading.Item("1", None, "", {})])
+        grading.grade_items("sudoku", [Item("1", None, "", {})])
     assert grading.grade_items("math", []).accuracy == 0.0
 
 
@@ -237,9 +237,9 @@ def test_where_countdown_problems_may_be():
         (None, "", {"nums": [2, 3], "target": 6}),
         (None, "Numbers: [2, 3]\nTarget: 6", {}),
     ):
-        found = grading.grade_items("countdown", [grading.Item("\\boxed{2*3}", truth, question, record)], MODES[0])
+        found = grading.grade_items("countdown", [Item("\\boxed{2*3}", truth, question, record)], MODES[0])
         assert found.accuracy == 1.0
-        found = grading.grade_items("countdown", [grading.Item("\\boxed{2*3}", truth, question, record)])
+        found = grading.grade_items("countdown", [Item("\\boxed{2*3}", truth, question, record)])
         assert found.accuracy == 1.0
 
 
@@ -262,7 +262,7 @@ def test_where_countdown_problems_may_be():
 def test_countdown_problems_that_are_none_are_shown(truth: object, record: dict[str, object]):
     for mode in MODES:
         with pytest.raises(ConfigError, match="an item has no numbers and target"):
-            grading.grade_items("countdown", [grading.Item("\\boxed{3*8}", truth, "", record)], mode)
+            grading.grade_items("countdown", [Item("\\boxed{3*8}", truth, "", record)], mode)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_countdown_problems_that_are_none_are_shown(truth: object, record: dict[
 def test_blanks_and_layouts_of_a_sudoku_puzzle(puzzle: str):
     solved = "<answer>1234341221434321</answer>"
     for record, question in (({"puzzle": puzzle}, ""), ({}, puzzle)):
-        item = grading.Item(solved, "1234341221434321", question, record)
+        item = Item(solved, "1234341221434321", question, record)
         assert sudoku_puzzle(item) == "1234341200000000"
         for mode in MODES:
             report = grading.grade_items("sudoku", [item], mode)
