@@ -71,6 +71,18 @@ class RewardError(StpError, RuntimeError):
     """A reward function raised, did not return in time, or called `sys.exit`."""
 
 
+class RewardValueError(InvalidValueError):
+    """A reward function returned NaN, an infinity or no number.
+
+    Attributes:
+        details: what is known of it, by name: phase, reward, row, prompt, completion.
+    """
+
+    def __init__(self, message: str, /, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
 class InternalError(StpError, RuntimeError):
     """A defect of stp_rs itself; please report it."""
 

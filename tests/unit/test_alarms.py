@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from stp_rs.errors import DivergenceError
+from stp_rs.errors import DivergenceError, RewardValueError
 from stp_rs.train.alarms import Alarms, best_and_last, score_line
 from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import newest_checkpoint
@@ -97,6 +97,34 @@ def test_what_is_not_finite_stops_the_run_before_an_update_and_is_told(fault: st
     if fault == "weights":
         assert dump["weights"] == [name]
         assert name in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "weight"), [(math.nan, 1.0), (-math.inf, 1.0), ("high", 1.0), (1e30, 1.0), (1e25, 1e9)]
+)
+def test_a_reward_that_is_no_number_stops_the_run_before_an_update_and_is_told(
+    value: Any, weight: float, tmp_path: Path
+):
+    calls: list[list[str]] = []
+
+    def judged(completions: list[str], prompts: list[str], **_: Any) -> list[Any]:
+        calls.append(prompts)
+        return [value if len(calls) == 2 and row == 5 else 0.0 for row in range(len(completions))]
+
+    made = trainer(tmp_path, reward=judged, **SAVED, stp_rollouts=4, reward_weights=[weight])
+    made.train_step()
+    before = weights(made)
+    with pytest.raises(RewardValueError, match=r"step 1, reward: rewards? judged: .* for completion '") as told:
+        made.train_step()
+    assert made.state.global_step == 1
+    assert same(weights(made), before), "no update was made of it"
+    (path,) = (tmp_path / "divergence").iterdir()
+    dump = json.loads(path.read_text())
+    assert (dump["step"], dump["phase"], dump["reward"], dump["row"]) == (1, "reward", "judged", 5)
+    assert dump["prompt"] == calls[1][5]
+    assert f"(row 5, prompt {dump['prompt']!r})" in str(told.value)
+    assert repr(dump["completion"]) in str(told.value)
+    assert str(path) in str(told.value)
 
 
 def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

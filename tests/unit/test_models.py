@@ -360,3 +360,36 @@ def test_configuration_and_tokenizer_must_name_one_mask_token():
     with pytest.raises(ModelError, match=r"mask_token_id: the tokenizer says 1 and the model's configuration 3"):
         MaskedLMAdapter(hf.BertForMaskedLM(config), tokenizer())
     assert MaskedLMAdapter(hf.BertForMaskedLM(config), tokenizer(), mask_token_id=3).mask_token_id == 3
+
+
+class Short(Tabular):
+    """A policy whose embedding and head have rows for so many ids."""
+
+    def __init__(self, embeddings: int, logits: int, mask: int) -> None:
+        super().__init__(vocab=VOCAB, width=8, seed=0, mask=mask)
+        self._embedding, self._logits = nn.Embedding(embeddings, 2), logits
+
+    def hidden(self, ids_BS: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
+        self._embedding(ids_BS)
+        return super().hidden(ids_BS.clamp(max=VOCAB - 1), lengths_B)
+
+    def head(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return super().head(hidden_NH)[:, : self._logits]
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "logits", "mask", "said"),
+    [
+        (VOCAB, VOCAB, 40, r"its hidden raised IndexError .* ids up to 40; it needs .* mask_token_id \(40\)"),
+        (41, VOCAB, 40, rf"its head returns logits of {VOCAB} tokens, needs more than mask_token_id \(40\)"),
+        (VOCAB, 1, 1, r"its head returns logits of 1 tokens, needs more than mask_token_id \(1\)"),
+        (3, VOCAB, 1, r"its hidden raised IndexError .* needs an embedding for each id of the prompts"),
+    ],
+)
+def test_a_policy_of_ones_own_without_a_row_for_an_id_is_one_sentence(
+    embeddings: int, logits: int, mask: int, said: str
+):
+    prompts = encode_prompts([{"prompt": "01"}, {"prompt": "0"}], tokenizer(), uids=[1, 2])
+    with pytest.raises(ModelError, match=said):
+        generate(Short(embeddings, logits, mask), prompts, Unmasking(3), completion_length=3)
+    assert len(generate(Short(41, 41, 1), prompts, Unmasking(3), completion_length=3)) == 2

@@ -89,14 +89,25 @@ def encode(
         return cast(BlockCausalModel, model).hidden_pair(ids_BS, clean_BS, lengths, start)
     masked = getattr(model, "masks_pads", False) and not torch.is_grad_enabled()
     if lengths is None or model.respects_padding or masked:
-        return model.hidden(ids_BS, lengths)
+        return _hidden(model, ids_BS, lengths)
     parts: list[tuple[Tensor, Tensor]] = []
     for length in np.unique(lengths_B):
         rows = torch.from_numpy(np.flatnonzero(lengths_B == length)).to(ids_BS.device)
-        hidden = model.hidden(ids_BS[rows, : int(length)], None)
+        hidden = _hidden(model, ids_BS[rows, : int(length)], None)
         parts.append((rows, nn.functional.pad(hidden, (0, 0, 0, width - int(length)))))
     order = torch.cat([rows for rows, _ in parts]).argsort()
     return torch.cat([hidden for _, hidden in parts])[order]
+
+
+def _hidden(model: DiffusionModel, ids_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+    try:
+        return model.hidden(ids_BS, lengths_B)
+    except IndexError as error:
+        raise ModelError(
+            f"model: its hidden raised IndexError ({error}) for token ids up to {int(ids_BS.max())}; it needs an "
+            f"embedding for each id of the prompts, for mask_token_id ({model.mask_token_id}) and pad_token_id "
+            f"({model.pad_token_id}), and {ids_BS.shape[1]} positions"
+        ) from error
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stp_rs.errors import InvalidValueError
+from stp_rs.errors import InvalidValueError, ModelError
 from stp_rs.rollout.params import SamplingParams
 
 COLUMNS = 7
@@ -33,9 +33,23 @@ def candidate_logits(logits_NV: Tensor, mask_token_id: int, allowed: Tensor | No
     It is the law that samples and the law that is scored.
     """
     logits_NV = logits_NV.float()
+    check_mask(mask_token_id, logits_NV.shape[-1])
     forbidden = torch.zeros(logits_NV.shape[-1], dtype=torch.bool, device=logits_NV.device)
     forbidden[mask_token_id] = True
     return logits_NV.masked_fill(forbidden if allowed is None else forbidden | ~allowed, float("-inf"))
+
+
+def check_mask(mask_token_id: int, vocab: int) -> None:
+    """Refuse a head that has no logit for the mask token.
+
+    Raises:
+        ModelError: the mask token's id is beyond the logits.
+    """
+    if mask_token_id >= vocab:
+        raise ModelError(
+            f"model: its head returns logits of {vocab} tokens, needs more than mask_token_id ({mask_token_id}); give "
+            "the head a row for each id, or the id of the mask token among them"
+        )
 
 
 def reduce_logits(
@@ -114,6 +128,7 @@ class Reducer:
             else:
                 values_NV.copy_(logits_NV[part]).clamp_(min=_NEVER)
             if self._mask_token_id is not None:
+                check_mask(self._mask_token_id, vocab)
                 values_NV[:, self._mask_token_id] = _NEVER
             if allowed is not None:
                 values_NV.masked_fill_(~(allowed if allowed.dim() == 1 else allowed[part]), _NEVER)

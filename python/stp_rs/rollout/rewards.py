@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from stp_rs.data.prompts import text_lengths
-from stp_rs.errors import ConfigError, InvalidValueError, RewardError, StpError
+from stp_rs.errors import ConfigError, InvalidValueError, RewardError, RewardValueError, StpError
 from stp_rs.rollout.reward_calls import call_together
 from stp_rs.rollout.reward_models import RewardModel
 from stp_rs.types import RewardFunc
@@ -173,7 +173,8 @@ class Rewards:
             trainer_state: handed to functions that take it.
 
         Raises:
-            InvalidValueError: a function returned something else than a number or None per completion.
+            InvalidValueError: a function returned something else than a number or None per completion; a
+                `RewardValueError` where one completion's is to blame.
             RewardError: one raised, was late or called `sys.exit`; the message names a completion for which it does.
         """
         columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)}
@@ -251,9 +252,12 @@ class Rewards:
         total: NDArray[np.float32] = np.nansum(rewards_FR * self.weights[:, None], axis=0).astype(np.float32)
         if (np.abs(total) >= LARGEST).any():
             row = int(np.argmax(np.abs(total)))
-            raise InvalidValueError(
+            raise RewardValueError(
                 f"rewards {', '.join(self._funcs)}: their weighted sum is {total[row]:g} for completion "
-                f"{completions[row]!r}, needs less than {LARGEST:g} in magnitude; lower reward_weights"
+                f"{_shortened(completions[row])}, needs less than {LARGEST:g} in magnitude; lower reward_weights",
+                reward=", ".join(self._funcs),
+                row=row,
+                completion=completions[row],
             )
         total[np.isnan(rewards_FR).all(axis=0)] = np.nan
         return total
@@ -371,9 +375,12 @@ def _checked(name: str, returned: Any, completions: Sequence[str]) -> NDArray[np
     for row, value in enumerate(values):
         number = math.nan if value is None else _number(value)
         if number is None:
-            raise InvalidValueError(
-                f"reward {name}: got {value!r} for completion {completions[row]!r}, needs a finite number below "
-                f"{LARGEST:g} in magnitude, or None where it does not apply"
+            raise RewardValueError(
+                f"reward {name}: got {value!r:.200} for completion {_shortened(completions[row])}, needs a finite "
+                f"number below {LARGEST:g} in magnitude, or None where it does not apply",
+                reward=name,
+                row=row,
+                completion=completions[row],
             )
         rewards_R[row] = number
     return rewards_R

@@ -29,7 +29,7 @@ from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.rows import Row, Rows, check_rows
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, is_main, world
-from stp_rs.errors import ConfigError, DivergenceError, InvalidValueError
+from stp_rs.errors import ConfigError, DivergenceError, InvalidValueError, RewardValueError
 from stp_rs.models import load_configured, load_tokenizer
 from stp_rs.models.acceleration import (
     adapters_merged,
@@ -65,6 +65,7 @@ from stp_rs.rollout.regroup import informative_groups
 from stp_rs.rollout.rescue import rescue_groups
 from stp_rs.rollout.rewards import (
     Rewards,
+    Scores,
     column_names,
     completion_lengths,
     completion_token_ids,
@@ -310,14 +311,15 @@ class STPTrainer(TrainingLoop):
         Raises:
             DivergenceError: a NaN or infinity turned up; no update was made of it, and what is known of it lies in
                 `output_dir`/divergence.
+            RewardValueError: the same of a reward.
         """
         self.prepare()
         try:
             return self._step()
-        except DivergenceError as error:
+        except (DivergenceError, RewardValueError) as error:
             raise self._diagnosed(error) from error
 
-    def _diagnosed(self, error: DivergenceError) -> DivergenceError:
+    def _diagnosed(self, error: DivergenceError | RewardValueError) -> DivergenceError | RewardValueError:
         """Return the error with its step and the weights that are not finite; store it."""
         known = {"step": self.state.global_step, "rollout_batch": self.rollouts, **error.details}
         known.setdefault("weights", not_finite(dict(self.model.named_parameters())))
@@ -329,7 +331,7 @@ class STPTrainer(TrainingLoop):
             write_json(path, plain({"error": message, **known}))
         except OSError:
             told = ""
-        return DivergenceError(message + told, **known)
+        return type(error)(message + told, **known)
 
     def _step(self) -> StepResult:
         config, number, started = self.args, self.rollouts, time.perf_counter()
@@ -512,11 +514,22 @@ class STPTrainer(TrainingLoop):
             lengths = canvas_lengths(rollout.unmask_step)
             completions = decode_completions(rollout.token_ids, lengths, self.tokenizer)
             ids = completion_token_ids(rollout.token_ids, lengths, self.tokenizer)
-            scores = self.rewards.score(completions, prompts.rows, ids, trainer_state=self.state)
+            scores = self._scores(completions, prompts.rows, ids, rows)
         version = np.full(len(rollout), self.rollouts, dtype=np.int64)
         earned = {"reward": scores.total, "rewards": scores.by_name}
         scored = rollout.replaced(completions=completions, policy_version=version, **earned)
         return Played(scored, scores.metrics, scores.extra)
+
+    def _scores(
+        self, texts: Sequence[str], rows: Sequence[Row], ids: Sequence[Sequence[int]], row_P: NDArray[np.int64]
+    ) -> Scores:
+        """Return the rewards of texts; an error names the row of the batch and its prompt."""
+        try:
+            return self.rewards.score(texts, rows, ids, trainer_state=self.state)
+        except RewardValueError as error:
+            at = error.details["row"]
+            known = {"phase": "reward", "prompt": rows[at].get("prompt"), **error.details, "row": int(row_P[at])}
+            raise RewardValueError(f"{error} (row {known['row']}, prompt {known['prompt']!r:.80})", **known) from error
 
     def _stepwise(self, rollout: Rollout, allowed: Tensor | None) -> Rollout:
         """Return the rollout with EGSPO's advantages of the states that the update scores."""
@@ -527,7 +540,7 @@ class STPTrainer(TrainingLoop):
             texts = decode_completions(ids_PL, lengths, self.tokenizer)
             ids = completion_token_ids(ids_PL, lengths, self.tokenizer)
             rows = [rollout.prompts.rows[row] for row in row_P.tolist()]
-            return self.rewards.score(texts, rows, ids, trainer_state=self.state).total
+            return self._scores(texts, rows, ids, row_P).total
 
         with self.ledger.time("reward"), self._autocast():
             masks = draw_masks(self.update.design, rollout, seed=self.args.seed, states=states)
