@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stp_rs import Template, distributed
+from stp_rs.eval.forecast import _distinct, forecast
 from stp_rs.models.sharding import whole_state
 from stp_rs.train.trainer import STPTrainer
 from tests.fixtures import LENGTH, Watch, ones, tiny, tokenizer, trainer
@@ -45,7 +47,6 @@ def made(folder: Path, *, seconds: float, layers: int = 2, dropout: float = 0.1,
 def adapted(module: Any) -> Any:
     """Return a policy's module with LoRA on its attention."""
     import peft
-    import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -70,6 +71,27 @@ def told(policy: STPTrainer, **train: Any) -> dict[str, Any]:
     policy.add_callback(Watch(hear))
     policy.train(**train)
     return {"steps": steps, "weights": weights(policy), "log": policy.state.log_history}
+
+
+def passes(folder: Path, *, seconds: float, **options: Any) -> list[tuple[int, int]]:
+    """Return rows and columns of each pass with gradient that this process made in one rollout batch's updates."""
+    policy = made(folder, seconds=seconds, reward=_distinct, stp_rollouts=1, **options)
+    found: list[tuple[int, int]] = []
+
+    def note(_module: Any, _args: Any, kwargs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            found.append(tuple(output[0].shape[:2]))
+
+    policy.model.register_forward_hook(note, with_kwargs=True)
+    policy.train()
+    return found
+
+
+def forecast_of(folder: Path, *, seconds: float, processes: int, **options: Any) -> Any:
+    """Return the forecast of the run of `passes`, by several processes."""
+    args = made(folder, seconds=seconds, stp_rollouts=1, **options).args
+    template = Template({0: "[", -1: "]"}, tokenizer())
+    return forecast(args, PROMPTS, tokenizer(), policy=tiny(), priors=[template], processes=processes)
 
 
 def evaluate(folder: Path, *, seconds: float, **options: Any) -> Any:

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stp_rs.config.arguments import STPConfig
 from stp_rs.config.sections import ModelConfig
+from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, block_size_of, end_token_ids
+from stp_rs.objective.masks import canvas_lengths
 from stp_rs.priors import Prior
 from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.params import draws_otherwise
@@ -30,7 +33,8 @@ from stp_rs.tasks.base import Task
 from stp_rs.train.metrics import Ledger
 from stp_rs.train.priors import spatial_names
 from stp_rs.train.trainer import STPTrainer
-from stp_rs.types import Cost
+from stp_rs.train.update import PolicyUpdate, dealt
+from stp_rs.types import Cost, Metrics
 
 if TYPE_CHECKING:
     from stp_rs.models.prefix import Prefix
@@ -61,6 +65,8 @@ class Forecast:
     """Of all processes, by phase of the ledger: prior, rollout, likelihood (every pass of an update), backward."""
     calls: Sequence[Call]
     """The calls of the process that has most to do."""
+    largest: Call
+    """The most that a pass with gradient has of each count, in whichever process: micro-batches are dealt whole."""
     completions: int
     updates: int
     """Optimiser updates."""
@@ -103,7 +109,7 @@ def forecast(
         policy: the policy, whose traits (blocks, padding, shift) decide what a call is; None takes a model that sees
             the whole canvas and respects padding.
         priors: spatial priors in place of those that the configuration names, as the trainer takes them.
-        processes: processes that share a rollout batch, whole groups each.
+        processes: processes that share a rollout batch, whole groups and whole micro-batches each.
     """
     with tempfile.TemporaryDirectory() as folder:
         alone = _alone(config, folder)
@@ -115,6 +121,7 @@ def forecast(
         trainer.callback_handler.callbacks.clear()  # nobody is told of it
         with _unwarned(_SPATIAL_LOG):
             trainer.prepare()
+        trainer.update.seen = network.seen
         share = -(-alone.groups // processes)
         first = ledger.forwards["prior"]
         calls = _own_rollout(trainer, share, network.seen) if share < alone.groups else None
@@ -125,15 +132,18 @@ def forecast(
             phase: Cost(ledger.forwards[phase], ledger.tokens[phase], ledger.head_rows[phase])
             for phase in ("prior", "rollout", "likelihood", "backward")
         }
-        made = network.seen.calls
-        if calls is not None:
-            part = share / alone.groups
-            updates = [c for c in made if c.phase in ("scoring", "gradient")]
-            made = [*calls, *(_shared(call, part) for call in updates)]
+        made = list(network.seen.calls)
+        largest = _largest(made)
+        if processes > 1:
+            before = made[: trainer.update.began]
+            if calls is not None:  # states that stp_stepwise scores are every process's
+                before = [*calls, *(call for call in before if call.phase == "scoring")]
+            made = [*before, *_own_updates(trainer, processes)]
         rollouts = 0 if config.max_steps < 0 else -(-config.max_steps // config.updates_per_rollout)
     return Forecast(
         cost=cost,
         calls=made,
+        largest=largest,
         completions=int(config.generation_batch_size or 0),
         updates=config.updates_per_rollout,
         rollouts=rollouts,
@@ -254,12 +264,40 @@ class _Watched(Ledger):
             self._seen.phase = before
 
 
+class _Updates(PolicyUpdate):
+    """Updates that can be made again, as one of several processes."""
+
+    processes = 1
+    seen: "Seen"
+    given: tuple[Any, ...] = ()
+    """What the last were made of."""
+    began = 0
+    """Calls before the last."""
+
+    def updates(self, *given: Any) -> Iterator[Metrics]:
+        """Make the updates, and note of what."""
+        self.given, self.began = given, len(self.seen.calls)
+        return super().updates(*given)
+
+    def _dealt(self, rollout: Rollout, rows: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+        """Return the micro-batches of the process that has the most tokens."""
+        shares = dealt(rollout, rows, self.processes)
+        length_R = rollout.prompt_length + canvas_lengths(rollout.unmask_step)
+        return [max(shares, key=lambda share: sum(int(length_R[part].sum()) for part in share))]
+
+
 class _Trainer(STPTrainer):
     """The trainer with a task that is given."""
+
+    update: _Updates
 
     def __init__(self, task: Task | None, *args: Any, **options: Any) -> None:
         self.task = task
         super().__init__(*args, **options)
+
+    def _updater(self, ledger: Ledger) -> _Updates:
+        steps = self.unmasking.diffusion_steps
+        return _Updates(self.args, self.policy, self.reference, self.optimizer, ledger, steps, self.tell)
 
 
 def _distinct(completions: Sequence[str], **_: Any) -> list[float]:
@@ -320,10 +358,21 @@ def _own_rollout(trainer: STPTrainer, share: int, seen: Seen) -> list[Call]:
     return seen.calls[:before] + made
 
 
-def _shared(call: Call, part: float) -> Call:
-    """Return a process's part of a call of an update."""
-    counts = (call.canvases, call.tokens, call.head_rows)
-    return Call(call.phase, *(-(-round(1e6 * part * count) // 1_000_000) for count in counts))
+def _own_updates(trainer: _Trainer, processes: int) -> list[Call]:
+    """Return the calls of the step's updates, made again by the process that is dealt most."""
+    updates, calls = trainer.update, trainer.update.seen.calls
+    updates.processes, updates.replayed, before = processes, None, len(calls)
+    with trainer.ledger.time("update"):
+        for _ in updates.updates(*updates.given):
+            pass
+    return calls[before:]
+
+
+def _largest(calls: Sequence[Call]) -> Call:
+    """Return the most of each count of the passes with gradient."""
+    graded = [call for call in calls if call.phase == "gradient"]
+    names = ("canvases", "tokens", "head_rows")
+    return Call("gradient", *(max((getattr(call, name) for call in graded), default=0) for name in names))
 
 
 _READ = ("confidence", "margin", "entropy", "stable")

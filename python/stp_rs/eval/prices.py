@@ -8,7 +8,7 @@ A model call takes a fixed time and a time per token; a pass with gradient so ma
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -375,19 +375,18 @@ def memory(
     if config.beta > 0 and config.stp_kl_target == "reference" and not made.rank:
         reference = weights
     block = 10 * made.hidden + (2 + 2 * made.gated) * made.ffn  # elements of a token that a block keeps
-    graded = _most_tokens(found.calls, "gradient")
     kept = made.layers * made.hidden + block if config.gradient_checkpointing else made.layers * block
-    rolled = _most_tokens(found.calls, "rollout")
+    rolled = max((c.tokens for c in found.calls if c.phase == "rollout"), default=0)
     chunk = 1 << 28 if cuda else HEAD_ELEMENTS
     per_logit = _RESTS if made.trained < made.parameters else 2 * _RESTS
-    scored = max((c.head_rows for c in found.calls if c.phase == "gradient"), default=0) * made.vocab
+    scored = found.largest.head_rows * made.vocab
     drawn = max((c.head_rows for c in found.calls if c.phase == "rollout"), default=0) * made.vocab
     parts_of = {
         "weights": weights / parts,
         "gradients": trained / parts,
         "optimiser": 2 * trained / parts,
         "reference": reference / parts,
-        "activations of a pass with gradient": each * graded * kept,
+        "activations of a pass with gradient": each * found.largest.tokens * kept,
         "head of that pass": float(per_logit * min(scored, chunk)),
         "a rollout's forward and head": each * rolled * block + float(_RESTS * min(drawn, chunk)),
     }
@@ -401,7 +400,3 @@ def peak(parts: Mapping[str, float]) -> float:
     passes = parts["activations of a pass with gradient"] + parts["head of that pass"]
     rolled = parts["a rollout's forward and head"]
     return sum(parts.values()) - passes - rolled + max(passes, rolled)
-
-
-def _most_tokens(calls: Sequence[Call], phase: str) -> int:
-    return max((call.tokens for call in calls if call.phase == phase), default=0)

@@ -299,11 +299,9 @@ class PolicyUpdate:
         rounds = max(map(len, shares)) if self._shared_out else len(columns)
         return Plan(self._totals(rollout), columns, len(rows), sum(map(len, rows)), rounds)
 
-    @staticmethod
-    def _dealt(rollout: Rollout, rows: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+    def _dealt(self, rollout: Rollout, rows: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
         """Return the micro-batches of each process: they are the same ones whatever the number of processes."""
-        length_R = rollout.prompt_length + canvas_lengths(rollout.unmask_step)
-        return [[rows[i] for i in share] for share in divide([float(length_R[part].sum()) for part in rows])]
+        return dealt(rollout, rows)
 
     @torch.no_grad()
     def _joined(self, rollout: Rollout, number: int, allowed: Tensor | None) -> Rollout:
@@ -786,6 +784,21 @@ def micro_batches(rollout: Rollout, args: "STPConfig", eos_token_ids: Sequence[i
         rows = rows[_ended(rollout, eos_token_ids)[rows]]
     size = args.per_device_train_batch_size
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def dealt(
+    rollout: Rollout, rows: list[NDArray[np.int64]], processes: int | None = None
+) -> list[list[NDArray[np.int64]]]:
+    """Return the micro-batches that each process computes: whole ones, so that their tokens are even.
+
+    Args:
+        rollout: the batch.
+        rows: of each micro-batch.
+        processes: that share them; None: all of the run.
+    """
+    length_R = rollout.prompt_length + canvas_lengths(rollout.unmask_step)
+    costs = [float(length_R[part].sum()) for part in rows]
+    return [[rows[i] for i in share] for share in divide(costs, processes)]
 
 
 def _ended(rollout: Rollout, eos_token_ids: Sequence[int]) -> NDArray[np.bool_]:
