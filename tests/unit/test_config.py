@@ -15,6 +15,7 @@ from stp_rs.cli.flags import given_options
 from stp_rs.config import PRESETS, PRUNINGS, STPConfig, TaskConfig
 from stp_rs.config.arguments import options as options_of
 from stp_rs.config.known import INHERITED
+from stp_rs.config.yaml import read_yaml
 from stp_rs.errors import ConfigError
 from stp_rs.train.folder import write_config
 
@@ -160,6 +161,29 @@ def test_numbers_of_a_file_are_those_of_yaml_1_2(text: str, value: float, tmp_pa
     path = tmp_path / "c.yaml"
     path.write_text(f"epsilon: {text}\n")
     assert STPConfig.from_yaml(path).epsilon == value
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 1\nbeta: 0.1\nseed: 2\n", "got 'seed' in line 1 and in line 3, needs it once"),
+        ("seed: 1\n'seed': 1\n", "got 'seed' in line 1 and in line 2"),
+        ("fsdp_config:\n  version: 2\n  version: 2\n", "got 'version' in line 2 and in line 3"),
+        ("{seed: 1, seed: 2}\n", "got 'seed' in line 1 and in line 1"),
+    ],
+)
+def test_a_name_that_stands_twice_in_a_file_is_refused(text: str, told: str, tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        STPConfig.from_yaml(path)
+    assert str(caught.value).startswith(f"config file {path}: {told}")
+
+
+def test_a_merged_name_may_be_given_again(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("lr_scheduler_kwargs: &a {x: 1, y: 2}\nfsdp_config:\n  <<: *a\n  y: 3\n")
+    assert read_yaml(path)["fsdp_config"] == {"x": 1, "y": 3}
 
 
 @pytest.mark.parametrize("text", ["017", "0x1F", "0o17", "1_000", "1:30", "'3'", "yes", "true", "3.0"])

@@ -18,6 +18,7 @@ from stp_rs.data.prompts import encode_prompts, end_of_text_ids, text_lengths
 from stp_rs.errors import CheckpointError, ModelError
 from stp_rs.models import load_policy, tiny_policy
 from stp_rs.models.base import DiffusionModel, encode, passes_without_dropout
+from stp_rs.models.probes import probe
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
 from stp_rs.rollout.generate import generate, rollout_metrics
@@ -393,3 +394,21 @@ def test_a_policy_of_ones_own_without_a_row_for_an_id_is_one_sentence(
     with pytest.raises(ModelError, match=said):
         generate(Short(embeddings, logits, mask), prompts, Unmasking(3), completion_length=3)
     assert len(generate(Short(41, 41, 1), prompts, Unmasking(3), completion_length=3)) == 2
+
+
+@pytest.mark.parametrize("positions", range(2, 9))
+def test_a_model_of_few_positions_is_a_policy_and_its_rows_are_independent(positions: int):
+    small = PolicyConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    module = tiny_policy(small, vocab_size=len(tokenizer()), max_length=positions, seed=0)
+    model = as_diffusion_model(module, tokenizer())
+    assert model.respects_padding is (positions > 2)  # with two, a padded row would be one token
+    prompts = encode_prompts([{"prompt": "1"}, {"prompt": "2"}], tokenizer(), uids=range(2))
+    rollout = generate(model, prompts, Unmasking(positions - 1), completion_length=positions - 1, seed=0)
+    assert (rollout.token_ids >= 0).all()
+    assert all(finding.passed is not False for finding in probe(model, tokenizer()) if finding.name != "mask token")
+
+
+def test_a_model_of_one_position_says_so():
+    small = PolicyConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ModelError, match="it has 1 position, needs at least 2"):
+        as_diffusion_model(tiny_policy(small, vocab_size=len(tokenizer()), max_length=1, seed=0), tokenizer())

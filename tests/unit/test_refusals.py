@@ -61,3 +61,32 @@ def test_arguments_of_a_trainer_that_are_none(wrong: str, tmp_path: Path):
         STPTrainer(tiny(), chosen["reward"], config, chosen["rows"], chosen["held_out"], processing_class=tokenizer())
     assert told in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("use_peft", "true"), ("lora_r", "8"), ("lora_target_modules", "query"), ("dtype", "bfloat16"),
+        ("load_in_4bit", "true"), ("attn_implementation", "eager"), ("trust_remote_code", "true"),
+        ("model_revision", "main"), ("logit_shift", "1"), ("block_size", "4"),
+    ],
+)  # fmt: skip
+def test_options_about_opening_a_model_need_one(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", f"--{option}", value, "--output_dir", str(tmp_path / "run"), "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert f"{option}: got " in told
+    assert "needs model_name_or_path" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["gsm8k"], ["math"], ["gsm8k", "--dry_run"], ["math", "--max_completion_length=64"]]
+)
+def test_a_task_of_data_asks_for_it(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--task", *arguments, "--output_dir", str(tmp_path / "run"), "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "data: got none for the task" in told
+    assert "needs a value" not in told
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from stp_rs.errors import CheckpointError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
 from stp_rs.models.base import DiffusionModel
+from stp_rs.models.loading import check_unopened
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.objective.masks import make_design
 from stp_rs.priors import Copy, Prior, Template
@@ -247,7 +248,15 @@ def found_model(name: str | Path) -> str | Path:
 
 
 def complete(config: TaskConfig, task: Task) -> TaskConfig:
-    """Return the configuration with the task's completion length, in tokens of the policy, where none was given."""
+    """Return the configuration with the task's completion length, in tokens of the policy, where none was given.
+
+    Raises:
+        ConfigError: options about opening a model, and none is named; or a task of data without data.
+    """
+    if not config.model_name_or_path:
+        check_unopened(config, "the tiny policy, which is made and not opened; needs model_name_or_path")
+    if not task.completion_length:
+        task.rows("train", 1, config.seed)  # a task of data without data says so
     given: Any = config.max_completion_length
     if given is not None:
         return config

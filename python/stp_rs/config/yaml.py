@@ -1,4 +1,4 @@
-"""YAML files of options, read as YAML 1.2 says: 1e-6 is a number, `on` and `017` are text."""
+"""YAML files of options, read as YAML 1.2 says: 1e-6 is a number, `on` and `017` are text, a name stands once."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,14 @@ def read_yaml(path: str | Path, what: str = "config file") -> dict[str, Any]:
     """Return the mapping of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is no mapping, or a name in it is no text.
+        ConfigError: the file cannot be read, is no mapping, or a name in it is no text or stands twice.
     """
     import yaml
 
     try:
         loaded = _load(Path(path).read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{what} {path}: {error}") from None
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} {path}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
@@ -41,6 +43,16 @@ def _load(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         """The core schema of YAML 1.2, in decimal."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            lines: dict[tuple[str, Any], int] = {}
+            for key, _ in node.value:
+                name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+                if name in lines:
+                    raise ConfigError(f"got {key.value!r} in line {lines[name]} and in line {line}, needs it once")
+                lines[name] = line
+            return node
 
     Loader.yaml_implicit_resolvers = {}
     for tag, pattern, first in (

@@ -1,6 +1,7 @@
 """Opening a policy and its tokenizer by a name of the hub or a folder, with TRL's option names."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import transformers
 
 from stp_rs.config.sections import ModelConfig
-from stp_rs.errors import CheckpointError, ModelError
+from stp_rs.errors import CheckpointError, ConfigError, ModelError
 from stp_rs.models.base import DiffusionModel
 from stp_rs.models.families import Family, family_named, family_of
 from stp_rs.models.masked_lm import as_diffusion_model
@@ -135,6 +136,19 @@ def load_configured(
         logit_shift=config.logit_shift,
         block_size=config.block_size,
     )
+
+
+def check_unopened(config: ModelConfig, instead: str) -> None:
+    """Refuse options about opening a model where none is opened; `instead` says what there is, and what is needed.
+
+    Raises:
+        ConfigError: one of them is not its default.
+    """
+    default = ModelConfig()
+    for name in (field.name for field in fields(ModelConfig) if field.name != "gradient_checkpointing"):
+        got = getattr(config, name)
+        if got != getattr(default, name):
+            raise ConfigError(f"{name}: got {got!r} for {instead}")
 
 
 def load_policy(path: str | Path) -> tuple[Any, Any]:

@@ -36,6 +36,8 @@ def check(policy: Any) -> bool:
     name = type(policy.module).__name__
     with torch.no_grad(), _eval_mode(policy.module):
         try:
+            if _context(policy) == 1:
+                raise ModelError(f"{name}: it has 1 position, needs at least 2: a token is predicted from others")
             for probe in (head, attention):
                 finding = probe(policy)
                 if finding.passed is False:
@@ -121,8 +123,11 @@ def padding(policy: Any) -> Finding:
     """Whether a row alone is the row in a padded batch."""
     ids = _canvas(policy, _width(policy))
     alone = policy.head(policy.hidden(ids, None)[0]).float()
-    padded = torch.cat([ids, torch.full_like(ids[:, :2], policy.pad_token_id)], dim=1)
-    batch = torch.cat([padded, torch.cat([ids, ids[:, :2]], dim=1)])
+    room = min(2, _context(policy) - ids.shape[1])
+    if room < 1:
+        return Finding("padding", None, "no position is left for a pad: rows of one length at a time share a call")
+    padded = torch.cat([ids, torch.full_like(ids[:, :room], policy.pad_token_id)], dim=1)
+    batch = torch.cat([padded, torch.cat([ids, ids[:, :room]], dim=1)])
     lengths = torch.tensor([ids.shape[1], padded.shape[1]], device=ids.device)
     try:
         together = policy.head(policy.hidden(batch, lengths)[0, : ids.shape[1]]).float()
@@ -147,6 +152,8 @@ def shift(policy: Any, tokenizer: Any) -> Finding:
     ids = _ids_of(tokenizer, words)
     if len(set(ids)) < 2 or len(ids) < 8:
         ids = (_plain(policy)[:4] * 4)[:16]
+    if len(ids) > _context(policy):
+        return Finding("shift", None, f"{_context(policy)} positions are too few to tell")
     canvas = torch.tensor([ids], device=_device(policy)).repeat(len(ids) // 2, 1)
     at = torch.arange(len(ids) // 2, len(ids) // 2 + len(canvas))
     rows = torch.arange(len(canvas))
@@ -185,7 +192,14 @@ def dropout(policy: Any) -> Finding:
 
 
 def _width(policy: Any) -> int:
-    return 2 * policy.block_size + 1 if getattr(policy, "block_size", 0) else 4
+    if getattr(policy, "block_size", 0):
+        return int(2 * policy.block_size + 1)
+    return max(2, min(4, _context(policy) - 1))  # with room for a pad
+
+
+def _context(policy: Any) -> int:
+    """Return how many tokens fit, a large number where the model does not say."""
+    return int(getattr(policy, "context_length", 0)) or 1 << 30
 
 
 def _plain(policy: Any) -> list[int]:
@@ -198,7 +212,7 @@ def _plain(policy: Any) -> list[int]:
 def _canvas(policy: Any, width: int) -> Tensor:
     plain = _plain(policy)
     ids = torch.tensor([[plain[i % len(plain)] for i in range(width)]], device=_device(policy))
-    ids[0, 2] = policy.mask_token_id
+    ids[0, min(2, width - 1)] = policy.mask_token_id
     return ids
 
 

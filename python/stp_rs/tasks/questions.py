@@ -78,8 +78,8 @@ class QuestionTask:
     def rows(self, split: Split, n: int, seed: int) -> list[Row]:
         """Raise ConfigError: questions come from data."""
         raise ConfigError(
-            f"task '{self.name}' has no generator ({n} {split} rows for seed {seed} were asked for): "
-            "give data, a file or a hub id with the columns question and answer"
+            f"data: got none for the task '{self.name}', which has no generator ({n} {split} rows for seed {seed} were "
+            "asked for): give data, a file or a hub id with the columns question and answer"
         )
 
     def demonstrations(self, n: int, seed: int) -> list[Row]:

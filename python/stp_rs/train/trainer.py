@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from stp_rs._core import PriorSet
 from stp_rs.config.arguments import STPConfig, TaskConfig
-from stp_rs.config.sections import ModelConfig
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.rows import Row, Rows, check_rows
 from stp_rs.data.trajectories import Rollout
@@ -46,6 +45,7 @@ from stp_rs.models.base import (
     passes_without_dropout,
     trainable,
 )
+from stp_rs.models.loading import check_unopened
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.precision import check_precision, rounded
 from stp_rs.models.reference import WithoutAdapters, move_reference, reference_parameters, reference_policy
@@ -646,11 +646,7 @@ def open_policy(
         policy, own = load_configured(args, model, args.device)
         model, processing_class = policy, own if processing_class is None else processing_class
     elif check:
-        own_defaults = ModelConfig()
-        about_names = [field.name for field in fields(ModelConfig) if field.name != "gradient_checkpointing"]
-        given = [name for name in about_names if getattr(args, name) != getattr(own_defaults, name)]
-        if given:
-            raise ConfigError(f"{given[0]}: got {getattr(args, given[0])!r} for a model that is open, needs its name")
+        check_unopened(args, "a model that is open, needs its name")
     if processing_class is None:
         name = getattr(getattr(getattr(model, "module", model), "config", None), "_name_or_path", "")
         if not name:
