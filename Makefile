@@ -2,7 +2,7 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test fuzz kills determinism test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples \
+.PHONY: help train test fuzz kills determinism soak test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples \
 	example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv
@@ -36,6 +36,19 @@ train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs
 
 test: $(INSTALLED) ## Run the Python tests; ARGS goes to pytest
 	$(PY) -m pytest $(ARGS)
+
+fuzz: $(INSTALLED) ## A million random calls of the core, then 10,000 damaged files; ARGS="--seed 7" makes others
+	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.calls --random 1000000 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.mutations $(ARGS)
+
+kills: $(INSTALLED) ## 700 kills and 400 disk faults over small runs: nothing is lost
+	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.kills $(ARGS)
+
+determinism: $(INSTALLED) ## One small run under many circumstances: the same weights
+	$(PY) -m tests.reliability.determinism $(ARGS)
+
+soak: $(INSTALLED) ## Half an hour of training, kills and resumes: memory, handles and threads stay flat
+	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.soak $(ARGS)
 
 test-transformers-4: $(VENV)/transformers-4 ## Run the tests of models on transformers 4.57, installed beside the environment
 	PYTHONPATH=$(CURDIR)/$< $(PY) -m pytest tests/equivalence/test_families.py tests/equivalence/test_blocks.py \

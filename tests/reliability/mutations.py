@@ -1,8 +1,8 @@
 """Mutated files: checkpoints, configurations, data sets, metrics and kept rollouts that are not what was written.
 
 Whatever stands in a file, reading it ends with what was written or with one of our errors, and a checkpoint whose files
-are not those of its manifest is never used. With `--resealed` half of the checkpoints have a manifest that fits the
-mutated files, so that the readers behind it are tried too.
+are not those of its manifest is never used. Half of the checkpoints have a manifest that fits the mutated
+files, so that the readers behind it are tried too.
 
     python -m tests.reliability.mutations --files 10000
 """
