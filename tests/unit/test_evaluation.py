@@ -10,7 +10,7 @@ import pytest
 from stp_rs.config import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError, ModelError
 from stp_rs.eval import evaluate as evaluation
-from stp_rs.eval.evaluate import Decode, bootstrap_interval, evaluate, evaluate_cells, pass_at_k
+from stp_rs.eval.evaluate import Decode, bootstrap_interval, evaluate, evaluate_cells, interval, pass_at_k
 from stp_rs.models import character_tokenizer, tiny_policy
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.priors import Template, Vocabulary
@@ -115,3 +115,11 @@ def test_a_report_is_continued_for_the_same_policy_and_problems_only(
     assert len(calls) == 3 + 3 + 1
     path.write_text("{cut")
     assert len(list(evaluate_cells(model, tokenizer, task, rows, config, cells[:1], path))) == 1
+
+
+def test_none_or_all_solved_is_not_known_exactly():
+    assert interval(np.zeros(8)) == pytest.approx([0.0, 0.3244], abs=1e-4)  # Wilson's: z^2 / (n + z^2)
+    assert interval(np.ones(8)) == pytest.approx([0.6756, 1.0], abs=1e-4)
+    assert interval(np.ones(800))[0] > 0.99
+    some = np.array([1.0, 0.0, 1.0, 1.0])
+    assert interval(some) == bootstrap_interval(some)

@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     )
     show("\n".join([*exact_lines(setting, scored[1], scored[3]), ""]))
     show("\n".join([*check_lines(check_statements(setting, scored[1], scored[3])), ""]))
-    show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
+    if refused:
+        show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
     if args.json:
         write_json(Path(args.json), to_json(lines))
     if args.plot:

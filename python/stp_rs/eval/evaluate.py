@@ -25,6 +25,7 @@ from stp_rs.rollout.rewards import decode_completions
 from stp_rs.rollout.shared import Played, played_together
 from stp_rs.tasks.base import Row, Task
 from stp_rs.train.checkpoint import write_json
+from stp_rs.train.report.facts import wilson
 
 if TYPE_CHECKING:
     from stp_rs.config.arguments import STPConfig
@@ -71,7 +72,7 @@ def evaluate(
     priors: Sequence[Prior] = (),
     decode: Decode | None = None,
 ) -> dict[str, Any]:
-    """Return mean scores, `solved_ci` (95 %, bootstrap over problems), `pass@k`, `nfe`, `completions`.
+    """Return mean scores, `solved_ci` (95 % over problems, see `interval`), `pass@k`, `nfe`, `completions`.
 
     `forwards`, `tokens` and `head_rows` are the decode's cost. Without `priors` it is the free decode;
     without `decode` the run's own length and steps, greedy.
@@ -106,7 +107,7 @@ def evaluate(
     scores = {name: np.array(values, dtype=np.float64) for name, values in task.score(texts, repeated).items()}
     solved = scores["solved"].reshape(len(rows), decode.samples)
     result: dict[str, Any] = {name: float(values.mean()) for name, values in scores.items()}
-    result["solved_ci"] = bootstrap_interval(solved.mean(1))
+    result["solved_ci"] = interval(solved.mean(1))
     if decode.samples > 1:
         right = solved.sum(1).astype(int)
         powers = [2**i for i in range(decode.samples.bit_length()) if 2**i <= decode.samples]
@@ -134,6 +135,18 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if n - right < k:
         return 1.0
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def interval(solved: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """Return the 95 % interval of the share solved: bootstrap, or Wilson's where all problems have score 0, or 1.
+
+    Resamples of scores that are all equal are equal too, and would say that the share is known exactly.
+    """
+    share = float(solved.mean())
+    if share not in (0.0, 1.0):
+        return bootstrap_interval(solved)
+    low, high = wilson(share, len(solved))
+    return [max(0.0, low), min(1.0, high)]
 
 
 def bootstrap_interval(values: np.ndarray[Any, np.dtype[np.float64]], *, seed: int = 0) -> list[float]:
