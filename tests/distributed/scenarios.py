@@ -122,7 +122,18 @@ def _crash(now: bool) -> None:
         raise _CrashError
 
 
-def fails(folder: Path, *, seconds: float, rank: int, where: str) -> dict[str, Any]:
+def alarmed(folder: Path, *, seconds: float, action: str, **options: Any) -> dict[str, Any]:
+    """Train with an alarm that goes off once, after the second rollout batch; return what followed in this process."""
+    policy = made(folder, seconds=seconds, save_strategy="steps", save_steps=1, stp_on_alarm=action, **options)
+    counted = policy.alarms.batch
+    policy.alarms.batch = lambda metrics, step: counted(  # type: ignore[method-assign] # a bound that is broken once
+        {**metrics, "kl": 1e3 if step >= 3 and not policy.alarms.rollbacks else 0.0}, step
+    )
+    found = told(policy)
+    return {**found, "history": policy.alarms.history, "rate": policy._rate}
+
+
+def fails(folder: Path, *, seconds: float, rank: int, where: str, **options: Any) -> dict[str, Any]:
     """Train with one process that raises: in its reward, in a callback, while it saves, or in a pass of its model."""
     this = int(os.environ["RANK"]) == rank
 
@@ -131,7 +142,7 @@ def fails(folder: Path, *, seconds: float, rank: int, where: str) -> dict[str, A
             raise ValueError("the grader of this process is broken")
         return ones(completions)
 
-    policy = made(folder, seconds=seconds, reward=reward, save_strategy="steps", save_steps=1)
+    policy = made(folder, seconds=seconds, reward=reward, save_strategy="steps", save_steps=1, **options)
     if this and where == "pass":
         policy.model.register_forward_hook(_broken)
     if this and where == "callback":
@@ -145,7 +156,7 @@ def _broken(*_: Any) -> None:
     raise ValueError("the grader of this process is broken")
 
 
-def dies(folder: Path, *, seconds: float, rank: int, how: str) -> dict[str, Any]:
+def dies(folder: Path, *, seconds: float, rank: int, how: str, **options: Any) -> dict[str, Any]:
     """Train with one process that is killed in the third rollout batch, or that stops to answer."""
     calls: list[int] = []
 
@@ -155,4 +166,4 @@ def dies(folder: Path, *, seconds: float, rank: int, how: str) -> dict[str, Any]
             os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
         return ones(completions)
 
-    return told(made(folder, seconds=seconds, reward=reward))
+    return told(made(folder, seconds=seconds, reward=reward, **options))

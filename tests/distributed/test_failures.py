@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import launch
+from tests.distributed.test_same_run import ENGINES
 
 
 @pytest.mark.parametrize("where", ["reward", "pass", "callback"])
@@ -23,6 +24,25 @@ def test_a_disk_that_is_full_ends_all(tmp_path: Path):
     ended = launch("fails", 2, tmp_path / "run", rank=0, where="save")
     assert ended[0].error == "ValueError: the grader of this process is broken"
     assert ended[1].error.startswith("RankError: rank 0: ValueError: ")
+
+
+@pytest.mark.parametrize("engine", ["shared out", "shared out, by forward"])
+@pytest.mark.parametrize(("rank", "where"), [(1, "reward"), (0, "pass")])
+def test_what_one_process_raises_ends_all_that_share_the_weights(tmp_path: Path, engine: str, rank: int, where: str):
+    ended = launch("fails", 2, tmp_path / "run", rank=rank, where=where, **ENGINES[engine])
+    assert [e.code for e in ended] == [3, 3]
+    own = ended[rank].error
+    assert "the grader of this process is broken" in own
+    assert ended[1 - rank].error == f"RankError: rank {rank}: {own}"
+
+
+@pytest.mark.parametrize("engine", ["shared out", "shared out, by forward"])
+def test_a_killed_process_that_shares_the_weights_is_named(tmp_path: Path, engine: str):
+    ended = launch("dies", 3, tmp_path / "run", rank=1, how="killed", **ENGINES[engine])
+    assert ended[1].code == -9
+    for process in (ended[0], ended[2]):
+        assert process.error.startswith("LostRankError: rank 1 (process "), process
+        assert "is gone" in process.error
 
 
 @pytest.mark.parametrize("rank", [0, 1])
