@@ -66,7 +66,15 @@ def told(policy: STPTrainer, **train: Any) -> dict[str, Any]:
     def hear(result: Any) -> None:
         rollout = result.rollout
         columns = {name: getattr(rollout, name) for name in ("token_ids", "unmask_step", "nfe", "reward", "advantage")}
-        steps.append({**columns, "uid": rollout.uid, "texts": result.completions, "metrics": result.metrics})
+        steps.append(
+            {
+                **columns,
+                "uid": rollout.uid,
+                "texts": result.completions,
+                "extra": result.extra,
+                "metrics": result.metrics,
+            }
+        )
 
     policy.add_callback(Watch(hear))
     policy.train(**train)
@@ -120,6 +128,20 @@ class _CrashError(Exception):
 def _crash(now: bool) -> None:
     if now:
         raise _CrashError
+
+
+def logs(folder: Path, *, seconds: float, **options: Any) -> dict[str, Any]:
+    """Train for one rollout batch on a reward that logs, and that fails on some completions."""
+
+    def reward(completions: Sequence[str], log_metric: Any, log_extra: Any, **_: Any) -> list[float]:
+        if len(completions) > 1:
+            log_metric("length", sum(map(len, completions)) / len(completions))
+            log_extra("length", list(map(len, completions)))
+        if any("1" in text for text in completions):
+            raise ValueError("a grader that does not know the digit 1")
+        return ones(completions)
+
+    return told(made(folder, seconds=seconds, reward=reward, stp_rollouts=1, stp_reward_errors="skip", **options))
 
 
 def alarmed(folder: Path, *, seconds: float, action: str, **options: Any) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import launch
-from tests.distributed.test_same_run import ENGINES
+from tests.distributed.test_same_run import ENGINES, FORWARD
 
 
-@pytest.mark.parametrize("where", ["reward", "pass", "callback"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "where"), [(0, "reward"), (1, "reward"), (1, "pass"), (0, "callback")])
 def test_what_one_process_raises_ends_all(tmp_path: Path, rank: int, where: str):
     ended = launch("fails", 3, tmp_path / "run", rank=rank, where=where)
     assert [e.code for e in ended] == [3, 3, 3]
@@ -26,8 +25,9 @@ def test_a_disk_that_is_full_ends_all(tmp_path: Path):
     assert ended[1].error.startswith("RankError: rank 0: ValueError: ")
 
 
-@pytest.mark.parametrize("engine", ["shared out", "shared out, by forward"])
-@pytest.mark.parametrize(("rank", "where"), [(1, "reward"), (0, "pass")])
+@pytest.mark.parametrize(
+    ("engine", "rank", "where"), [("shared out", 1, "reward"), (FORWARD, 1, "reward"), (FORWARD, 0, "pass")]
+)
 def test_what_one_process_raises_ends_all_that_share_the_weights(tmp_path: Path, engine: str, rank: int, where: str):
     ended = launch("fails", 2, tmp_path / "run", rank=rank, where=where, **ENGINES[engine])
     assert [e.code for e in ended] == [3, 3]
@@ -36,7 +36,7 @@ def test_what_one_process_raises_ends_all_that_share_the_weights(tmp_path: Path,
     assert ended[1 - rank].error == f"RankError: rank {rank}: {own}"
 
 
-@pytest.mark.parametrize("engine", ["shared out", "shared out, by forward"])
+@pytest.mark.parametrize("engine", ["shared out", FORWARD])
 def test_a_killed_process_that_shares_the_weights_is_named(tmp_path: Path, engine: str):
     ended = launch("dies", 3, tmp_path / "run", rank=1, how="killed", **ENGINES[engine])
     assert ended[1].code == -9

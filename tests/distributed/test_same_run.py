@@ -38,7 +38,10 @@ MODES: dict[str, dict[str, Any]] = {
     "self-normalised, batch scale": {"stp_objective": "stable", "num_iterations": 2, "scale_rewards": "batch"},
     "token mean, dropped groups": {"loss_type": "dapo", "stp_zero_std": "drop", "stp_dynamic_sampling": 1},
     "replay": {"stp_replay_batches": 2},
-    "constant memory": {"stp_constant_memory": True, "beta": 0.05},
+    "constant memory, a reference that follows": {
+        **{"stp_constant_memory": True, "beta": 0.05},
+        **{"sync_ref_model": True, "ref_model_sync_steps": 3},
+    },
     "adapters": {"adapters": True, "beta": 0.05},
 }
 ENGINES: dict[str, dict[str, Any]] = {
@@ -46,6 +49,8 @@ ENGINES: dict[str, dict[str, Any]] = {
     "shared out": {"fsdp": True, "stp_rollout_gather": "rollout"},
     "shared out, by forward": {"fsdp": True, "stp_rollout_gather": "forward"},
 }
+
+FORWARD = "shared out, by forward"
 
 
 def compare(tmp_path: Path, processes: int, engine: str, alone: dict[str, Any], **options: Any) -> None:
@@ -63,8 +68,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(told)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("processes", "engine"), [*((2, engine) for engine in ENGINES), (3, "copies"), (3, FORWARD)])
 def test_several_processes_give_the_run_of_one(tmp_path: Path, processes: int, engine: str, alone: dict[str, Any]):
     compare(tmp_path, processes, engine, alone, beta=0.05)
 
@@ -72,11 +76,11 @@ def test_several_processes_give_the_run_of_one(tmp_path: Path, processes: int, e
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_the_run_of_one(tmp_path: Path, mode: str):
     (single,) = results(launch("train", 1, tmp_path / "one", **MODES[mode]))
-    for engine in ("copies", "shared out, by forward"):
+    for engine in ("copies", FORWARD):
         compare(tmp_path / engine, 2, engine, single, **MODES[mode])
 
 
-@pytest.mark.parametrize("engine", ["copies", "shared out, by forward"])
+@pytest.mark.parametrize("engine", ["copies", FORWARD])
 def test_a_process_without_rows_and_one_without_micro_batches(tmp_path: Path, engine: str):
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "stp_rollouts": 2}
     (single,) = results(launch("train", 1, tmp_path / "one", **options))
@@ -85,7 +89,7 @@ def test_a_process_without_rows_and_one_without_micro_batches(tmp_path: Path, en
         same_run(told, single, steps=2)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["copies", FORWARD])
 @pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
     tmp_path: Path, first: int, second: int, engine: str, alone: dict[str, Any]
@@ -107,3 +111,15 @@ def test_an_evaluation_is_shared_out_and_gathered_in_order(tmp_path: Path):
         for metrics, predictions in results(launch("evaluate", 2, tmp_path / engine, **options)):
             assert np.array_equal(predictions, ids)
             same_metrics(metrics, alone)
+
+
+def test_what_reward_functions_log_and_fail_on_is_that_of_one_process(tmp_path: Path):
+    (alone,) = results(launch("logs", 1, tmp_path / "one"))
+    (step,) = alone["steps"]
+    assert 0 < step["metrics"]["rewards/reward/failed"] < len(step["texts"])
+    assert step["extra"] == {"length": [len(text) for text in step["texts"]]}
+    for told in results(launch("logs", 2, tmp_path / "two")):
+        (other,) = told["steps"]
+        assert other["extra"] == step["extra"]
+        for name in ("rewards/reward/failed", "length", "rewards/reward/mean"):
+            assert other["metrics"][name] == pytest.approx(step["metrics"][name], rel=1e-6), name

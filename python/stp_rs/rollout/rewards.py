@@ -285,6 +285,11 @@ def column_names(rows: Any) -> set[str]:
     return {key for row in (rows if isinstance(rows, (list, tuple)) else itertools.islice(rows, 1)) for key in row}
 
 
+def is_failures(metric: str) -> bool:
+    """Return whether a metric is the number of completions that a function failed on (`stp_reward_errors: skip`)."""
+    return metric.startswith("rewards/") and metric.endswith("/failed")
+
+
 class _Diary:
     """What reward functions log about one batch."""
 

@@ -15,6 +15,7 @@ from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import gather, rank, shares
 from stp_rs.models.base import DiffusionModel, in_step, whole_weights
+from stp_rs.rollout.rewards import is_failures
 from stp_rs.types import Metrics
 
 
@@ -81,11 +82,15 @@ def _light(played: Played) -> Played:
 
 
 def _mean_metrics(parts: Sequence[tuple[int, Metrics]]) -> Metrics:
+    """Return the means over completions of what was logged, by name; failures are counted."""
     names = dict.fromkeys(name for _, metrics in parts for name in metrics)
     found = {}
     for name in names:
         having = [(count, metrics[name]) for count, metrics in parts if name in metrics]
-        found[name] = sum(count * value for count, value in having) / sum(count for count, _ in having)
+        if is_failures(name):
+            found[name] = sum(value for _, value in having)
+        else:
+            found[name] = sum(count * value for count, value in having) / sum(count for count, _ in having)
     return found
 
 
