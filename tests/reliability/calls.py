@@ -273,9 +273,8 @@ def extremes(entry: Entry, parameter: Parameter) -> Iterator[Callable[[], Any]]:
     elif kind == "list[list[int]]":
         yield from (functools.partial(_same, [[number] * 4] * ROWS) for number in INTEGERS)
         yield from (functools.partial(_same, [[1] * count] * ROWS) for count in (0, 1, 6, 7, 8, 64, 1 << 16))
-        yield from (
-            functools.partial(_same, value) for value in ([], [[]], [3], "12", [[100, 75, 50, 25, 10, 5]] * ROWS)
-        )
+        others: tuple[object, ...] = ([], [[]], [3], "12", [[100, 75, 50, 25, 10, 5]] * ROWS)
+        yield from (functools.partial(_same, value) for value in others)
     elif kind.startswith("tuple[int"):
         count = kind.count("int")
         yield from (functools.partial(_same, (number,) * count) for number in INTEGERS)
@@ -442,9 +441,11 @@ class RandomCalls:
             value = np.resize(value, [max(0, size + draw.randint(-1, 2)) for size in value.shape])
         if draw.random() < 0.5:  # any bytes at all
             noise = generator.integers(0, 256, value.nbytes, np.uint8)
-            return np.frombuffer(bytearray(noise), value.dtype).reshape(value.shape)
+            anything: np.ndarray[Any, Any] = np.frombuffer(bytearray(noise), value.dtype).reshape(value.shape)
+            return anything
         small = generator.integers(-3, 7, value.shape)
-        return (np.abs(small) if value.dtype.kind == "u" else small).astype(value.dtype)
+        near: np.ndarray[Any, Any] = (np.abs(small) if value.dtype.kind == "u" else small).astype(value.dtype)
+        return near
 
     @staticmethod
     def _text(draw: random.Random) -> str:
