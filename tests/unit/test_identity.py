@@ -69,6 +69,13 @@ def test_another_run_is_refused_with_what_differs_and_nothing_is_touched(change:
     assert made.find_checkpoint(True) is not None
 
 
+def test_more_updates_are_no_difference_beside_another_reward(run: Path):
+    longer = {**TWO, "stp_rollouts": 3}
+    assert trainer(run, **longer).find_checkpoint(True) is not None
+    with pytest.raises(CheckpointError, match=r"other settings \(reward_funcs\)"):
+        trainer(run, None, twos, **longer).find_checkpoint(True)
+
+
 def test_the_same_run_and_another_version(run: Path, monkeypatch: pytest.MonkeyPatch):
     assert trainer(run, **TWO).find_checkpoint(True) is not None
     monkeypatch.setattr(identity, "__version__", "9.9.9")

@@ -646,8 +646,8 @@ def resumable(
         theirs |= checkpoint.state.get("inputs", {})
     accepted = {name.strip() for name in (config.stp_allow_changed or "").split(",")}
     changed = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} - accepted
-    if changed <= _LENGTH and _goes_on(config):
-        changed = set()
+    if _goes_on(config):
+        changed -= _LENGTH
     if changed and changed <= _LENGTH:
         raise CheckpointError(
             f"{checkpoint.path}: was made for {theirs.get('max_steps')} updates, not {ours.get('max_steps')}; its "
