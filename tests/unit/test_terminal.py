@@ -1,5 +1,6 @@
 """What goes to a terminal: hostile text has no effect, tables line up, and refused output ends in one line."""
 
+import json
 import subprocess
 import sys
 import unicodedata
@@ -123,6 +124,26 @@ def test_a_closed_pipe_ends_in_one_line(tmp_path: Path):
     done = in_shell("$run | head -n 1; exit ${PIPESTATUS[0]}", tmp_path)
     assert (done.returncode, done.stderr) == (2, "stp-rs: Broken pipe\n")
     assert done.stdout.startswith("日本 é x")
+
+
+@pytest.mark.parametrize("arguments", ["grade --task gsm8k answers.jsonl --explain", "train --help"])
+@pytest.mark.parametrize("into", ["| head -n 0; exit ${PIPESTATUS[0]}", "> /dev/full", "| cat > out"])
+def test_commands_end_in_one_line_where_their_output_goes_nowhere(arguments: str, into: str, tmp_path: Path):
+    if "full" in into and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    record = {"completion": "日本 \\boxed{1} <answer>2</answer>", "answer": "1", "ground_truth": "1"}
+    (tmp_path / "answers.jsonl").write_text((json.dumps(record) + "\n") * 3, encoding="utf-8")
+    run = f"cd '{tmp_path}'; PYTHONIOENCODING=ascii {sys.executable} -W ignore -m stp_rs.cli {arguments} {into}"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {run}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    if "out" in into:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "out").read_text(encoding="ascii")
+    elif "full" in into and "help" not in arguments:  # argparse keeps silent
+        assert (done.returncode, done.stderr) == (2, "stp-rs: No space left on device\n")
+    else:
+        assert done.returncode in (0, 2)
+        assert done.stderr in ("", "stp-rs: Broken pipe\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
