@@ -74,8 +74,9 @@ def test_no_argument_makes_the_core_panic(steps: Any, out: Any) -> None:
 
 
 def test_errors_are_stp_errors_and_standard_ones_and_survive_pickling() -> None:
-    standard = (ValueError, TypeError, RuntimeError, ArithmeticError)
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and c is not errors.StpError]
+    standard = (ValueError, TypeError, RuntimeError, ArithmeticError, OSError)
+    exceptions = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    classes = [c for c in exceptions if c is not errors.StpError]
     assert errors.ShapeError in classes
     for error in classes:
         assert issubclass(error, errors.StpError)

@@ -205,12 +205,13 @@ def test_training_logs_the_noise(run: Path):
 
 
 def test_bad_arguments_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["variance", f"--model={run}", "--resamples=1"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["variance", f"--model={run}", "--resamples=1"])
     assert main(["variance", f"--model={run}", "--designs=covr"]) == 2
     assert main(["variance", f"--model={run}", "--passes=two"]) == 2
     assert main(["variance", f"--model={run / 'nowhere'}"]) == 2
     errors_shown = capsys.readouterr().err
-    assert "2 resamples" in errors_shown
+    assert "--resamples: got '1', needs a whole number of at least 2" in errors_shown
     assert "--designs: got covr, needs some of mean_field" in errors_shown
     assert "--passes: got 'two'" in errors_shown
     assert "nowhere" in errors_shown

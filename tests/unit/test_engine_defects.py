@@ -207,7 +207,7 @@ def test_15_finished_rows_cost_nothing_and_only_candidates_meet_the_head():
 
 def test_16_a_model_that_overflows_stops_the_rollout_by_name():
     for bad in (float("nan"), float("inf")):
-        with pytest.raises(DivergenceError, match="NaN logits"):
+        with pytest.raises(DivergenceError, match="NaN or infinite logits"):
             decode(stp_rs.Unmasking(4), Biased({VOCAB - 1: bad}))
 
 

@@ -16,8 +16,8 @@ import stp_rs
 from stp_rs import _renamed
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
-EXTRAS = {"dev", "peft", "datasets", "tasks", "math", "plot", "pretrained", "tensorboard"}
+CORE = {"torch", "transformers", "numpy", "safetensors", "tqdm", "filelock"}
+EXTRAS = {"dev", "peft", "datasets", "tasks", "math", "plot", "pretrained", "tensorboard", "docs", "release"}
 
 
 def requirements() -> list[str]:
@@ -40,7 +40,7 @@ def test_the_version_has_one_source() -> None:
     assert not re.search(r"^version\s*=", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
 
 
-def test_the_core_dependencies_are_exactly_the_five() -> None:
+def test_the_core_dependencies_are_exactly_these() -> None:
     core = [requirement for requirement in requirements() if "extra ==" not in requirement]
     assert {name_of(requirement) for requirement in core} == CORE
     assert len(core) == len(CORE)

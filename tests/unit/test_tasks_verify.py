@@ -11,6 +11,7 @@ from stp_rs.cli import grade as grading
 from stp_rs.errors import ConfigError
 from stp_rs.tasks import competition
 from stp_rs.tasks.graders import verify
+from stp_rs.tasks.graders.modes import Item
 
 ECHO = """
 import json, sys, time
@@ -66,7 +67,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     answers = ["\\boxed{a}", "\\boxed{7}", "\\boxed{2\\sqrt{3}}"]
     assert competition.math_grades(answers, ["a", "8", "\\sqrt{12}"]) == ["text", "no", "unsure"]
     assert competition.math_correct(answers, answer=["a", "8", "\\sqrt{12}"]) == [1.0, 0.0, None]
-    items = [grading.Item(text, truth, "", {}) for text, truth in zip(answers, ["a", "8", "\\sqrt{12}"], strict=True)]
+    items = [Item(text, truth, "", {}) for text, truth in zip(answers, ["a", "8", "\\sqrt{12}"], strict=True)]
     report = grading.grade_items("math", items, explain=True)
     assert (report.n, report.unsure, report.ungraded, report.accuracy) == (2, 1, 0, 0.5)
     assert report.to_dict()["unsure"] == 1

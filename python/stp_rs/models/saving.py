@@ -43,12 +43,14 @@ def save_module(module: Any, folder: Path, weights: Mapping[str, torch.Tensor] |
         (folder / POLICY).write_text(json.dumps(opened, indent=2) + "\n", encoding="utf-8")
 
 
-def _state_to_save(module: nn.Module, weights: Mapping[str, torch.Tensor] | None) -> dict[str, Any]:
+def _state_to_save(module: Any, weights: Mapping[str, torch.Tensor] | None) -> dict[str, Any]:
     """Return the argument of save_pretrained for weights that are given, or for a part that has two names; else none.
 
     LLaDA with `weight_tying` calls its embedding its head too, and tells nobody: transformers then refuses to save what
     it takes for two weights in one memory. It is tied again when the model is opened.
     """
+    if not isinstance(module, nn.Module):  # it has a save_pretrained of its own, and no parts to look at
+        return {} if weights is None else {"state_dict": dict(weights)}
     first = {id(part): name for name, part in module.named_modules()}
     again = tuple(f"{n}." for n, part in module.named_modules(remove_duplicate=False) if first[id(part)] != n)
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
