@@ -1,6 +1,7 @@
 """`python -m studies.compare`: train variants over seeds and compare them, or show stored results again."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -15,6 +16,7 @@ from stp_rs.cli.flags import add_option_flags, given_options
 from stp_rs.cli.terminal import Parser
 from stp_rs.errors import ConfigError
 from stp_rs.eval.plot import require_matplotlib
+from stp_rs.progress import Bar
 from stp_rs.text import show as say
 from stp_rs.train.checkpoint import atomic_file, write_json
 from studies.compare.curves import AXES, Record, aggregate, by_variant
@@ -157,7 +159,14 @@ def run_study(study: Study, at_once: int, budget_seconds: float = 0.0) -> dict[s
         study, report["tuned"] = study.tuned(tried)
         report["tuning"] = tried
     left = max(1.0, budget_seconds - (time.monotonic() - started)) if budget_seconds else 0.0
-    runs, failures, left_out = run_jobs(study.jobs(), at_once, tell, budget_seconds=left, keep=keep)
+    jobs = study.jobs()
+    with contextlib.closing(Bar(len(jobs), "compare", "runs")) as bar:
+
+        def ended(runs: list[dict[str, Any]]) -> None:
+            keep(runs)
+            bar.update(len(runs) - bar.done)
+
+        runs, failures, left_out = run_jobs(jobs, at_once, bar.note, budget_seconds=left, keep=ended)
     return {**report, "runs": runs, "failures": [*failed, *failures], "left_out": left_out}
 
 

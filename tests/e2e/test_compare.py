@@ -110,7 +110,9 @@ def test_what_is_done_is_not_done_again(compared: Path, capsys: pytest.CaptureFi
     folders = {path: path.stat().st_mtime_ns for path in compared.glob("runs/*/*/result.json")}
     assert len(folders) == 4
     assert main(command(compared, "stp,k4=elbo/stp;num_mc=4", f"--markdown={compared / 'out.md'}", "--jobs=2")) == 0
-    assert capsys.readouterr().err.count("(read)") == 4
+    shown = capsys.readouterr().err
+    assert shown.count("(read)") == 4
+    assert "compare: 4 of 4 runs" in shown
     assert (compared / "out.json").read_text() == before
     assert {path: path.stat().st_mtime_ns for path in folders} == folders
 
