@@ -234,7 +234,7 @@ def collapsing(run: Path, **options: Any) -> STPTrainer:
         found.metrics["eval_reward"] = 0.01 if calls[0] == 3 else 0.9
         return found
 
-    made.evaluation_loop = scored  # type: ignore[method-assign]
+    made.evaluation_loop = scored  # type: ignore[method-assign] # scores that are told
     return made
 
 

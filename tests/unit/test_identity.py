@@ -96,7 +96,7 @@ def test_a_checkpoint_that_does_not_say_is_refused(run: Path, tmp_path: Path):
 def test_a_second_call_starts_anew_and_nothing_of_the_first_is_left(tmp_path: Path):
     made = trainer(tmp_path, **{**TWO, "save_steps": 1})
     made.train()
-    weights = newest_checkpoint(tmp_path).state["inputs"]["model"]  # type: ignore[union-attr]
+    weights = newest_checkpoint(tmp_path).state["inputs"]["model"]  # type: ignore[union-attr] # it was just saved
     made.args.max_steps = 1
     made.train()
     newest = newest_checkpoint(tmp_path)

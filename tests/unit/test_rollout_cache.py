@@ -244,8 +244,8 @@ def test_rounded_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.Monkey
         scale = layer.weight.detach().abs().max() / 7
         layer.weight = torch.nn.Parameter((layer.weight.detach() / scale).round() * scale)
 
-    quantization.quantize_ = quantize  # type: ignore[attr-defined]
-    quantization.Int8WeightOnlyConfig = lambda: None  # type: ignore[attr-defined]
+    quantization.quantize_ = quantize  # type: ignore[attr-defined] # a stand-in module
+    quantization.Int8WeightOnlyConfig = lambda: None  # type: ignore[attr-defined] # a stand-in module
     monkeypatch.setitem(sys.modules, "torchao", torchao)
     monkeypatch.setitem(sys.modules, "torchao.quantization", quantization)
     made = trainer(tmp_path, sharp(), stp_rollout_precision="int8", num_iterations=1, learning_rate=0.0)
