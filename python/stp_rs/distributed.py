@@ -25,9 +25,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stp_rs.errors import ConfigError, LostRankError, RankError
+from stp_rs.errors import ConfigError, DivergenceError, LostRankError, RankError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 BUCKET = 1 << 26
 """Elements of a gradient that travel together."""
@@ -123,10 +124,13 @@ def gather(make: Callable[[], T]) -> list[T]:
     """Return what `make` returns in every process, in the order of their ranks.
 
     It is called in each with whatever belongs to it. Where it raises in one, all raise: that one its own error, the
-    others a `RankError` with its message. Values travel through the host's memory: numbers and records, no weights.
+    others a `RankError` with its message. A `DivergenceError`, which a run can answer by going back, is one in all of
+    them; where another process failed otherwise, that failure is everybody's. Values travel through the host's memory:
+    numbers and records, no weights.
 
     Raises:
         RankError: another process failed.
+        DivergenceError: another process met a NaN or infinity; `details["rank"]` is its number.
         LostRankError: another process is gone or does not come.
     """
     if world() == 1:
@@ -141,10 +145,15 @@ def gather(make: Callable[[], T]) -> list[T]:
     found: list[Any] = [None] * world()
     with _watched():
         dist.all_gather_object(found, (told, mine), group=_host())
+    failed = [(number, told) for number, (told, _) in enumerate(found) if told is not None]
+    ends = next(((number, told) for number, told in failed if told.phase is None), None)
     if failure is not None and not isinstance(failure, Interrupted):
-        failure.__dict__[_HEARD] = True
-        raise failure
-    _raise_first([message for message, _ in found])
+        answered = isinstance(failure, DivergenceError)
+        raised = _heard(*ends) if answered and ends is not None else failure
+        raised.__dict__[_HEARD] = True
+        raise raised from (None if raised is failure else failure)
+    if failed:
+        raise _heard(*(ends or failed[0]))
     if failure is not None:
         raise failure
     return [value for _, value in found]
@@ -156,30 +165,55 @@ def together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if world() > 1 and not isinstance(error, RankError) and _HEARD not in error.__dict__:
+        if world() > 1 and not isinstance(error, RankError) and not is_heard(error):
             with contextlib.suppress(RankError):
                 gather(partial(_raise, error))
         raise
 
 
 _HEARD = "_stp_rs_heard"
-"""Marks a failure of this process that the others have heard of."""
+"""Marks a failure of which every process has heard."""
+
+
+def is_heard(error: BaseException) -> bool:
+    """Return whether every process has heard of an error: it came out of an exchange, in each of them."""
+    return _HEARD in error.__dict__
+
+
+def same_failure(error: E, other: BaseException) -> E:
+    """Return an error that is told in other words, as one of which those have heard who heard of the other."""
+    if is_heard(other):
+        error.__dict__[_HEARD] = True
+    return error
 
 
 def _raise(error: Exception) -> None:
     raise error
 
 
-def _told(failure: Exception) -> str:
-    """Return what the others hear of a failure; a message that is from another process is passed on as it is."""
-    return str(failure) if isinstance(failure, RankError) else f"{type(failure).__name__}: {failure}"
+@dataclass(frozen=True)
+class _Told:
+    """What the others hear of a failure."""
+
+    message: str
+    phase: str | None = None
+    """Of a `DivergenceError`: during what it turned up."""
 
 
-def _raise_first(messages: Sequence[str | None]) -> None:
-    failed = [(number, message) for number, message in enumerate(messages) if message is not None]
-    if failed:
-        number, message = failed[0]
-        raise RankError(message if message.startswith("rank ") else f"rank {number}: {message}")
+def _told(failure: Exception) -> _Told:
+    """Return what the others hear; a message that is from another process is passed on as it is."""
+    if isinstance(failure, DivergenceError):
+        return _Told(str(failure), str(failure.details.get("phase", "update")))
+    return _Told(str(failure) if isinstance(failure, RankError) else f"{type(failure).__name__}: {failure}")
+
+
+def _heard(number: int, told: _Told) -> RankError | DivergenceError:
+    """Return the failure of a process as another one raises it."""
+    message = told.message if told.message.startswith("rank ") else f"rank {number}: {told.message}"
+    error: RankError | DivergenceError
+    error = RankError(message) if told.phase is None else DivergenceError(message, rank=number, phase=told.phase)
+    error.__dict__[_HEARD] = True
+    return error
 
 
 def agree(act: Callable[[], T]) -> T:

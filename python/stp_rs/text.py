@@ -4,6 +4,7 @@ Completions, prompts, reward functions and file names are written by others. A t
 them: it clears the screen, sets its title, writes from right to left.
 """
 
+import re
 import sys
 import unicodedata
 from bisect import bisect_right
@@ -12,6 +13,8 @@ from difflib import SequenceMatcher
 from itertools import accumulate
 from typing import TextIO
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character: Python's text may hold it (JSON can say it), and no encoding of Unicode can."""
 _MARKS = 4
 """Combining marks that one character may carry; a pile of them covers the lines above."""
 _NEAR = 0.72
@@ -37,6 +40,14 @@ def inert(text: str) -> str:
         plain = char.isprintable() and marks <= _MARKS
         shown.append(char if plain else char.encode("unicode_escape").decode("ascii"))
     return "".join(shown)
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return how Python shows a value, cut to `most` characters; of one that cannot be shown, its class."""
+    try:
+        return repr(value)[:most]
+    except Exception:  # its own code
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def show(text: str = "", *, file: TextIO | None = None) -> None:

@@ -2,12 +2,13 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from stp_rs import Template, distributed
 from stp_rs.eval.forecast import _distinct, forecast
@@ -153,6 +154,42 @@ def alarmed(folder: Path, *, seconds: float, action: str, **options: Any) -> dic
     )
     found = told(policy)
     return {**found, "history": policy.alarms.history, "rate": policy._rate}
+
+
+def diverges(folder: Path, *, seconds: float, rank: int, fault: str, action: str, **options: Any) -> dict[str, Any]:
+    """Train with one process that meets a NaN in the second rollout batch; return what followed in this process."""
+    policy = made(folder, seconds=seconds, save_strategy="steps", save_steps=1, stp_on_alarm=action, **options)
+
+    def now() -> bool:
+        return policy.state.global_step == 2 and not policy.alarms.rollbacks and distributed.rank() == rank
+
+    def logits(_module: Any, _args: Any, output: Any) -> Any:
+        return output.masked_fill(torch.ones_like(output, dtype=torch.bool), torch.nan) if now() else output
+
+    def weight(*_: Any) -> None:
+        parameter: Any = next(policy.model.parameters())
+        if now():
+            getattr(parameter, "_local_tensor", parameter).data.view(-1)[0] = torch.nan
+
+    if fault == "logits":
+        policy.model.get_output_embeddings().register_forward_hook(logits)
+    elif fault == "weights":
+        policy.add_callback(Before(weight))
+    else:
+        parameter = next(policy.model.parameters())
+        parameter.register_hook(lambda gradient: gradient * torch.nan if now() else gradient)
+    return {**told(policy), "history": policy.alarms.history, "rate": policy._rate}
+
+
+class Before(TrainerCallback):
+    """Acts before each optimiser update."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Act."""
+        self.act()
 
 
 def fails(folder: Path, *, seconds: float, rank: int, where: str, **options: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Checkpoints and metrics files that survive an interruption at any point."""
 
+import gc
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from stp_rs.train.checkpoint import (
     atomic_file,
     newest_checkpoint,
     policy_folder,
+    remove_checkpoints,
+    rotate_checkpoints,
     save_checkpoint,
     write_json,
 )
 from stp_rs.train.lock import clear_leftovers
 from stp_rs.train.metrics import Ledger, read_metrics
+from stp_rs.train.report import write_report
 from stp_rs.types import Cost
 
 
@@ -223,3 +228,107 @@ def test_the_ledger_goes_on_from_a_checkpoint():
     assert other.completions == 8
     assert other.seconds["update"] > ledger.seconds["update"] > 0
     assert other.seconds["rollout"] == 0
+
+
+def test_checkpoints_of_a_long_run_are_not_remembered(tmp_path: Path):
+    def held(steps: range) -> int:
+        for step in steps:
+            save(tmp_path, step)
+            remove_checkpoints(tmp_path, after=-1)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        first = held(range(300))
+        assert held(range(300, 600)) - first < 50_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_oldest_go_by_their_step_and_not_by_the_clock(tmp_path: Path):
+    for place, step in enumerate((2, 4, 6, 8, 50)):
+        os.utime(save(tmp_path, step), (1e9 - place, 1e9 - place))  # a clock that goes backwards
+
+    def left() -> list[int]:
+        return sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+
+    rotate_checkpoints(tmp_path, None, newest=8)
+    rotate_checkpoints(tmp_path, 0, newest=8)
+    assert left() == [2, 4, 6, 8, 50]
+    rotate_checkpoints(tmp_path, 4, newest=8)
+    assert left() == [2, 4, 6, 8], "one of a later step is not of this run"
+    rotate_checkpoints(tmp_path, 2, newest=8, best=4)
+    assert left() == [4, 8]
+    rotate_checkpoints(tmp_path, 1, newest=8, best=4)
+    assert left() == [4, 8]
+    rotate_checkpoints(tmp_path, 1, newest=8)
+    assert left() == [8]
+
+
+def spoil(folder: Path, name: str, text: str, *, seal: bool = False) -> None:
+    (folder / name).write_text(text)
+    if seal:
+        (folder / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._contents(folder)))
+
+
+SPOILT = {
+    "manifest of nothing": lambda new: spoil(new, checkpoint.MANIFEST, "{}"),
+    "manifest without the weights": lambda new: spoil(
+        new, checkpoint.MANIFEST, json.dumps({checkpoint.STATE: checkpoint._contents(new)[checkpoint.STATE]})
+    ),
+    "manifest that is deep": lambda new: spoil(new, checkpoint.MANIFEST, "[" * 100_000),
+    "manifest of an endless file": lambda new: spoil(
+        new, checkpoint.MANIFEST, '{"/dev/zero": {"bytes": 1e999, "sha256": ""}}'
+    ),
+    "manifest of names that are none": lambda new: spoil(
+        new, checkpoint.MANIFEST, '{"a\\u0000b": {"bytes": 1, "sha256": ""}}'
+    ),
+    "manifest of another folder's file": lambda new: spoil(
+        new, checkpoint.MANIFEST, '{"../checkpoint-1/config.json": {"bytes": 1, "sha256": ""}}'
+    ),
+    "state of an infinite step": lambda new: spoil(new, checkpoint.STATE, '{"step": 1e999}', seal=True),
+    "state that is deep": lambda new: spoil(new, checkpoint.STATE, "[" * 100_000, seal=True),
+    "state that is a list": lambda new: spoil(new, checkpoint.STATE, "[2]", seal=True),
+    "state of a step before the first": lambda new: spoil(new, checkpoint.STATE, '{"step": -2}', seal=True),
+    "another's name": lambda new: new.rename(new.with_name("checkpoint-9")),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_checkpoint_that_does_not_say_what_it_is_is_not_used(spoilt: str, tmp_path: Path):
+    save(tmp_path, 1)
+    SPOILT[spoilt](save(tmp_path, 2))
+    with pytest.warns(UserWarning, match="checkpoint-1 is used instead"):
+        found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+STRANGE = [
+    *(
+        '{"step": 1e999}',
+        '{"step": NaN}',
+        '{"step": "2"}',
+        '{"step": null}',
+        f'{{"step": 1{"0" * 400}}}',
+        "[2]",
+        "2",
+        '"a"',
+    ),
+    *("[" * 100_000, '{"step": {"a": 1}}', "null", '{"step": 2'),
+]
+VALUES = ["NaN", "Infinity", "1e999", '"high"', "null", "[1]", '{"a": 1}', "true"]
+
+
+def test_lines_of_metrics_that_nobody_wrote_are_left_out(tmp_path: Path):
+    path, rows = tmp_path / "metrics.jsonl", [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.75}]
+    for text in STRANGE:
+        path.write_text("\n".join([json.dumps(rows[0]), text, json.dumps(rows[1])]) + "\n")
+        assert read_metrics(path) == rows, text[:40]
+        write_report(tmp_path)
+    for value in VALUES:
+        text = f'{{"step": 2, "eval_solved": {value}, "kl": {value}, "a\u2028b": 1}}'
+        path.write_text("\n".join([*map(json.dumps, rows), text]) + "\n", encoding="utf-8")
+        assert read_metrics(path) == [rows[0], {**rows[1], "a\u2028b": 1}], value
+        write_report(tmp_path)

@@ -1,5 +1,6 @@
 """Options: the same names in YAML, flags and code, and errors that name field, got and need."""
 
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -194,6 +195,11 @@ def test_what_is_no_whole_number_there_is_refused_by_name(text: str, tmp_path: P
         STPConfig.from_yaml(path)
 
 
+LAUGHS = "[&a [" + ", ".join("x" * 9) + "]"
+LAUGHS += "".join(f", &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghijkl")) + "]"
+MERGES = "m0: &m0 {x: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 60))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -202,6 +208,21 @@ def test_what_is_no_whole_number_there_is_refused_by_name(text: str, tmp_path: P
         ("a: [\n", "cannot be read"),
         ("on: 3\n", "unknown option 'on'"),
         ("max_stepz: 3\n", "did you mean max_steps?"),
+        ("learning_rate: " + LAUGHS + "\n", "its aliases stand for more than 65,536 values"),
+        ("learning_rate: &a [*a]\n", "its aliases stand for more than 65,536 values"),
+        (MERGES, "its aliases stand for more than 65,536 values"),
+        ("a: " + "[" * 100_000, "cannot be read"),
+        ("seed: " + "9" * 5000 + "\n", "cannot be read"),
+        ("learning_rate: 1e999\n", "learning_rate: got inf, needs a value from 0 to 1"),
+        ("seed: &x 1\nseed: *x\n", "got 'seed' in line 1 and in line 2, needs it once"),
+        ("seed: !!python/object:os.system x\n", "cannot be read"),
+        ("seed: 2001-01-01\n", "seed: got '2001-01-01' (str), needs an integer"),
+        ("seed: !!set {a}\n", "seed: got {'a'} (set), needs an integer"),
+        ("? [a]\n: 1\n", "cannot be read"),
+        ("seed: 1\n---\nseed: 2\n", "cannot be read"),
+        ('output_dir: "a\\0b"\n', "output_dir: got 'a\\x00b', needs a name in UTF-8, without NUL"),
+        ('output_dir: "\\ud800"\n', "output_dir: got '\\ud800', needs a name in UTF-8, without NUL"),
+        (f"output_dir: {'x' * 300}\n", "needs a shorter name"),
     ],
 )
 def test_a_broken_file_is_an_error_of_ours(text: str, message: str, tmp_path: Path):

@@ -5,11 +5,14 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,14 @@ def returns(value: Any) -> Callable[[str], Any]:
     return lambda _text: value
 
 
+class NoNumber:
+    def __float__(self) -> float:
+        raise RuntimeError("no number")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("nothing to show")
+
+
 FAULTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "raises": (raises, r"raised KeyError\('bad'\) at test_rewards_that_misbehave.py:\d+"),
     "exits": (exits, r"called sys.exit\(0\)"),
@@ -66,6 +77,9 @@ FAULTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "nan": (returns(float("nan")), "got nan for completion 'bad', needs a finite number"),
     "infinity": (returns(float("inf")), "got inf for completion 'bad'"),
     "text": (returns("1"), "got '1' for completion 'bad'"),
+    "what cannot be shown": (returns(NoNumber()), "got a NoNumber that cannot be shown for completion 'bad'"),
+    "signalling NaN": (returns(Decimal("sNaN")), r"got Decimal\('sNaN'\) for completion 'bad'"),
+    "complex": (returns(1j), "got 1j for completion 'bad'"),
     "list": (returns([1.0]), r"got \[1.0\] for completion 'bad'"),
 }
 
@@ -95,6 +109,71 @@ def test_where_it_is_asked_to_the_row_is_scored_none_and_the_others_are_not(faul
     assert scores.total.tolist() == [2.0, 1.0, 2.0]
     assert np.isnan(scores.by_name["judge"]).tolist() == [False, True, False]
     assert scores.metrics == {"rewards/judge/failed": 1.0}
+
+
+class Silent(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError("nothing to show")
+
+
+def drawn_to_its_end(completions: list[str]) -> Iterator[float]:
+    yield 1.0
+    raise KeyError("in the middle")
+
+
+def silent(completions: list[str]) -> list[float]:
+    raise Silent
+
+
+UNREADABLE: dict[str, tuple[Callable[[list[str]], Any], str]] = {
+    "a generator that raises": (drawn_to_its_end, r"what it returned cannot be read: KeyError\('in the middle'\)"),
+    "a tensor without data": (lambda completions: torch.ones(3, device="meta"), "what it returned cannot be read"),
+    "a sparse tensor": (lambda completions: torch.ones(3).to_sparse(), "what it returned cannot be read"),
+    "an error that cannot be shown": (silent, "raised a Silent that cannot be shown"),
+    "an object that cannot be shown": (lambda completions: NoNumber(), "got NoNumber a NoNumber that cannot be shown"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_or_shown_is_the_functions_fault(name: str):
+    act, message = UNREADABLE[name]
+    with pytest.raises((RewardError, InvalidValueError), match=rf"reward [\w<>]+: {message}"):
+        Rewards(act).score(TEXTS, ROWS)
+    with pytest.warns(UserWarning, match="it is scored None"):
+        scores = Rewards([act, lambda completions: [1.0] * len(completions)], skip_errors=True).score(TEXTS, ROWS)
+    assert scores.total[2] >= 1.0
+
+
+NUMBERS: dict[str, Callable[[int], Any]] = {
+    "numpy bools": lambda n: [np.bool_(True)] * n,
+    "a tensor with a gradient": lambda n: torch.ones(n, requires_grad=True) * 1,
+    "tensors with gradients": lambda n: [torch.tensor(1.0, requires_grad=True)] * n,
+    "decimals": lambda n: [Decimal(1)] * n,
+    "fractions": lambda n: [Fraction(1)] * n,
+    "a generator": lambda n: (1 for _ in range(n)),
+    "an array of objects": lambda n: np.array([1] * n, dtype=object),
+    "a masked array": lambda n: np.ma.masked_array(np.ones(n), mask=[False] * n),
+    "big integers of one": lambda n: [10**400 // 10**400] * n,
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_every_kind_are_numbers(kind: str):
+    scores = Rewards(lambda completions: NUMBERS[kind](len(completions))).score(TEXTS, ROWS)
+    assert scores.total.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_function_that_removes_the_runs_folder_ends_nothing(tmp_path: Path):
+    run = tmp_path / "run"
+
+    def removing(completions: list[str]) -> list[float]:
+        shutil.rmtree(run, ignore_errors=True)
+        return shares(completions)
+
+    made = trainer(run, reward=removing, **ONCE)
+    made.train()
+    assert made.state.global_step == 2
+    assert (run / "checkpoint-2" / "model.safetensors").is_file()
 
 
 def test_timeouts_hold_off_the_main_thread_too():

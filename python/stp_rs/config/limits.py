@@ -1,5 +1,7 @@
 """Checks of options that depend on each other; the range of each alone stands where it is defined."""
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from stp_rs.distributed import world
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 def check(config: "STPConfig") -> None:
     """Raise a ConfigError that names the option, what it got and what it needs."""
+    _check_folder(str(config.output_dir))
     if config.num_generations == 1:
         raise ConfigError(
             "num_generations: got 1, needs at least 2: a completion is compared with others of its prompt, and has "
@@ -39,6 +42,15 @@ def check(config: "STPConfig") -> None:
     _check_sharding(config)
     _check_cache(config)
     _check_loss(config)
+
+
+def _check_folder(name: str) -> None:
+    try:
+        os.stat(name.encode())  # those who write a model want a name in UTF-8
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            need = "a shorter name" if isinstance(error, OSError) else "a name in UTF-8, without NUL"
+            raise ConfigError(f"output_dir: got {name!r:.80}, needs {need}") from error
 
 
 def _check_sharding(config: "STPConfig") -> None:

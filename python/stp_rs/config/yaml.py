@@ -1,10 +1,15 @@
 """YAML files of options, read as YAML 1.2 says: 1e-6 is a number, `on` and `017` are text, a name stands once."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 from stp_rs.errors import ConfigError
+
+LARGEST = 1 << 16
+"""Most values of a file, written out."""
+_TOO_LARGE = f"its aliases stand for more than {LARGEST:,} values"
 
 
 def read_yaml(path: str | Path, what: str = "config file") -> dict[str, Any]:
@@ -19,7 +24,7 @@ def read_yaml(path: str | Path, what: str = "config file") -> dict[str, Any]:
         loaded = _load(Path(path).read_text(encoding="utf-8"))
     except ConfigError as error:
         raise ConfigError(f"{what} {path}: {error}") from None
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} {path}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{what} {path}: got {type(loaded).__name__}, needs lines of `name: value`")
@@ -34,7 +39,7 @@ def read_text(text: str) -> Any:
 
     try:
         return _load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
@@ -54,6 +59,11 @@ def _load(text: str) -> Any:
                 lines[name] = line
             return node
 
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            if len(node.value) > LARGEST:  # merges of merges double with every line
+                raise ConfigError(_TOO_LARGE)
+
     Loader.yaml_implicit_resolvers = {}
     for tag, pattern, first in (
         ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -69,7 +79,21 @@ def _load(text: str) -> Any:
     ):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
     Loader.add_constructor("tag:yaml.org,2002:float", _number)
-    return yaml.load(text, Loader)  # a SafeLoader
+    loaded = yaml.load(text, Loader)  # a SafeLoader
+    if _size(loaded, {}) > LARGEST:
+        raise ConfigError(_TOO_LARGE)
+    return loaded
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """Return how many values there are where each alias is written out; infinity where one holds itself."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is counted
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(one, known) for one in inner)
+    return known[id(value)]
 
 
 def _number(_loader: Any, node: Any) -> float:

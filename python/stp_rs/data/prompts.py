@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stp_rs._core import permutation, row_uid
 from stp_rs.errors import InvalidValueError
+from stp_rs.text import LONE_SURROGATE, shown
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,17 @@ def check_row(row: Any, index: int, name: str = "") -> None:
 def _encode(row: Mapping[str, Any], index: int, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
     check_row(row, index)
     prompt = row["prompt"]
-    if isinstance(prompt, list):
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **template)
-    else:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    try:
+        if isinstance(prompt, list):
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **template)
+        else:
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # a chat template is a program of its own
+        if isinstance(prompt, str) and LONE_SURROGATE.search(prompt):
+            why = "it holds half of a character (a lone surrogate), which no tokenizer reads"
+        else:
+            why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise InvalidValueError(f"row {index}: its prompt {shown(prompt, 80)} cannot be encoded: {why}") from error
     if tokenizer.mask_token_id in ids:
         raise InvalidValueError(f"row {index}: the prompt holds the mask token {tokenizer.mask_token!r}; remove it")
     return list(ids)

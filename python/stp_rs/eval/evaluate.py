@@ -175,9 +175,10 @@ def evaluate_cells(
     if path is not None and path.is_file():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             stored = {}
-        done = stored.get("cells", []) if isinstance(stored, dict) and stored.get("identity") == identity else []
+        same = isinstance(stored, dict) and stored.get("identity") == identity
+        done = [cell for cell in stored["cells"] if isinstance(cell, dict)] if same else []
     finished: list[dict[str, Any]] = []
     for name, priors, decode in cells:
         key = {"decode": name, **asdict(decode)}

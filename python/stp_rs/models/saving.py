@@ -143,7 +143,7 @@ def opened_as(folder: Path) -> dict[str, Any]:
     """Return how the policy of a folder was opened, empty where it does not say."""
     try:
         noted: Any = json.loads((folder / POLICY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return noted if isinstance(noted, dict) else {}
 

@@ -5,6 +5,7 @@ A reward function is anybody's code, and it reads whatever a policy writes. A ca
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from stp_rs.errors import RewardError
+from stp_rs.text import shown
 
 MOST_PRINTED = 1 << 16
 """Characters that a call may print; the rest is left out."""
@@ -86,7 +88,7 @@ def _end_of_a_child(name: str, process: int) -> None:
 def _failed(name: str, error: BaseException) -> RewardError:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if len(frames) > 1 else ""
-    how = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {error!r:.300}"
+    how = f"called sys.exit({shown(error.code)})" if isinstance(error, SystemExit) else f"raised {shown(error, 300)}"
     made = RewardError(f"reward {name}: {how}{place}")
     made.__cause__ = error
     return made
@@ -130,7 +132,7 @@ def _awaited(waiting: Mapping[str, Any], timeout: float | None) -> dict[str, Any
     future = asyncio.run_coroutine_threadsafe(gathered(), _event_loop(os.getpid()))
     try:
         found = future.result(None if timeout is None else timeout + _GRACE)
-    except TimeoutError:
+    except concurrent.futures.TimeoutError:  # Python's own from 3.11 on
         _event_loop.cache_clear()  # its thread is stuck in one of them
         return {name: _late(name, timeout or 0.0) for name in waiting}
     return dict(zip(waiting, found, strict=True))

@@ -26,6 +26,7 @@ from stp_rs.data.prompts import text_lengths
 from stp_rs.errors import ConfigError, InvalidValueError, RewardError, RewardValueError, StpError
 from stp_rs.rollout.reward_calls import call_together
 from stp_rs.rollout.reward_models import RewardModel
+from stp_rs.text import LONE_SURROGATE, shown
 from stp_rs.types import RewardFunc
 
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -312,7 +313,7 @@ class _Diary:
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
-            raise InvalidValueError(f"log_metric {name}: got {value!r}, needs a number") from error
+            raise InvalidValueError(f"log_metric {name}: got {shown(value)}, needs a number") from error
         self._logged.setdefault(name, [])
         if math.isfinite(number):
             self._logged[name].append(number)
@@ -366,7 +367,10 @@ def _checked(name: str, returned: Any, completions: Sequence[str]) -> NDArray[np
     if isinstance(returned, RewardError):
         raise returned
     count = len(completions)
-    values = _listed(returned, count)
+    try:
+        values = _listed(returned, count)
+    except Exception as error:  # a generator's own code, a tensor without data
+        raise RewardError(f"reward {name}: what it returned cannot be read: {shown(error)}") from error
     if values is None:
         raise InvalidValueError(
             f"reward {name}: got {_described(returned)}, needs a list with one number (or None) for each of the "
@@ -381,7 +385,7 @@ def _checked(name: str, returned: Any, completions: Sequence[str]) -> NDArray[np
         number = math.nan if value is None else _number(value)
         if number is None:
             raise RewardValueError(
-                f"reward {name}: got {value!r:.200} for completion {_shortened(completions[row])}, needs a finite "
+                f"reward {name}: got {shown(value)} for completion {_shortened(completions[row])}, needs a finite "
                 f"number below {LARGEST:g} in magnitude, or None where it does not apply",
                 reward=name,
                 row=row,
@@ -403,11 +407,11 @@ def _listed(returned: Any, count: int) -> list[Any] | None:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, (str, bytes, bytearray)) or getattr(value, "ndim", 0) != 0:
-        return None
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+        if isinstance(value, (str, bytes, bytearray)) or getattr(value, "ndim", 0) != 0:
+            return None
+        number = float(value.item() if hasattr(value, "item") else value)  # of a tensor with a gradient too
+    except Exception:  # whatever its own code says, it is no number
         return None
     return number if abs(number) < LARGEST else None  # NaN is below nothing
 
@@ -415,7 +419,7 @@ def _number(value: Any) -> float | None:
 def _described(returned: Any) -> str:
     if hasattr(returned, "shape"):
         return f"{type(returned).__name__} of shape {tuple(returned.shape)}"
-    return f"{type(returned).__name__} {returned!r:.100}"
+    return f"{type(returned).__name__} {shown(returned)}"
 
 
 def _shortened(text: str) -> str:
@@ -426,7 +430,7 @@ def _free_name(func: Callable[..., Any], taken: Mapping[str, Any]) -> str:
     """Return a function's name, or NAME_2, NAME_3 ... where it is taken: two lambdas are two rewards."""
     while isinstance(func, functools.partial):
         func = func.func
-    name = free = str(getattr(func, "__name__", type(func).__name__))
+    name = free = LONE_SURROGATE.sub("\ufffd", str(getattr(func, "__name__", type(func).__name__)))
     number = 1
     while free in taken:
         number += 1

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from stp_rs.text import table
+from stp_rs.text import LONE_SURROGATE, shown, table
 from stp_rs.train.checkpoint import atomic_file
 from stp_rs.train.metrics import lines_until
 
@@ -95,20 +97,45 @@ class Completions(RolloutCallback):
 
 
 def store_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
-    """Write columns to `path`.parquet where pyarrow is installed, else as JSON lines; return the file."""
+    """Write columns to `path`.parquet where pyarrow is installed, else as JSON lines; return the file.
+
+    Whatever stands in them has a place: half characters are U+FFFD, NaN is null, and what neither format knows is text.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    cells = {str(_cell(name)): [_cell(value) for value in values] for name, values in columns.items()}
     try:
         import pyarrow
         import pyarrow.parquet as files
     except ImportError:
-        names = list(columns)
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [dict(zip(cells, values, strict=True)) for values in zip(*cells.values(), strict=True)]
         with atomic_file(path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path.with_suffix(".jsonl")
+
+    def column(values: list[Any]) -> Any:
+        try:
+            return pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError):  # of several kinds
+            return pyarrow.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values])
+
     with atomic_file(path.with_suffix(".parquet")) as temporary:
-        files.write_table(pyarrow.table(dict(columns)), temporary)
+        files.write_table(pyarrow.table({name: column(values) for name, values in cells.items()}), temporary)
     return path.with_suffix(".parquet")
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as JSON and parquet have it."""
+    if isinstance(value, Mapping):
+        return {str(_cell(key)): _cell(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cell(inner) for inner in value]
+    if isinstance(value, np.generic | torch.Tensor | np.ndarray):
+        return _cell(value.tolist())
+    if isinstance(value, str):
+        return LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int) else _cell(shown(value))
 
 
 def table_of(columns: Mapping[str, Sequence[Any]], *, total: int | None = None) -> str:

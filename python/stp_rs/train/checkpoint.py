@@ -1,6 +1,7 @@
 """Checkpoints that survive kill -9 and notice a flipped bit: written beside their place, with a manifest of hashes."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -246,6 +247,21 @@ def remove_checkpoints(run: Path, after: int) -> None:
             shutil.rmtree(folder)
 
 
+def rotate_checkpoints(run: Path, limit: int | None, *, newest: int, best: int | None = None) -> None:
+    """Remove the oldest checkpoints until `limit` are left; None or 0 keeps all.
+
+    Their age is their step, not the clock's. One of a later step than the `newest` one, which was just written, is no
+    part of this run (it is damaged, or someone's), and goes first. The newest and the best are kept.
+    """
+    there = sorted((path for path in run.glob("checkpoint-*") if path.is_dir()), key=_age)
+    order = sorted(there, key=lambda path: _age(path)[0] <= newest)
+    kept = {newest} if best is None else {newest, best}
+    spare = [path for path in order if _age(path)[0] not in kept]
+    most = max(limit, len(order) - len(spare)) if limit else len(order)
+    for path in spare[: len(order) - most]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Return the checkpoint of a folder.
 
@@ -258,9 +274,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(problem)
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        step = int(state["step"])
+    except (OSError, *_NOT_OURS) as error:
         raise CheckpointError(f"{folder / STATE}: cannot be read: {error}") from error
+    named = re.fullmatch(r"checkpoint-(\d+)(\.old)?", folder.name)
+    if named is not None and int(named[1]) != step:
+        raise CheckpointError(f"{folder}: is the checkpoint of step {step} under another's name; rename it")
     return Checkpoint(folder, state)
 
 
@@ -273,20 +292,31 @@ def damage(folder: Path) -> str | None:
     try:
         written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in written.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *_NOT_OURS):
         return f"{folder / MANIFEST}: is missing or cannot be read, so the checkpoint is not known to be whole"
-    for name, (size, digest) in expected.items():
-        file = folder / name
-        try:
-            if not file.is_file():
-                return f"{file}: is missing"
-            if file.stat().st_size != size:
-                return f"{file}: has {file.stat().st_size} bytes, was written with {size}"
-            if _hash(file) != digest:
-                return f"{file}: its content is not what was written (sha256 differs)"
-        except OSError as error:
-            return f"{file}: cannot be read ({error.strerror})"
-    return None
+    unlisted = [path.name for path in folder.iterdir() if _READ.fullmatch(path.name) and path.name not in expected]
+    if unlisted:
+        return f"{folder / MANIFEST}: does not list {min(unlisted)}, so the checkpoint is not known to be whole"
+    return next((wrong for name, entry in expected.items() if (wrong := _differs(folder / name, *entry))), None)
+
+
+def _differs(file: Path, size: int, digest: str) -> str | None:
+    try:
+        if not file.is_file():
+            return f"{file}: is missing"
+        if file.stat().st_size != size:
+            return f"{file}: has {file.stat().st_size} bytes, was written with {size}"
+        return None if _hash(file) == digest else f"{file}: its content is not what was written (sha256 differs)"
+    except OSError as error:
+        return f"{file}: cannot be read ({error.strerror})"
+
+
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON of another shape than was written may raise."""
+_READ = re.compile(
+    r"(stp|trainer)_state\.json|(adapter_)?model.*\.safetensors|(optimizer|scheduler|priors)\.safetensors"
+)
+"""Files that a run goes on from: what a manifest must list, where they are."""
 
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
@@ -296,19 +326,19 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-_HASHED: dict[tuple[str, int, int, int], str] = {}
-
-
 def _hash(path: Path) -> str:
     status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    if key not in _HASHED:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        _HASHED[key] = digest.hexdigest()
-    return _HASHED[key]
+    return _digest(str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _digest(path: str, *_as_it_is: int) -> str:
+    """Return the sha256 of a file for as long as it stays as it is; a long run's are forgotten in time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _age(folder: Path) -> tuple[int, bool]:

@@ -167,7 +167,7 @@ def read_scenes(path: Path) -> dict[str, Any]:
             for (place, row), p, u in zip(notes["shown"], pruned, free, strict=True)
         ]
         return {"step": int(notes["step"]), "scenes": scenes}
-    except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as a kept rollout: {error}") from error
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 import warnings
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -31,7 +32,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 
 from stp_rs.config.arguments import STPConfig
-from stp_rs.distributed import agree, gather, is_main, local_rank, on_main, together, world
+from stp_rs.distributed import agree, gather, is_main, local_rank, on_main, together
 from stp_rs.errors import CheckpointError, ConfigError, DivergenceError, StpError
 from stp_rs.models.base import is_sharded
 from stp_rs.models.sharding import shared_optimizer_state, whole_state
@@ -48,6 +49,7 @@ from stp_rs.train.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
     remove_checkpoints,
+    rotate_checkpoints,
     save_checkpoint,
     save_policy,
 )
@@ -109,7 +111,7 @@ class TrainingLoop(Trainer):
         self.ledger = Ledger(args.device)
         self._window: dict[str, list[float]] = defaultdict(list)
         self._logged_step, self._rate = 0, 0.0
-        self._losses: list[float] = []
+        self._losses = array("d")  # one per update: eight bytes
         given = [DefaultFlowCallback, LastLog, *_trackers(args.report_to), *(callbacks or ())]
         self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)
         if is_main():
@@ -192,7 +194,7 @@ class TrainingLoop(Trainer):
             self.save()  # there is something to go back to from the first update on
         started, first = time.time(), self.state.global_step
         self.is_in_train = True
-        self._losses.clear()
+        del self._losses[:]
         try:
             self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
             if self.args.eval_on_start:
@@ -214,13 +216,14 @@ class TrainingLoop(Trainer):
             if begins:
                 self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
             try:
-                self.train_step()
-                self.act()
-                if self.state.global_step >= self.state.max_steps:
-                    self._check_weights()
+                with together():  # what one process meets, all of them go back from
+                    self.train_step()
+                    self.act()
+                    if self.state.global_step >= self.state.max_steps:
+                        self._check_weights()
             except DivergenceError as error:
-                if self.args.stp_on_alarm != "rollback" or "alarm" in error.details or world() > 1:
-                    raise  # of several processes, the others may not have met it
+                if self.args.stp_on_alarm != "rollback" or "alarm" in error.details:
+                    raise
                 self._due = Alarm("nan", self.state.global_step, math.nan, math.nan, str(error), self._whole_step)
                 self._rolled_back()
             after = self.passes_of(self.rollouts)
@@ -507,16 +510,8 @@ class TrainingLoop(Trainer):
         )
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
-        if hasattr(trainer_utils, "rotate_checkpoints"):
-            trainer_utils.rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        else:  # transformers 4
-            rotate: Any = self
-            rotate._rotate_checkpoints(use_mtime=True, output_dir=str(run))
+        kept = best if self.state.best_model_checkpoint else None
+        rotate_checkpoints(run, self.args.save_total_limit, newest=self.state.global_step, best=kept)
         return folder, self.state.best_model_checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,6 +1,5 @@
 """Metrics: what a metrics file holds, and the ledger of what a run computed."""
 
-import contextlib
 import json
 import math
 import sys
@@ -134,7 +133,7 @@ def read_metrics(path: Path, *, measured: bool = False) -> list[dict[str, float]
     """
     lines: dict[int, dict[str, float]] = {}
     for text in lines_until(path, math.inf):
-        line = json.loads(text)
+        line = _numbers(text)
         kept = {k: v for k, v in line.items() if measured or not _is_measured(k)}
         lines.setdefault(int(line["step"]), {}).update(kept)
     return [lines[step] for step in sorted(lines)]
@@ -142,12 +141,18 @@ def read_metrics(path: Path, *, measured: bool = False) -> list[dict[str, float]
 
 def lines_until(path: Path, step: float) -> list[str]:
     """Return the lines of a metrics file up to a step, those that are whole."""
-    found = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, TypeError):
-            if json.loads(text)["step"] <= step:
-                found.append(text)
-    return found
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    return [text for text in texts if _numbers(text).get("step", math.inf) <= min(step, sys.maxsize)]
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Return the numbers of a line by name: what is none (NaN, text, lists) is nothing that we wrote."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    named = found.items() if isinstance(found, dict) else ()
+    return {k: v for k, v in named if type(v) is int or (type(v) is float and math.isfinite(v))}
 
 
 def mean(values: Sequence[float]) -> float:

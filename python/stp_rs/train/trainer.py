@@ -27,7 +27,7 @@ from stp_rs.config.arguments import STPConfig, TaskConfig
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.rows import Row, Rows, check_rows
 from stp_rs.data.trajectories import Rollout
-from stp_rs.distributed import broadcast, is_main, world
+from stp_rs.distributed import broadcast, is_heard, is_main, rank, same_failure, world
 from stp_rs.errors import ConfigError, DivergenceError, InvalidValueError, RewardValueError
 from stp_rs.models import load_configured, load_tokenizer
 from stp_rs.models.acceleration import (
@@ -320,18 +320,25 @@ class STPTrainer(TrainingLoop):
             raise self._diagnosed(error) from error
 
     def _diagnosed(self, error: DivergenceError | RewardValueError) -> DivergenceError | RewardValueError:
-        """Return the error with its step and the weights that are not finite; store it."""
+        """Return the error with its step and the weights that are not finite; store it.
+
+        Of several processes the one that met it stores it, under its own name, and the others name that file. What
+        all met together, the numbers of an update, is the main one's.
+        """
         known = {"step": self.state.global_step, "rollout_batch": self.rollouts, **error.details}
         known.setdefault("weights", not_finite(dict(self.model.named_parameters())))
         overflowed = f"; its weights hold a NaN or infinity: {known['weights'][0]}" if known["weights"] else ""
-        path = Path(str(self.args.output_dir)) / "divergence" / f"step-{self.state.global_step}.json"
+        finder = known.get("rank", rank() if is_heard(error) else 0)
+        name = f"step-{self.state.global_step}" + (f"-rank-{finder}" if finder else "")
+        path = Path(str(self.args.output_dir)) / "divergence" / f"{name}.json"
         told = f"; {path} holds what is known"
         message = f"step {self.state.global_step}, {known.get('phase', 'update')}: {error}{overflowed}"
         try:
-            write_json(path, plain({"error": message, **known}))
+            if finder == rank():
+                write_json(path, plain({"error": message, **known}))
         except OSError:
             told = ""
-        return type(error)(message + told, **known)
+        return same_failure(type(error)(message + told, **known), error)
 
     def _step(self) -> StepResult:
         config, number, started = self.args, self.rollouts, time.perf_counter()
