@@ -48,7 +48,7 @@ class Bar:
             )
 
     def update(self, count: int = 1, readings: Mapping[str, str] | None = None) -> None:
-        """Count work as done, and show readings by name until others are given."""
+        """Count work as done, below 0 what is to be done again; show readings by name until others are given."""
         self.done += count
         if readings:
             self._readings = " ".join(f"{name} {inert(value)}" for name, value in readings.items())

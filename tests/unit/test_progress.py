@@ -9,9 +9,11 @@ import select
 import struct
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from stp_rs.progress import Bar, duration
 from stp_rs.text import table, width
@@ -62,6 +64,19 @@ def test_a_terminal_gets_one_bar_that_fits_it(columns: int):
     assert "a\\x1b[2Jb" in shown
     assert re.search(r"RL \(stp\) \|.*\| 4/4, \S+ left, reward 0.500", shown)
     assert max(map(width, re.split("[\r\n]", shown))) <= columns
+
+
+def test_a_run_that_is_rolled_back_ends_at_its_last_step_and_not_behind_it():
+    console, state = Console(quiet=True), TrainerState(max_steps=10, global_step=2)  # a resumed run
+    console.on_train_begin(SimpleNamespace(preset="stp"), state, TrainerControl())
+    assert console.bar is not None
+    seen = []
+    for step in (3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 10):  # from 6 back to 3
+        state.global_step = step
+        console.on_step_end(SimpleNamespace(), state, TrainerControl())
+        seen.append(console.bar.done)
+    assert console.bar.total == 8
+    assert seen == [1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_quiet_bar_shows_nothing():

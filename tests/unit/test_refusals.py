@@ -82,6 +82,26 @@ def test_options_about_opening_a_model_need_one(
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("hidden_size", "32"), ("num_hidden_layers", "2"), ("num_attention_heads", "2"), ("sft_steps", "5"),
+        ("sft_batch_size", "4"), ("sft_learning_rate", "0.1"),
+    ],
+)  # fmt: skip
+def test_options_of_the_tiny_policy_are_refused_beside_a_model(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny().module.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    given = ["train", "--task", "sums", "--model_name_or_path", str(tmp_path / "model"), "--quiet"]
+    for more in ([], ["--dry_run"]):
+        assert main([*given, f"--{option}", value, "--output_dir", str(tmp_path / "run"), *more]) == 2
+        told = capsys.readouterr().err
+        assert f"{option}: got {value}, which is about the tiny policy" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "arguments", [["gsm8k"], ["math"], ["gsm8k", "--dry_run"], ["math", "--max_completion_length=64"]]
 )
 def test_a_task_of_data_asks_for_it(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

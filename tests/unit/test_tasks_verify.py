@@ -85,7 +85,20 @@ def verify(gold, answer, timeout_seconds, allow_set_relation_comp, float_roundin
     asked += 1
     if "hang" in answer:
         while True:
-            time.sleep(0.01)
+            pass
+    if "swallowed" in answer:
+        try:
+            while True:
+                pass
+        except Exception:
+            return False
+    if "uninterrupted" in answer:
+        return max(range(10**15)) == 0
+    if "busy" in answer:
+        time.sleep(1.5)
+        return True
+    if "asleep" in answer:
+        time.sleep(600)
     if "memory" in answer:
         raise MemoryError
     if "count" in answer:
@@ -113,6 +126,22 @@ def pairs(*answers: str) -> list[verify.Pair]:
 def test_verdicts_limits_and_errors_of_a_batch(fake: verify.TimedWorker):
     found = verify.verify(pairs("a", "hang", "b", "memory", "a"), seconds=0.5)
     assert found == [True, None, False, False, True]
+
+
+def test_what_ran_out_of_time_is_no_verdict_though_the_library_catches_every_exception(fake: verify.TimedWorker):
+    assert verify.verify(pairs("swallowed", "a"), seconds=0.5) == [None, True]
+
+
+def test_what_no_alarm_can_end_is_ended_by_its_cpu_seconds(fake: verify.TimedWorker):
+    assert verify.verify(pairs("uninterrupted", "a"), seconds=0.1) == [None, True]
+
+
+def test_time_that_a_busy_machine_takes_from_the_child_does_not_count(
+    fake: verify.TimedWorker, monkeypatch: pytest.MonkeyPatch
+):
+    assert verify.verify(pairs("busy"), seconds=0.5) == [True]
+    monkeypatch.setattr(verify, "_WAIT_SECONDS", 1.0)
+    assert verify.verify(pairs("asleep", "a"), seconds=0.5) == [None, True]  # and yet nothing waits for ever
 
 
 def test_a_pair_is_compared_once(fake: verify.TimedWorker):

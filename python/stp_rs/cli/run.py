@@ -17,7 +17,7 @@ from stp_rs.config import TaskConfig
 from stp_rs.config.sections import PolicyConfig, TaskSection
 from stp_rs.config.yaml import read_yaml
 from stp_rs.distributed import agree, on_main, together
-from stp_rs.errors import CheckpointError
+from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models import character_tokenizer, load, load_configured, load_tokenizer, tiny_policy
 from stp_rs.models.base import DiffusionModel
@@ -251,9 +251,12 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
     """Return the configuration with the task's completion length, in tokens of the policy, where none was given.
 
     Raises:
-        ConfigError: options about opening a model, and none is named; or a task of data without data.
+        ConfigError: options about opening a model, and none is named, or about the tiny policy, and a model is; or a
+            task of data without data.
     """
-    if not config.model_name_or_path:
+    if config.model_name_or_path:
+        _check_tiny_unasked(config)
+    else:
         check_unopened(config, "the tiny policy, which is made and not opened; needs model_name_or_path")
     if not task.completion_length:
         task.rows("train", 1, config.seed)  # a task of data without data says so
@@ -265,6 +268,18 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
         given = found_model(config.model_name_or_path)
         length = task.completion_tokens(load_tokenizer(given, trust_remote_code=config.trust_remote_code))
     return replace(config, max_completion_length=length)
+
+
+def _check_tiny_unasked(config: TaskConfig) -> None:
+    """Refuse options of the tiny policy where a model is named: they would do nothing. `sft_steps: 0` says as much."""
+    default = PolicyConfig(model_name_or_path=config.model_name_or_path)
+    for name in (field.name for field in fields(PolicyConfig)):
+        got = getattr(config, name)
+        if got != getattr(default, name) and (name, got) != ("sft_steps", 0):
+            raise ConfigError(
+                f"{name}: got {got!r}, which is about the tiny policy, beside model_name_or_path, whose model has its "
+                f"own shape and no warm-up; needs one of the two: leave out {name} or model_name_or_path"
+            )
 
 
 def set_threads(config: TaskConfig) -> None:

@@ -36,6 +36,7 @@ class Console(RolloutCallback, ProgressCallback):
         super().__init__()
         self.quiet, self.closes = quiet, closes
         self.bar: Bar | None = None
+        self.begun = 0
         self.first = self.smooth = self.solved = self.nfe = self.kl = math.nan
         self.started = time.perf_counter()
         self.silent = 0
@@ -53,12 +54,13 @@ class Console(RolloutCallback, ProgressCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the bar of the updates."""
-        self.first, self.started = math.nan, time.perf_counter()
+        self.first, self.started, self.begun = math.nan, time.perf_counter(), state.global_step
         self._open(f"RL ({args.preset})", state.max_steps - state.global_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        self._bar().update(1, self._readings())
+        """Move the bar to the step of the run; after a rollback that is a step back."""
+        bar = self._bar()
+        bar.update(state.global_step - self.begun - bar.done, self._readings())
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any

@@ -238,6 +238,10 @@ const HEDGES: [&str; 19] = [
     "remainder",
     "to",
 ];
+/// Words that make a bound of a number.
+const BOUNDS: [&str; 4] = [" at least ", " at most ", " up to ", " or more "];
+/// Commands that compare.
+const COMPARISONS: [&str; 8] = ["le", "ge", "leq", "geq", "lt", "gt", "leqslant", "geqslant"];
 /// Words after a number that multiply it.
 const SCALES: [(&str, i64); 6] = [
     ("dozen", 12),
@@ -272,6 +276,9 @@ pub fn read(text: &str) -> Option<Ratio> {
     if words().any(|word| DENIALS.contains(&word) || word.ends_with("n't")) || lower.contains("\\pm") {
         return None;
     }
+    if bounds(&lower) {
+        return None;
+    }
     let head = explained(&plain);
     let sides: Vec<&str> = head.split('=').collect();
     match sides.as_slice() {
@@ -283,6 +290,28 @@ pub fn read(text: &str) -> Option<Ratio> {
         }
         _ => stated(head),
     }
+}
+
+/// Whether a text states a bound in place of a number: `> 72`, `\ge 72`, `at least 72`.
+fn bounds(lower: &str) -> bool {
+    if BOUNDS.iter().any(|words| lower.contains(words)) {
+        return true;
+    }
+    let command = |part: &str| {
+        let name = &part[..part.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(part.len())];
+        COMPARISONS.contains(&name)
+    };
+    if lower.split('\\').skip(1).any(command) || lower.contains(['\u{2264}', '\u{2265}']) {
+        return true;
+    }
+    // not the marks of a calculator, `<<48+24=72>>72`, and not those of a tag, `</s>`
+    let tag = |before: &str| before.rfind('<').is_some_and(|at| !before[at..].starts_with("< "));
+    lower.match_indices(['<', '>']).any(|(at, sign)| {
+        let (before, after) = (&lower[..at], &lower[at + 1..]);
+        let single = !before.ends_with(sign) && !after.starts_with(sign);
+        let compared = after.starts_with(|c: char| c.is_ascii_digit() || " =-.".contains(c));
+        single && compared && !(sign == ">" && tag(before))
+    })
 }
 
 /// The value of a text that is an expression, with a unit or without.
@@ -549,6 +578,11 @@ mod tests {
             ("= 72", 72.0),
             ("\\boxed{72}", 72.0),
             ("72!", 72.0),
+            ("48 + 24 = <<48+24=72>>72 clips", 72.0),
+            ("72</s>", 72.0),
+            ("<b>72</b>", 72.0),
+            ("<b> 72 </b>", 72.0),
+            ("\\left(72\\right)", 72.0),
         ];
         let failed: Vec<_> = cases.iter().filter(|(text, want)| read(text) != ratio(*want)).collect();
         assert!(failed.is_empty(), "{failed:?}");
@@ -582,6 +616,18 @@ mod tests {
             "less than 72",
             "half of 72",
             "twice 36",
+            "at least 72",
+            "At most 72 eggs",
+            "up to 72",
+            "72 or more",
+            ">72",
+            "> 72",
+            "x < 72",
+            "72 < x",
+            ">= 72",
+            "\u{2265} 72",
+            "\\ge 72",
+            "\\leqslant 72",
             "72 or so",
             "72 dollars and 50 cents",
             "In 3 days she makes 18",

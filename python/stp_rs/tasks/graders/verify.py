@@ -1,8 +1,9 @@
 """math-verify in a process of its own: a comparison that hangs or eats memory is ended from outside.
 
 The library's own timeouts are signals, which work in a main thread only, while a reward often runs in another one. The
-child has a main thread of its own, where an alarm ends what takes too long; what no alarm can end, the caller kills.
-So the limit holds in any thread. Pairs go to the child in batches, and verdicts are kept.
+child has a main thread of its own, where an alarm ends what takes too long; what no alarm can end, the system kills.
+So the limit holds in any thread. It counts the child's CPU seconds, so that a busy machine changes no verdict; what
+waits without computing, the caller kills. Pairs go to the child in batches, and verdicts are kept.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -20,9 +22,12 @@ from typing import Any, NamedTuple
 
 from stp_rs.errors import ConfigError
 
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
+"""What a start may take by the clock: some seconds of computing, on a machine that may be busy."""
 _GRACE_SECONDS = 2.0
-"""How much longer than the child's alarm the caller waits before it kills."""
+"""How much longer than its alarm the child lives when the alarm cannot end a comparison."""
+_WAIT_SECONDS = 120.0
+"""How much longer, by the clock, the caller waits for a child that has its CPU seconds limited."""
 _BATCH = 64
 """Pairs written ahead of their answers: few enough that neither side's pipe fills up."""
 _KEPT = 65_536
@@ -112,41 +117,56 @@ def _pump(child: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> N
 
 
 _CHILD = """
-import contextlib, json, logging, signal, sys
-with contextlib.suppress(ImportError, OSError, ValueError):
+import contextlib, json, logging, signal, sys, time
+try:
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+except ImportError:
+    resource = None
+if resource:
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from math_verify import parse, verify
 logging.disable(logging.CRITICAL)
+class Expired(BaseException):  # an `except Exception` of the library must not make a verdict of it
+    pass
+late = False
 def expired(*_):
-    raise TimeoutError
+    global late
+    late = True
+    raise Expired
 def same(gold, answer, decimals):
     gold, answer = (parse(text, parsing_timeout=None) for text in (gold, answer))
     options = dict(timeout_seconds=None, allow_set_relation_comp=True)
     if verify(gold, answer, float_rounding=300, numeric_precision=320, **options):
         return True
     return decimals is not None and bool(verify(gold, answer, float_rounding=decimals, **options))
-alarm = getattr(signal, "setitimer", None)
-if alarm:
-    signal.signal(signal.SIGALRM, expired)
+def limit(seconds):
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    if resource and seconds:
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds + GRACE) + 1, hard))
+with contextlib.suppress(Exception):
+    same("x + 1", "1 + x", None)  # what the library loads when first asked is no part of an answer's time
+if hasattr(signal, "setitimer"):
+    signal.signal(signal.SIGPROF, expired)
 print("ready", flush=True)
 for line in sys.stdin:
     gold, answer, decimals, seconds = json.loads(line)
-    found = None
+    found, late = None, False
     try:
-        if alarm:
-            alarm(signal.ITIMER_REAL, seconds)
-        found = same(gold, answer, decimals)
-        if alarm:
-            alarm(signal.ITIMER_REAL, 0)
-    except TimeoutError:
+        try:
+            limit(seconds)
+            found = same(gold, answer, decimals)
+        finally:
+            limit(0)
+    except Expired:
         pass
     except Exception:
         found = False
-    if alarm:
-        alarm(signal.ITIMER_REAL, 0)
-    print(json.dumps(found), flush=True)
-"""
+    print(json.dumps(None if late else found), flush=True)
+""".replace("GRACE", repr(_GRACE_SECONDS))
 _WORKER = TimedWorker([sys.executable, "-c", _CHILD])
 atexit.register(_WORKER.close)
 
@@ -170,7 +190,7 @@ def available() -> bool:
 
 
 def verify(pairs: Sequence[Pair], seconds: float = 3.0) -> list[bool | None]:
-    """Return for each pair whether math-verify finds them equal; None where it took longer than `seconds`.
+    """Return for each pair whether math-verify finds them equal; None where that took more CPU time than `seconds`.
 
     Works in any thread. A pair is compared once: verdicts are kept, of the last 65,536 pairs.
 
@@ -184,7 +204,8 @@ def verify(pairs: Sequence[Pair], seconds: float = 3.0) -> list[bool | None]:
     with _GUARD:
         known = {pair: _VERDICTS[pair] for pair in pairs if pair in _VERDICTS}
     left = [pair for pair in dict.fromkeys(pairs) if pair not in known]
-    found = _WORKER.ask([[*pair, seconds] for pair in left], seconds + _GRACE_SECONDS)
+    by_clock = _WAIT_SECONDS if hasattr(signal, "setitimer") else _GRACE_SECONDS
+    found = _WORKER.ask([[*pair, seconds] for pair in left], seconds + by_clock)
     fresh = dict(zip(left, found, strict=True))
     with _GUARD:
         _VERDICTS.update({pair: same for pair, same in fresh.items() if same is not None})
