@@ -2,8 +2,8 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test fuzz kills determinism soak test-transformers-4 bench bench-gpu compare compare-smoke check fix dev examples \
-	example-pretrained docs site pictures dist lock clean moved unbuilt
+.PHONY: help train test fuzz kills determinism memcheck soak test-transformers-4 bench bench-gpu compare compare-smoke check fix dev \
+	examples example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -46,6 +46,10 @@ kills: $(INSTALLED) ## 700 kills and 400 disk faults over small runs: nothing is
 
 determinism: $(INSTALLED) ## One small run under many circumstances: the same weights
 	$(PY) -m tests.reliability.determinism $(ARGS)
+
+memcheck: ## Run the Rust tests under valgrind and the address sanitizer
+	@sh scripts/tools.sh rust
+	@sh scripts/memcheck.sh
 
 soak: $(INSTALLED) ## Half an hour of training, kills and resumes: memory, handles and threads stay flat
 	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.soak $(ARGS)

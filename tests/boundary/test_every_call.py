@@ -4,13 +4,14 @@ import pytest
 
 from stp_rs import errors
 from tests.reliability import calls
+from tests.reliability.arguments import ENTRIES
 
 
 def test_the_stub_is_read_whole_and_every_entry_works_at_a_stage_of_its_object() -> None:
-    """A new function is called by itself; what its annotations do not say of a right call stands in `calls.GIVEN`."""
-    names = {str(entry).removesuffix(".__new__") for entry in calls.ENTRIES}
+    """A new function is called by itself; what its annotations do not say of a right call stands in `arguments.GIVEN`."""
+    names = {str(entry).removesuffix(".__new__") for entry in ENTRIES}
     assert names >= {"permutation", "RolloutScheduler.commit", "Design", "PriorSet.num_anchors", "countdown_solutions"}
-    for entry in calls.ENTRIES:
+    for entry in ENTRIES:
         worked = 0
         for stage in calls.stages(entry):
             try:
@@ -18,7 +19,7 @@ def test_the_stub_is_read_whole_and_every_entry_works_at_a_stage_of_its_object()
             except errors.StpError:
                 continue
             worked += 1
-        assert worked, f"{entry}: its right call is refused; tell calls.GIVEN what it needs"
+        assert worked, f"{entry}: its right call is refused; tell arguments.GIVEN what it needs"
 
 
 def test_no_argument_at_its_extremes_ends_the_process_hangs_or_raises_what_is_not_ours() -> None:
