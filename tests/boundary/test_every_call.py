@@ -8,7 +8,7 @@ from tests.reliability.arguments import ENTRIES
 
 
 def test_the_stub_is_read_whole_and_every_entry_works_at_a_stage_of_its_object() -> None:
-    """A new function is called by itself; what its annotations do not say of a right call stands in `arguments.GIVEN`."""
+    """A new function is called by itself; what annotations do not say of a right call stands in `arguments.GIVEN`."""
     names = {str(entry).removesuffix(".__new__") for entry in ENTRIES}
     assert names >= {"permutation", "RolloutScheduler.commit", "Design", "PriorSet.num_anchors", "countdown_solutions"}
     for entry in ENTRIES:
