@@ -64,6 +64,17 @@ def test_arguments_of_a_trainer_that_are_none(wrong: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("option", "value"), [("eval_strategy", "steps"), ("eval_strategy", "epoch"), ("eval_on_start", True)]
+)
+def test_an_evaluation_without_rows_is_refused_before_training(option: str, value: Any, tmp_path: Path):
+    config = STPConfig(str(tmp_path / "run"), **{**SMALL, "eval_steps": 1, option: value})
+    made = STPTrainer(tiny(), ones, config, ROWS, processing_class=tokenizer())
+    with pytest.raises(StpError, match=f"{option}: got {value!r} and no eval_dataset"):
+        made.train()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [
         ("use_peft", "true"), ("lora_r", "8"), ("lora_target_modules", "query"), ("dtype", "bfloat16"),

@@ -170,16 +170,27 @@ class TrainingLoop(Trainer):
 
         Raises:
             CheckpointError: there is no such checkpoint, or it was made with other settings.
-            ConfigError: `output_dir` cannot be written, or another run is in it.
+            ConfigError: `output_dir` cannot be written, or another run is in it; an evaluation without rows.
             StorageError: the disk is full, broken or read-only.
             RankError: another process of the run failed.
         """
         with together():
             # what cannot be is refused before a folder is made
+            self._check_evaluated()
             agree(lambda: self.find_checkpoint(resume_from_checkpoint))
             with run_folder(Path(str(self.args.output_dir))):
                 checkpoint = agree(lambda: self.find_checkpoint(resume_from_checkpoint))
                 return self._train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _check_evaluated(self) -> None:
+        """Refuse options that evaluate where there is nothing to evaluate."""
+        asked = {"eval_strategy": self.args.eval_strategy != "no", "eval_on_start": self.args.eval_on_start}
+        for name in (name for name, wanted in asked.items() if wanted and self.eval_dataset is None):
+            got = getattr(self.args, name)
+            raise ConfigError(
+                f"{name}: got {getattr(got, 'value', got)!r} and no eval_dataset, needs rows to evaluate: "
+                f"pass eval_dataset or leave out {name}"
+            )
 
     def _train(self, checkpoint: Checkpoint | None, trial: Any, ignore_keys_for_eval: Any) -> TrainOutput:
         self._memory_tracker.start()
