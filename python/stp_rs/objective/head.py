@@ -1,9 +1,12 @@
 """Log-probs of given tokens from hidden states, with gradient, without the logits [N, V] ever being kept.
 
-Where all rows fit one chunk it is a plain log-softmax. Else each chunk's logits are made, read and dropped. A head that
-is not trained needs no second look at them: a token's log-prob depends on its own hidden state only, so that its slope
-[H] is taken at once and the backward pass multiplies by it (what fused cross-entropy kernels do, here for any head, any
-law and any weights). The logits of a head that is trained are made again in the backward pass.
+Each chunk's logits are made, read and dropped. A head that is not trained needs no second look at them: a token's
+log-prob depends on its own hidden state only, so that its slope [H] is taken at once and the backward pass multiplies by
+it (what fused cross-entropy kernels do, here for any head, any law and any weights): two products with the head's weights
+and none in the backward pass. A head that is trained has a gradient of its own, which needs the upstream one: where all
+rows fit one chunk it is a plain log-softmax (three products), else its logits are made again in the backward pass (four).
+So are those of tokens that share a row of logits, whose slopes would be as many as the tokens, and those whose entropies
+have a gradient (docs/adr/0100-the-heads-products.md).
 
 Shapes: H rows of hidden states (their size is the last axis), N targets, V vocabulary.
 """
@@ -59,12 +62,11 @@ def head_logprobs(
 
     size = head_rows(model)
     own_all = None if own_N is None else upload(hidden_HH.device, own_N)[0]
-    if len(hidden_HH) <= size:
-        return chunk(hidden_HH, places_H, targets_N, own_all)
     graded = torch.is_grad_enabled()
-    sloped = graded and own_N is None and entropies != "gradient"
-    if sloped:  # the head is not trained
-        sloped = hidden_HH.requires_grad and not model.head(hidden_HH[:1].detach()).requires_grad
+    sloped = graded and hidden_HH.requires_grad and own_N is None and entropies != "gradient"
+    sloped = sloped and not _is_trained(model, hidden_HH)
+    if len(hidden_HH) <= size and not sloped:
+        return chunk(hidden_HH, places_H, targets_N, own_all)
     parts = []
     for start in range(0, len(hidden_HH), size):
         here, mine, own = slice(start, start + size), slice(start, start + size), None
@@ -79,6 +81,12 @@ def head_logprobs(
         else:
             parts.append(chunk(*columns, own))
     return torch.cat(parts)
+
+
+def _is_trained(model: DiffusionModel, hidden_HH: Tensor) -> bool:
+    """Return whether gradients flow to the head's own weights; no product is made to see it."""
+    with torch.enable_grad():
+        return bool(model.head(hidden_HH[:0].detach()).requires_grad)
 
 
 def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
@@ -109,7 +117,7 @@ def _slopes(
         del logprobs
         # d log softmax(z / T)[target] / dz = (1[target] - softmax) / T
         slope = probs.neg_()
-        slope.scatter_add_(-1, targets[:, None], torch.ones_like(found[:, :1]))
+        slope.scatter_add_(-1, targets[:, None], (found[:, :1] > -math.inf).to(slope.dtype))  # impossible: no slope
         slope = slope.div_(law.temperature).to(logits.dtype)
     return found, torch.autograd.grad(logits, leaf, slope)[0]
 
