@@ -2,6 +2,7 @@
 
     python -m benches.gpu --json benches/gpu/results.json     # llada-8b, bert-base and tiny
     python -m benches.gpu --shape llada-8b --parts forward,update
+    python -m benches.gpu --unmeasured --json FILE            # first what no card has measured, in under four minutes
     python -m benches.gpu --small                             # the same code on shapes that a CPU runs in seconds
 
 A part takes at most --budget seconds; the file is written after every line, so that a run that is cut short keeps what
@@ -11,7 +12,7 @@ it measured. Times on a CPU say nothing about a GPU: the file names the card.
 import argparse
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,30 @@ from benches.gpu.network import Shape
 from benches.gpu.report import Report, environment
 from stp_rs.eval.prices import NETWORKS, SETTINGS
 
-SHAPES = {
-    name: Shape(
-        name, hidden=network.hidden, layers=network.layers, heads=network.heads, ffn=network.ffn, vocab=network.vocab,
-        **asdict(SETTINGS[name]),
-    )
-    for name, network in NETWORKS.items()
-}  # fmt: skip
+SHAPES = {name: Shape(name, network, SETTINGS[name]) for name, network in NETWORKS.items()}
 PARTS: dict[str, Mapping[str, Callable[[Any], None]]] = {
     "llada-8b": large.PARTS, "1b": large.PARTS,
     "bert-base": {"ragged": small.ragged}, "tiny": {"launches": small.launches},
 }  # fmt: skip
 DEFAULT = "llada-8b,bert-base,tiny"
+UNMEASURED = {"--shape": "tiny,llada-8b,bert-base", "--parts": "launches,likelihood,update,published,ragged"}
+"""What docs/benchmarks.md lists as measured on no card, the most important first: ten seconds of launches, then updates."""
 
 
 def in_small(shape: Shape) -> Shape:
     """Return a shape that a CPU runs in seconds through the same code."""
-    return replace(
-        shape, hidden=32, layers=2, heads=4, ffn=64, vocab=min(shape.vocab, 96), rows=4, group=2,
-        prompt=min(shape.prompt, 12), completion=16, steps=8, block=shape.block and 8, rank=4,
+    network = replace(shape.network, hidden=32, layers=2, heads=4, ffn=64, vocab=min(shape.network.vocab, 96))
+    batch = replace(
+        shape.batch, rows=4, group=2, prompt=min(shape.batch.prompt, 12), completion=16, steps=8,
+        block=shape.batch.block and 8, rank=4,
     )  # fmt: skip
+    return replace(shape, network=network, batch=batch)
 
 
 def run(shape: Shape, names: list[str], report: Report, **options: Any) -> None:
     """Make a policy of a shape and run some of its parts."""
     parts = PARTS[shape.name]
-    chosen = [name for name in parts if not names or name in names]
+    chosen = [name for name in names or parts if name in parts]
     if not chosen:
         return
     print(f"== {shape}", flush=True)
@@ -74,7 +73,11 @@ def main(arguments: list[str] | None = None) -> Report:
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="shapes that a CPU runs in seconds")
+    parser.add_argument("--unmeasured", action="store_true", help="the parts that no card has measured, most important "
+                        "first, 55 seconds each")  # fmt: skip
     args = parser.parse_args(arguments)
+    if args.unmeasured:
+        args.shape, args.parts, args.budget = UNMEASURED["--shape"], UNMEASURED["--parts"], min(args.budget, 55.0)
     logging.basicConfig(level=logging.WARNING)
     names = [name for name in args.parts.split(",") if name]
     shapes = args.shape.split(",")

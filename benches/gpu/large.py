@@ -31,8 +31,8 @@ class World:
         self._adapted: Policy | None = None
         self.compiled = self._reported = False
         draw = torch.Generator().manual_seed(1)
-        width = shape.prompt + shape.completion
-        self.ids_BS = torch.randint(3, shape.vocab, (shape.rows, width), generator=draw).to(self.device)
+        width = shape.batch.prompt + shape.batch.completion
+        self.ids_BS = torch.randint(3, shape.network.vocab, (shape.batch.rows, width), generator=draw).to(self.device)
 
     @property
     def adapted(self) -> Policy:
@@ -108,7 +108,7 @@ def forward(world: World) -> None:
     with world.ours():
         took = measure("compiled blocks, adapters cast once", world.adapted)
         report.add("forward: ours over base", took / base, "ratio")
-        for rows in sorted({max(1, shape.rows - 1), max(1, shape.rows // 2), 2}):
+        for rows in sorted({max(1, shape.batch.rows - 1), max(1, shape.batch.rows // 2), 2}):
             report.time(
                 f"forward: ours, {rows} rows", lambda r=rows: world.adapted.hidden(ids_BS[:r], None), warm=1, repeats=3
             )
@@ -194,9 +194,9 @@ def rollout(world: World) -> None:
 def replayed(world: World, batch: stp_rs.PromptBatch) -> None:
     """Add how far recorded log-probs are from their replay, which batches the same states in another way."""
     shape, law = world.shape, stp_rs.SamplingParams(library.TEMPERATURE)
-    one = batch.select(range(shape.group))
+    one = batch.select(range(shape.batch.group))
     recorded = library.roll(world.adapted, shape, one, temporal="steps:0.2")
-    again = stp_rs.replay_logprobs(world.adapted, recorded, law, forward_batch_size=shape.rows)
+    again = stp_rs.replay_logprobs(world.adapted, recorded, law, forward_batch_size=shape.batch.rows)
     gap = np.abs(recorded.logprob - again)[recorded.unmask_step >= 0]
     high = float(np.quantile(gap, 0.99))
     world.report.add("recorded log-prob against its replay", float(gap.max()), "nats", mean=float(gap.mean()), q99=high)
@@ -205,14 +205,14 @@ def replayed(world: World, batch: stp_rs.PromptBatch) -> None:
 def published_rollouts(world: World) -> None:
     """Time steps of d1's loop, of the base and with fp32 adapters under autocast."""
     shape, report, policy = world.shape, world.report, world.adapted
-    prompt_BP = world.ids_BS[:, : shape.prompt]
+    prompt_BP = world.ids_BS[:, : shape.batch.prompt]
 
     def logits(canvas_BS: torch.Tensor) -> torch.Tensor:
         return policy.head(policy.hidden(canvas_BS, None))
 
     def loop() -> tuple[torch.Tensor, int]:
         return published.rollout(
-            logits, prompt_BP, completion=shape.completion, steps=shape.steps, block=shape.block,
+            logits, prompt_BP, completion=shape.batch.completion, steps=shape.batch.steps, block=shape.batch.block,
             temperature=library.TEMPERATURE, seconds=world.d1_seconds,
         )  # fmt: skip
 
@@ -221,9 +221,11 @@ def published_rollouts(world: World) -> None:
             continue
         with context:
             took, (_, made) = report.wall(
-                f"rollout, {name}: d1's loop", loop, counts=lambda found: {"steps_made": found[1], "of": shape.steps}
+                f"rollout, {name}: d1's loop",
+                loop,
+                counts=lambda found: {"steps_made": found[1], "of": shape.batch.steps},
             )
-        report.add(f"rollout, {name}: d1's loop, a step", 1e3 * took / max(1, made), "ms", of=shape.steps)
+        report.add(f"rollout, {name}: d1's loop, a step", 1e3 * took / max(1, made), "ms", of=shape.batch.steps)
 
 
 def likelihood(world: World) -> None:
@@ -236,22 +238,22 @@ def likelihood(world: World) -> None:
 
     def ours() -> torch.Tensor:
         with world.autocast():
-            estimate = stp_rs.token_elbo(policy, found, masks, forward_batch_size=shape.rows)
+            estimate = stp_rs.token_elbo(policy, found, masks, forward_batch_size=shape.batch.rows)
             estimate.sum().backward()
         return estimate.detach().sum()
 
     def whole() -> torch.Tensor:
         total = torch.zeros((), device=world.device)
         canvas_RS = np.concatenate([found.prompt_ids, found.token_ids], axis=1)
-        for start in range(0, len(masks.row_P), shape.rows):
-            part = slice(start, start + shape.rows)
+        for start in range(0, len(masks.row_P), shape.batch.rows):
+            part = slice(start, start + shape.batch.rows)
             row_P, mask_PL = masks.row_P[part], masks.mask_PL[part]
             target_PL = torch.from_numpy(found.token_ids[row_P]).to(world.device)
             ids_PS = torch.from_numpy(canvas_RS[row_P]).to(world.device)
             hidden_PL = torch.from_numpy(mask_PL == 1).to(world.device)
-            ids_PS[:, shape.prompt :][hidden_PL] = policy.mask_token_id
+            ids_PS[:, shape.batch.prompt :][hidden_PL] = policy.mask_token_id
             with world.autocast():
-                logits = policy.head(policy.hidden(ids_PS, None))[:, shape.prompt :].float()
+                logits = policy.head(policy.hidden(ids_PS, None))[:, shape.batch.prompt :].float()
                 logits[..., policy.mask_token_id] = -torch.inf
                 logprob_PL = logits.log_softmax(-1).gather(-1, target_PL[..., None]).squeeze(-1)
                 weighted = torch.from_numpy(masks.weight_PL[part]).to(world.device) * logprob_PL.nan_to_num(0, 0, 0)
@@ -295,8 +297,8 @@ def published_update(world: World) -> None:
     world.uncompile()
     policy.network.checkpointing = True
     draw = torch.Generator(world.device).manual_seed(3)
-    prompt_BP, completion_BL = world.ids_BS[:, : shape.prompt], world.ids_BS[:, shape.prompt :]
-    advantage_B = torch.randn(shape.rows, generator=draw, device=world.device)
+    prompt_BP, completion_BL = world.ids_BS[:, : shape.batch.prompt], world.ids_BS[:, shape.batch.prompt :]
+    advantage_B = torch.randn(shape.batch.rows, generator=draw, device=world.device)
 
     def logits(canvas_BS: torch.Tensor) -> torch.Tensor:
         with world.autocast():

@@ -32,21 +32,23 @@ ANCHORS = 0.05
 def prompts(shape: Shape, *, ragged: bool = False) -> stp_rs.PromptBatch:
     """Return the prompts of a rollout batch, each once per completion; ragged ones have a quarter up to all of P."""
     draw = np.random.default_rng(0)
-    count, least = shape.rows // shape.group, max(1, shape.prompt // 4)
-    lengths = draw.integers(least, shape.prompt + 1, count) if ragged else np.full(count, shape.prompt)
-    lengths[0] = shape.prompt
-    ids = np.zeros((count, shape.prompt), dtype=np.int64)
+    count, least = shape.batch.rows // shape.batch.group, max(1, shape.batch.prompt // 4)
+    lengths = draw.integers(least, shape.batch.prompt + 1, count) if ragged else np.full(count, shape.batch.prompt)
+    lengths[0] = shape.batch.prompt
+    ids = np.zeros((count, shape.batch.prompt), dtype=np.int64)
     for row, length in enumerate(lengths):
-        ids[row, :length] = draw.integers(3, shape.vocab, length)
+        ids[row, :length] = draw.integers(3, shape.network.vocab, length)
     at = np.arange(count)
     rows = [{"prompt": " ".join(map(str, ids[i, : lengths[i]]))} for i in at]
     batch = stp_rs.PromptBatch(rows, ids, lengths.astype(np.int32), at.astype(np.uint64), at)
-    return batch.repeat(shape.group, step=0)
+    return batch.repeat(shape.batch.group, step=0)
 
 
 def unmasking(shape: Shape, temporal: str = "none") -> stp_rs.Unmasking:
     """Return d1's decoding with a temporal rule on top."""
-    return stp_rs.Unmasking(shape.steps, block_length=shape.block, confidence="sampled_prob", temporal=temporal)
+    return stp_rs.Unmasking(
+        shape.batch.steps, block_length=shape.batch.block, confidence="sampled_prob", temporal=temporal
+    )
 
 
 def roll(policy: Any, shape: Shape, batch: stp_rs.PromptBatch, *, temporal: str = "none", anchors: float = 0.0,
@@ -55,18 +57,18 @@ def roll(policy: Any, shape: Shape, batch: stp_rs.PromptBatch, *, temporal: str 
     law = stp_rs.SamplingParams(TEMPERATURE)
     prior = anchored(shape, anchors) if anchors else None
     return stp_rs.generate(
-        policy, batch, unmasking(shape, temporal), completion_length=shape.completion, sampling=law, prior=prior,
-        slots=shape.rows, **options,
+        policy, batch, unmasking(shape, temporal), completion_length=shape.batch.completion, sampling=law, prior=prior,
+        slots=shape.batch.rows, **options,
     )  # fmt: skip
 
 
 def anchored(shape: Shape, share: float) -> Any:
     """Return random anchors, at the same places for all rows of a group."""
-    draw, count = np.random.default_rng(1), max(1, round(share * shape.completion))
-    ids = np.full((shape.rows, shape.completion), -1, dtype=np.int64)
-    for first in range(0, shape.rows, shape.group):
-        places = draw.permutation(shape.completion)[:count]
-        ids[first : first + shape.group, places] = draw.integers(3, shape.vocab, count)
+    draw, count = np.random.default_rng(1), max(1, round(share * shape.batch.completion))
+    ids = np.full((shape.batch.rows, shape.batch.completion), -1, dtype=np.int64)
+    for first in range(0, shape.batch.rows, shape.batch.group):
+        places = draw.permutation(shape.batch.completion)[:count]
+        ids[first : first + shape.batch.group, places] = draw.integers(3, shape.network.vocab, count)
     return stp_rs.PriorSet.from_dense(ids)
 
 
@@ -91,11 +93,11 @@ class Uniform:
 def config(preset: str, shape: Shape, folder: Path, **options: Any) -> stp_rs.STPConfig:
     """Return a preset in the bench's setting."""
     common = {
-        "max_completion_length": shape.completion,
-        "diffusion_steps": shape.steps,
-        "block_length": shape.block,
-        "num_generations": shape.group,
-        "per_device_train_batch_size": shape.rows,
+        "max_completion_length": shape.batch.completion,
+        "diffusion_steps": shape.batch.steps,
+        "block_length": shape.batch.block,
+        "num_generations": shape.batch.group,
+        "per_device_train_batch_size": shape.batch.rows,
         "temperature": TEMPERATURE,
         "stp_confidence": "sampled_prob",
         "bf16": True,
@@ -127,7 +129,7 @@ class Update:
         self.ledger = Ledger()
         optimizer = adam(policy.module)
         reference = reference_policy(policy) if args.beta > 0 else None
-        self._update = PolicyUpdate(args, policy, reference, optimizer, self.ledger, shape.steps)
+        self._update = PolicyUpdate(args, policy, reference, optimizer, self.ledger, shape.batch.steps)
 
     def run(self) -> dict[str, float]:
         """Make the updates of one step; return their metrics."""
@@ -136,18 +138,18 @@ class Update:
     def noise(self) -> Any:
         """Return how far a pass without gradient is from the one with gradient, of the same policy, in nats."""
         update = self._update
-        part = update._planned(self.rollout, None)[0]
+        part = update.estimator.planned(self.rollout, None)[0]
         with adapters_ready(update.model.module):
-            old = update._estimate(update.model, part)
-        gap = (update._estimate(update.model, part).token_RL.detach() - old.token_RL).abs()
-        update._spent.clear()  # no part of a step
+            old = update.estimator.estimate(update.model, part)
+        gap = (update.estimator.estimate(update.model, part).token_RL.detach() - old.token_RL).abs()
+        update.estimator.spent.clear()  # no part of a step
         return gap[part.there.scored_RL > 0].cpu().numpy()
 
     @contextlib.contextmanager
     def scored(self, wait: Callable[[], None]) -> Iterator[list[float]]:
         """Give the seconds of each micro-batch's passes without gradient, waited for."""
         found: list[float] = []
-        inner = self._update._planned
+        inner = self._update.estimator.planned
 
         def planned(*args: Any, **options: Any) -> Any:
             wait()
@@ -157,11 +159,11 @@ class Update:
             found.append(time.perf_counter() - start)
             return parts
 
-        self._update._planned = planned  # type: ignore[method-assign]
+        self._update.estimator.planned = planned  # type: ignore[method-assign]
         try:
             yield found
         finally:
-            del self._update._planned
+            del self._update.estimator.planned
 
     def counts(self, before: dict[str, int]) -> dict[str, int]:
         """Return the canvases of likelihood passes since `before`, from `passes`."""
@@ -205,7 +207,7 @@ def reward(completions: list[str], **_: Any) -> list[float]:
 
 def trainer(policy: Any, preset: str, shape: Shape, folder: Path, **options: Any) -> stp_rs.STPTrainer:
     """Return a trainer of a preset without priors on the bench's prompts."""
-    rows = [dict(row) for row in prompts(shape).rows[:: shape.group]]
+    rows = [dict(row) for row in prompts(shape).rows[:: shape.batch.group]]
     args = config(preset, shape, folder, **{"stp_spatial": "none", **options})
     return stp_rs.STPTrainer(policy, [reward], args, rows, processing_class=Tokenizer())
 

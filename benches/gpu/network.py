@@ -12,40 +12,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from stp_rs.eval.prices import Network as Sizes
+from stp_rs.eval.prices import Setting
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A policy and the batch that it decodes."""
+    """A policy and the batch that it decodes; `stp_rs.eval.prices` has those that are timed."""
 
     name: str
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    vocab: int
-    rows: int
-    """Completions of a rollout batch."""
-    group: int
-    """Completions of a prompt."""
-    prompt: int
-    """Tokens of a prompt."""
-    completion: int
-    steps: int
-    block: int
-    rank: int
-    """Of the LoRA adapters, on every linear layer of the blocks."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a forward of all rows."""
-        return self.rows * (self.prompt + self.completion)
+    network: Sizes
+    batch: Setting
 
     @property
     def forward_flops(self) -> float:
         """Floating-point operations of a forward of all rows without head and adapters, attention included."""
-        width = self.prompt + self.completion
-        linear = 2 * self.tokens * self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.ffn)
-        return float(linear + 4 * self.tokens * width * self.hidden * self.layers)
+        return self.batch.rows * self.batch.width * self.network.flops(self.batch.width)
 
 
 class Block(nn.Module):
@@ -53,8 +35,8 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        h, f = shape.hidden, shape.ffn
-        self.heads = shape.heads
+        h, f = shape.network.hidden, shape.network.ffn
+        self.heads = shape.network.heads
         self.attn_norm, self.ff_norm = nn.RMSNorm(h), nn.RMSNorm(h)
         self.q_proj, self.k_proj, self.v_proj, self.attn_out = (nn.Linear(h, h, bias=False) for _ in range(4))
         self.ff_proj, self.up_proj = nn.Linear(h, f, bias=False), nn.Linear(h, f, bias=False)
@@ -86,12 +68,12 @@ class Network(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.config = PretrainedConfig(vocab_size=shape.vocab)
-        self.embed = nn.Embedding(shape.vocab, shape.hidden)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.hidden)
-        self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
-        self.head_size = shape.hidden // shape.heads
+        self.config = PretrainedConfig(vocab_size=shape.network.vocab)
+        self.embed = nn.Embedding(shape.network.vocab, shape.network.hidden)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.network.layers))
+        self.norm = nn.RMSNorm(shape.network.hidden)
+        self.lm_head = nn.Linear(shape.network.hidden, shape.network.vocab, bias=False)
+        self.head_size = shape.network.hidden // shape.network.heads
         self.checkpointing = False
         """Compute each block again in the backward pass instead of keeping what it computed."""
 
@@ -165,7 +147,9 @@ def with_adapters(network: Network, shape: Shape, device: torch.device) -> Polic
     import peft
 
     names = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
-    config = peft.LoraConfig(r=shape.rank, lora_alpha=shape.rank // 2, target_modules=names, lora_dropout=0.0)
+    config = peft.LoraConfig(
+        r=shape.batch.rank, lora_alpha=shape.batch.rank // 2, target_modules=names, lora_dropout=0.0
+    )
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(0)

@@ -35,9 +35,9 @@ class Small:
 def bert(shape: Shape, report: Report) -> Small:
     """Return a BERT of a shape."""
     config = BertConfig(
-        vocab_size=shape.vocab, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, intermediate_size=shape.ffn,
-        max_position_embeddings=max(16, shape.prompt + shape.completion),
+        vocab_size=shape.network.vocab, hidden_size=shape.network.hidden, num_hidden_layers=shape.network.layers,
+        num_attention_heads=shape.network.heads, intermediate_size=shape.network.ffn,
+        max_position_embeddings=max(16, shape.batch.prompt + shape.batch.completion),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -47,9 +47,9 @@ def bert(shape: Shape, report: Report) -> Small:
 
 def tiny(shape: Shape, report: Report) -> Small:
     """Return the quickstart's policy."""
-    module = tiny_policy(PolicyConfig(), vocab_size=shape.vocab, max_length=shape.prompt + shape.completion, seed=0).to(
-        report.device
-    )
+    module = tiny_policy(
+        PolicyConfig(), vocab_size=shape.network.vocab, max_length=shape.batch.prompt + shape.batch.completion, seed=0
+    ).to(report.device)
     return Small(shape, report, stp_rs.as_diffusion_model(module.eval(), TOKENIZER))
 
 
@@ -84,12 +84,12 @@ def launches(world: Small) -> None:
     """Time a forward, the same as a CUDA graph, and whole rollouts."""
     shape, report, policy = world.shape, world.report, world.policy
     draw = torch.Generator().manual_seed(0)
-    width = shape.prompt + shape.completion
-    ids_BS = torch.randint(3, shape.vocab, (shape.rows, width), generator=draw).to(world.device)
+    width = shape.batch.prompt + shape.batch.completion
+    ids_BS = torch.randint(3, shape.network.vocab, (shape.batch.rows, width), generator=draw).to(world.device)
 
     def run() -> torch.Tensor:
         hidden_BSH = policy.hidden(ids_BS, None)
-        return torch.as_tensor(policy.head(hidden_BSH[:, shape.prompt :].flatten(0, 1)))
+        return torch.as_tensor(policy.head(hidden_BSH[:, shape.batch.prompt :].flatten(0, 1)))
 
     batch = library.prompts(shape)
     took, found = report.wall("rollout", lambda: library.roll(policy, shape, batch))

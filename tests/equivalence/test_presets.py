@@ -21,6 +21,7 @@ from torch import Tensor
 from stp_rs.config.presets import PRESETS, PRUNINGS
 from stp_rs.priors import Hint
 from stp_rs.train import update as module
+from stp_rs.train.estimates import Estimator
 from tests.fixtures import LENGTH, tiny, tokenizer, trainer
 
 OWN = {  # what these tests set for all: a step large enough for ratios to leave their clip range, one micro-batch
@@ -329,7 +330,7 @@ def state_facts(model: Any, batch: Any, masks: Any, row: int) -> tuple[tuple[flo
 def watched(made: Any) -> Iterator[dict[str, list[Any]]]:
     """Record the masks, batches, losses, parameters and gradients of every update."""
     seen: dict[str, list[Any]] = {"jobs": [], "loss": [], "weights": [], "gradients": []}
-    planned, loss = module.PolicyUpdate._planned, module.policy_loss
+    planned, loss = Estimator.planned, module.policy_loss
 
     def keep_planned(*args: Any, **kwargs: Any) -> Any:
         parts = planned(*args, **kwargs)
@@ -347,7 +348,7 @@ def watched(made: Any) -> Iterator[dict[str, list[Any]]]:
 
     handle = made.optimizer.register_step_pre_hook(keep_step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.PolicyUpdate, "_planned", keep_planned)
+        patch.setattr(Estimator, "planned", keep_planned)
         patch.setattr(module, "policy_loss", keep_loss)
         yield seen
     handle.remove()

@@ -13,6 +13,7 @@ import torch
 from stp_rs import STPTrainer, Template
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import DivergenceError
+from stp_rs.train import estimates
 from stp_rs.train import update as module
 from tests.fixtures import LENGTH, ones, tiny, tokenizer, trainer
 
@@ -36,7 +37,8 @@ def minibatches_seen() -> Iterator[list[Rollout]]:
 def spied(name: str) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], Any]]]:
     """Record (arguments, keywords, result) of the calls that the updates make of one of its functions."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
-    original = getattr(module, name)
+    place = module if hasattr(module, name) else estimates
+    original = getattr(place, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
@@ -44,7 +46,7 @@ def spied(name: str) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], Any
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, name, call)
+        patch.setattr(place, name, call)
         yield calls
 
 
@@ -93,7 +95,7 @@ def test_the_ratio_is_one_until_the_policy_moves(level: str, tmp_path: Path):
 
 def test_every_micro_batch_sees_each_of_its_mask_sets_once(tmp_path: Path):
     made = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_iterations=3)
-    with spied("draw_masks") as draws, spied("token_estimates") as estimates:
+    with spied("draw_masks") as draws, spied("token_estimates") as made_of:
         updates = gradients_of_step(made)
     assert len(updates) == 3, "the inner index counts optimiser updates"
     rows = [tuple(args[1].uid.tolist()) for args, _, _ in draws]
@@ -101,10 +103,10 @@ def test_every_micro_batch_sees_each_of_its_mask_sets_once(tmp_path: Path):
     batches = sorted(set(rows))
     assert Counter(zip(rows, iteration, strict=True)) == Counter({(b, j): 1 for b in batches for j in range(3)})
     masks = {id(result): (rows[i], iteration[i]) for i, (_, _, result) in enumerate(draws)}
-    graded = [masks[id(args[2])] for args, _, (result, _) in estimates if result.requires_grad]
+    graded = [masks[id(args[2])] for args, _, (result, _) in made_of if result.requires_grad]
     assert sorted(graded) == sorted(masks.values()), "each set is trained on exactly once"
     assert [j for _, j in graded] == sorted(j for _, j in graded), "update j uses the sets j"
-    without = [args for args, _, (result, _) in estimates if not result.requires_grad]
+    without = [args for args, _, (result, _) in made_of if not result.requires_grad]
     assert len(without) == len(batches), "one pass for the old estimates of all inner iterations"
     for args in without:
         first = tuple(args[1].uid[: len(args[1].uid) // 2].tolist())
@@ -126,9 +128,9 @@ def test_the_law_that_drew_the_tokens_is_the_law_that_is_scored(tmp_path: Path):
     """One forward reveals all, and `uniform_count` scores exactly that state: the estimate is the recorded number."""
     options = {"temperature": 0.6, "diffusion_steps": 1, "stp_design": "uniform_count", "num_mc": 1}
     made = trainer(tmp_path, num_iterations=1, **options)
-    with spied("token_estimates") as estimates, minibatches_seen() as gathered:
+    with spied("token_estimates") as made_of, minibatches_seen() as gathered:
         made.train_step()
-    (_, _, (estimate, _)), batch = estimates[0], gathered[0]
+    (_, _, (estimate, _)), batch = made_of[0], gathered[0]
     assert np.allclose(estimate.detach().numpy(), batch.logprob, atol=1e-4)
     assert not np.allclose(batch.logprob, 0)
 

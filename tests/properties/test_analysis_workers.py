@@ -18,7 +18,7 @@ from stp_rs import Design, STPConfig, STPTrainer, draw_masks
 from stp_rs.data.trajectories import Rollout
 from stp_rs.objective.masks import Masks
 from stp_rs.objective.noise import Estimator, gradient_noise
-from stp_rs.train import update
+from stp_rs.train import estimates
 from tests.fixtures import record, tiny, tokenizer
 
 NAMES = [
@@ -124,7 +124,7 @@ def train(
         seen.append(draw_masks(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(update, "draw_masks", noted)
+    monkeypatch.setattr(estimates, "draw_masks", noted)
     policy = tiny().module
     run = STPTrainer(policy, reward, config, [{"prompt": d} for d in "0123"], processing_class=tokenizer())
     run.remove_callback(PrinterCallback)

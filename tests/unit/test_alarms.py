@@ -130,14 +130,14 @@ def test_a_reward_that_is_no_number_stops_the_run_before_an_update_and_is_told(
 def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = trainer(tmp_path, num_iterations=1)
     made.train_step()
-    before, original = weights(made), made.update._estimates
+    before, original = weights(made), made.update.estimator.estimates
 
     def spoiled(model: Any, parts: Any, entropies: Any = "none") -> Any:
         found = original(model, parts, entropies)
         found[0].token_RL.data[1, 2] = math.nan
         return found
 
-    monkeypatch.setattr(made.update, "_estimates", spoiled)
+    monkeypatch.setattr(made.update.estimator, "estimates", spoiled)
     with pytest.raises(DivergenceError, match=r"loss nan, .* \(a row whose estimate is not finite: prompt '") as told:
         made.train_step()
     assert same(weights(made), before)

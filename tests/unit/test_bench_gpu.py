@@ -36,8 +36,8 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path):
     assert named["weights after merging are those before"]["value"] == 1
     assert named["log-prob against fp32 adapters under autocast: adapters cast to bf16 once"]["value"] == 0
     assert named["likelihood: relative gap of the two values"]["value"] < 1e-4
-    assert named["rollout, base: d1's loop"]["steps_made"] == SHAPE.steps
-    assert named["update: ours, stp"]["with_gradient"] == 2 * 2 * SHAPE.rows, "two iterations of two canvases"
+    assert named["rollout, base: d1's loop"]["steps_made"] == SHAPE.batch.steps
+    assert named["update: ours, stp"]["with_gradient"] == 2 * 2 * SHAPE.batch.rows, "two iterations of two canvases"
     assert {line["unit"] for line in found["results"]} <= {
         *("ms", "s", "TFLOP/s", "ratio", "nats", "graphs", "true", "share", "calls", "GiB")
     }
@@ -63,6 +63,16 @@ def test_a_part_is_stopped_at_its_budget(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(bench.PARTS, "tiny", {"launches": endless})
     found, _ = run(tmp_path, "--shape", "tiny", "--budget", "0.2")
     assert "OutOfTimeError" in found["errors"][0]["error"]
+
+
+def test_what_no_card_has_measured_comes_first_and_in_order(tmp_path: Path):
+    pytest.importorskip("peft", reason="the peft extra is not installed")
+    found, report = run(tmp_path, "--unmeasured")
+    assert found["errors"] == []
+    made = [part for part in report.parts if "make the policy" not in part]
+    assert made == ["tiny: launches", *(f"llada-8b: {part}" for part in ("likelihood", "update", "published")),
+                    "bert-base: ragged"]  # fmt: skip
+    assert report.budget <= 55
 
 
 def test_an_unknown_part_is_refused(tmp_path: Path):

@@ -10,6 +10,7 @@ import torch
 
 import stp_rs
 from stp_rs import STPConfig, STPTrainer
+from stp_rs.cli.estimate import duration, size_of
 from stp_rs.cli.main import main
 from stp_rs.cli.run import TaskTrainer, complete, make_task, prepare_policy
 from stp_rs.config import TaskConfig
@@ -264,6 +265,22 @@ def test_sizes_make_a_network():
 
 
 FLAGS = ["estimate", "--max_completion_length=8", "--num_generations=2", "--per_device_train_batch_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4932, "0.493 seconds"), (119, "119 seconds"), (120, "2 minutes"), (7200, "2 hours"), (864_000, "10 days")],
+)
+def test_a_duration_has_a_readable_unit(seconds: float, shown: str):
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 bytes"), (900, "900 bytes"), (17_600, "17.2 KiB"), (3 << 20, "3 MiB"), (26.1 * (1 << 30), "26.1 GiB")],
+)
+def test_a_size_has_a_readable_unit(count: float, shown: str):
+    assert size_of(count) == shown
 
 
 def test_the_command_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,7 +13,7 @@ import torch
 from stp_rs import SamplingParams
 from stp_rs.models import base
 from stp_rs.objective import head
-from stp_rs.train import update
+from stp_rs.train import estimates
 from tests.fixtures import Tabular, tiny, trainer
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__")
@@ -58,7 +58,7 @@ def test_equal_masks_of_inner_iterations_are_estimated_once(
 ):
     options = {"stp_design": design, "num_mc": 0 if design == "trajectory" else 1, "num_iterations": 4}
     shared, few = step_counts(trainer(tmp_path / "a", **options, temperature=0.9, top_p=0.9))
-    monkeypatch.setattr(update, "same_passes", lambda *_: False)
+    monkeypatch.setattr(estimates, "same_passes", lambda *_: False)
     apart, many = step_counts(trainer(tmp_path / "b", **options, temperature=0.9, top_p=0.9))
     assert few["scoring"] == 0, "the first gradient pass is the old estimate"
     assert many["scoring"] > 0
@@ -72,7 +72,7 @@ def test_inner_iterations_share_a_scoring_pass_up_to_a_budget_of_tokens(
 ):
     options = {"num_iterations": 5, "stp_design": "uniform_count", "num_mc": 2}
     whole, one = step_counts(trainer(tmp_path / "a", **options))
-    monkeypatch.setattr(update, "SHARED_TOKENS", 1)
+    monkeypatch.setattr(estimates, "SHARED_TOKENS", 1)
     parts, four = step_counts(trainer(tmp_path / "b", **options))
     assert (one["scoring"], four["scoring"]) == (1, 4)
     assert one["scoring canvases"] == four["scoring canvases"]
@@ -84,6 +84,56 @@ def test_masks_are_compared_by_all_that_a_pass_reads(tmp_path: Path):
     _, found = step_counts(made)
     assert found["scoring"] == 1, "the prompts of each iteration are masked in another way"
     assert found["scoring canvases"] > found["gradient canvases"] // 3
+
+
+def scored_with(rewards: list[float], folder: Path, **options: Any) -> tuple[dict[str, float], Counter[str], Any]:
+    """Return metrics, passes and weights of a step whose completions earn so much, group after group."""
+    made = trainer(folder, reward=lambda completions, **_: rewards[: len(completions)], **options)
+    metrics, passes = step_counts(made)
+    return metrics, passes, [p.detach().clone() for p in made.model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stp_prompt_mask": 0.5, "stp_design": "mean_field"},
+        {"importance_sampling_level": "token"},
+        {"stp_objective": "stable", "importance_sampling_level": "sequence"},
+        {"loss_type": "sapo"},
+        {"loss_type": "cispo"},
+        {"steps_per_generation": 2, "per_device_train_batch_size": 4},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())) or "defaults",
+)
+def test_a_completion_without_advantage_has_no_old_estimate(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is computed for its KL term; what its ratio is multiplied by is 0, and every weight is the same."""
+    common = {"num_iterations": 3, "beta": 0.1, "stp_design": "uniform_count", "num_mc": 1, **options}
+    rewards = [1.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+    few, spared, weights = scored_with(rewards, tmp_path / "a", **common)
+    monkeypatch.setattr(estimates.Estimator, "idle", lambda *_: False)
+    many, whole, again = scored_with(rewards, tmp_path / "b", **common)
+    assert spared["scoring canvases"] < whole["scoring canvases"]
+    assert spared["gradient canvases"] == whole["gradient canvases"]
+    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(weights, again, strict=True))
+    assert few["loss"] == pytest.approx(many["loss"], abs=1e-6)
+    assert few["kl"] == pytest.approx(many["kl"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"stp_kl_target": "old"}, {"use_bias_correction_kl": True}, {"loss_type": "vespo"}], ids=str
+)
+def test_where_the_ratio_of_every_completion_is_read_it_is_made(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    common = {"num_iterations": 3, "beta": 0.1, "stp_design": "uniform_count", "num_mc": 1, **options}
+    rewards = [1.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+    _, made, _ = scored_with(rewards, tmp_path / "a", **common)
+    monkeypatch.setattr(estimates.Estimator, "idle", lambda *_: False)
+    _, whole, _ = scored_with(rewards, tmp_path / "b", **common)
+    assert made == whole
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
@@ -121,7 +171,7 @@ def test_a_pass_that_scores_nothing_is_not_computed(tmp_path: Path):
     """Of a coupled pair of masks one may be empty."""
     made = trainer(tmp_path, preset="espo", beta=0.0, num_iterations=1)
     empty = []
-    original = update.draw_masks
+    original = estimates.draw_masks
 
     def drawn(*args: Any, **options: Any) -> Any:
         masks = original(*args, **options)
@@ -129,7 +179,7 @@ def test_a_pass_that_scores_nothing_is_not_computed(tmp_path: Path):
         return masks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update, "draw_masks", drawn)
+        patch.setattr(estimates, "draw_masks", drawn)
         _, found = step_counts(made)
     assert found["gradient canvases"] == sum(scored for scored, _ in empty)
     assert any(scored < total for scored, total in empty)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from stp_rs.eval.prices import Network, Rates
 
 _SHAPED = 200
-_GIB = float(1 << 30)
 
 
 def add_parser(commands: Any, argv: Sequence[str]) -> None:
@@ -210,17 +209,31 @@ def _print(
         host = f", {spent['host']:.3g} of them the host's" if "host" in spent else ""
         show(f"seconds of a batch: {step:.3g}{host}; from {rates.source}")
         if found.rollouts:
-            show(f"the run: {step * found.rollouts / 3600:.3g} hours, without evaluations and warm-up")
+            show(f"the run: {duration(step * found.rollouts)}, without evaluations and warm-up")
     else:
         show("seconds: no throughput was given; --bench FILE, --card h100 or --tflops N")
     show()
-    show(table(("memory of a process", "GiB"), [(name, f"{size / _GIB:.3g}") for name, size in parts.items()]))
-    show(
-        f"at the peak: {peak(parts) / _GIB:.3g} GiB (activations, head and rollout as a transformer of this size keeps)"
-    )
+    show(table(("memory of a process", ""), [(name, size_of(size)) for name, size in parts.items()]))
+    show(f"at the peak: {size_of(peak(parts))} (activations, head and rollout as a transformer of this size keeps)")
     show()
     for note in found.notes:
         show(f"- {note}")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that leaves a number between 1 and 100 where there is one."""
+    for unit, size in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def size_of(count: float) -> str:
+    """Return bytes in the unit that leaves a number between 1 and 1024 where there is one."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def _minus(one: Any, other: Any) -> Any:

@@ -31,9 +31,10 @@ from stp_rs.priors import lifecycle as hooks
 from stp_rs.rollout.params import draws_otherwise
 from stp_rs.tasks.base import Task
 from stp_rs.train.metrics import Ledger
+from stp_rs.train.parts import dealt
 from stp_rs.train.priors import spatial_names
 from stp_rs.train.trainer import STPTrainer
-from stp_rs.train.update import PolicyUpdate, dealt
+from stp_rs.train.update import PolicyUpdate
 from stp_rs.types import Cost, Metrics
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,7 @@ def calibrate(policy: DiffusionModel, found: Forecast, config: STPConfig) -> Rat
 
     try:
         with torch.no_grad():
-            times = [_timed(lambda n=n: policy.hidden(canvases(n), None), device) for n in sizes]  # type: ignore[misc]
+            times = [_timed(partial(policy.hidden, canvases(n), None), device) for n in sizes]
             hidden_BSH = policy.hidden(canvases(1), None)
             head_seconds = _timed(head, device)
         steepness = (times[-1] - times[0]) / max(1, sizes[-1] - sizes[0]) if len(sizes) > 1 else times[0]

@@ -1,12 +1,12 @@
 """Log-probs of given tokens from hidden states, with gradient, without the logits [N, V] ever being kept.
 
 Each chunk's logits are made, read and dropped. A head that is not trained needs no second look at them: a token's
-log-prob depends on its own hidden state only, so that its slope [H] is taken at once and the backward pass multiplies by
-it (what fused cross-entropy kernels do, here for any head, any law and any weights): two products with the head's weights
-and none in the backward pass. A head that is trained has a gradient of its own, which needs the upstream one: where all
-rows fit one chunk it is a plain log-softmax (three products), else its logits are made again in the backward pass (four).
-So are those of tokens that share a row of logits, whose slopes would be as many as the tokens, and those whose entropies
-have a gradient (docs/adr/0100-the-heads-products.md).
+log-prob depends on its own hidden state only, so that its slope [H] is taken at once and the backward pass multiplies
+by it (what fused cross-entropy kernels do, here for any head, any law and any weights): two products with the head's
+weights and none in the backward pass. A head that is trained has a gradient of its own, which needs the upstream one:
+where all rows fit one chunk it is a plain log-softmax (three products), else its logits are made again in the backward
+pass (four). So are those of tokens that share a row of logits, whose slopes would be as many as the tokens, and those
+whose entropies have a gradient (docs/adr/0100-the-heads-products.md).
 
 Shapes: H rows of hidden states (their size is the last axis), N targets, V vocabulary.
 """

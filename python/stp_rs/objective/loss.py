@@ -220,6 +220,8 @@ class Objective:
     """Whether it reads the estimate of each pass alone (`LossInputs.passes`)."""
     trains_zero: bool = False
     """Whether a completion of advantage 0 has a gradient."""
+    logs_zero: bool = False
+    """Whether what it logs reads the ratio of such a completion."""
     reads_mean_ratio: bool = False
     """Whether it divides by the mean clipped ratio of the whole update (`policy_loss(mean_ratio=...)`)."""
 
@@ -285,7 +287,7 @@ LOSSES: Mapping[str, LossType] = {
     "luspo": LossType(_by_length),
     "sapo": LossType(_by_completion, Objective(_sapo, _nothing)),
     "cispo": LossType(_by_update, Objective(_cispo, _cispo_metrics)),
-    "vespo": LossType(_by_update, Objective(_vespo, _vespo_metrics)),
+    "vespo": LossType(_by_update, Objective(_vespo, _vespo_metrics, logs_zero=True)),
 }
 """`loss_type` -> what it is."""
 

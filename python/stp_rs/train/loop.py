@@ -54,10 +54,10 @@ from stp_rs.train.checkpoint import (
     save_policy,
 )
 from stp_rs.train.console import Console
+from stp_rs.train.finite import not_finite
 from stp_rs.train.folder import RunFolder
 from stp_rs.train.lock import run_folder
 from stp_rs.train.metrics import Ledger, averaged
-from stp_rs.train.update import not_finite
 from stp_rs.types import Metrics
 
 _LOGGER = logging.getLogger(__name__)

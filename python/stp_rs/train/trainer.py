@@ -75,13 +75,15 @@ from stp_rs.rollout.shared import Played, played_together
 from stp_rs.train.callbacks import Completions
 from stp_rs.train.card import model_card
 from stp_rs.train.checkpoint import Checkpoint, plain, write_json
+from stp_rs.train.finite import not_finite
 from stp_rs.train.identity import run_inputs
 from stp_rs.train.kept import Keeper, KeptRollouts
 from stp_rs.train.loop import TrainingLoop
 from stp_rs.train.metrics import Ledger, averaged, mean
+from stp_rs.train.parts import micro_batches
 from stp_rs.train.priors import configured_priors
 from stp_rs.train.stepwise import stepwise
-from stp_rs.train.update import PolicyUpdate, micro_batches, not_finite
+from stp_rs.train.update import PolicyUpdate
 from stp_rs.types import Cost, Metrics
 
 _EVALUATION = 1 << 40
