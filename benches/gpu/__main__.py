@@ -30,7 +30,7 @@ PARTS: dict[str, Mapping[str, Callable[[Any], None]]] = {
 }  # fmt: skip
 DEFAULT = "llada-8b,bert-base,tiny"
 UNMEASURED = {"--shape": "tiny,llada-8b,bert-base", "--parts": "launches,likelihood,update,published,ragged"}
-"""What docs/benchmarks.md lists as measured on no card, the most important first: ten seconds of launches, then updates."""
+"""What docs/benchmarks.md lists as measured on no card, the most important first."""
 
 
 def in_small(shape: Shape) -> Shape:
