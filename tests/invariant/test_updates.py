@@ -165,7 +165,10 @@ def test_rows_of_advantage_zero_are_not_computed_and_change_nothing(tmp_path: Pa
     (same_first, same_second) = gradients_of_step(complete)
     assert close(first, same_first)
     assert close(second, same_second, tolerance=1e-5)
-    assert complete.ledger.forwards["likelihood"] == 2 * lean.ledger.forwards["likelihood"]
+    every, few = complete.ledger.forwards, lean.ledger.forwards
+    assert every["backward"] == 2 * few["backward"]
+    old = [found["likelihood"] - found["backward"] for found in (every, few)]
+    assert old[0] == old[1] > 0, "a row without advantage has no old pass, even where it is computed"
 
 
 def flat(completions: list[str], **_: Any) -> list[float]:
