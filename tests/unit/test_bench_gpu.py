@@ -72,7 +72,6 @@ def test_what_no_card_has_measured_comes_first_and_in_order(tmp_path: Path):
     made = [part for part in report.parts if "make the policy" not in part]
     assert made == ["tiny: launches", *(f"llada-8b: {part}" for part in ("likelihood", "update", "published")),
                     "bert-base: ragged"]  # fmt: skip
-    assert report.budget <= 55
 
 
 def test_an_unknown_part_is_refused(tmp_path: Path):
