@@ -39,8 +39,9 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 def tiny_policy(config: PolicyConfig, *, vocab_size: int, max_length: int, seed: int) -> BertForMaskedLM:
     """Return a freshly initialised policy for canvases of up to `max_length` tokens.
 
-    The initialisation is wider than BERT's 0.02, near 1 / sqrt(hidden_size): with 0.02 the warm-up stays on a
-    plateau at this width. It is seeded and leaves torch's global generator as it was. Dropout is 0.
+    The initialisation is wider than BERT's 0.02, near 1 / sqrt(hidden_size) and at most 0.1: with 0.02 the warm-up of
+    a narrow policy stays on a plateau, and so does that of a wide one with 0.1. It is seeded and leaves torch's
+    global generator as it was. Dropout is 0.
     """
     bert = BertConfig(
         vocab_size=vocab_size,
@@ -49,7 +50,7 @@ def tiny_policy(config: PolicyConfig, *, vocab_size: int, max_length: int, seed:
         num_attention_heads=config.num_attention_heads,
         intermediate_size=4 * config.hidden_size,
         max_position_embeddings=max_length,
-        initializer_range=0.1,
+        initializer_range=min(0.1, 0.8 * config.hidden_size**-0.5),
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
