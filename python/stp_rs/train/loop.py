@@ -57,6 +57,7 @@ from stp_rs.train.console import Console
 from stp_rs.train.finite import not_finite
 from stp_rs.train.folder import RunFolder
 from stp_rs.train.lock import run_folder
+from stp_rs.train.memory import Trimmer
 from stp_rs.train.metrics import Ledger, averaged
 from stp_rs.types import Metrics
 
@@ -112,6 +113,7 @@ class TrainingLoop(Trainer):
         self._window: dict[str, list[float]] = defaultdict(list)
         self._logged_step, self._rate = 0, 0.0
         self._losses = array("d")  # one per update: eight bytes
+        self._trim = Trimmer()
         given = [DefaultFlowCallback, LastLog, *_trackers(args.report_to), *(callbacks or ())]
         self.callback_handler = CallbackHandler(given, model, processing_class, self.optimizer, self.lr_scheduler)
         if is_main():
@@ -322,6 +324,7 @@ class TrainingLoop(Trainer):
         every = self.args.torch_empty_cache_steps
         if every and self.state.global_step % every == 0 and self.args.device.type == "cuda":
             torch.cuda.empty_cache()
+        self._trim()
 
     def act(self) -> None:
         """Evaluate and save where that is due: between rollout batches, so that a resumed run is the same run.

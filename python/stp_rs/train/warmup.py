@@ -15,6 +15,7 @@ from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.models.base import DiffusionModel, check_ids, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
+from stp_rs.train.memory import Trimmer
 
 _STREAM = 0x5F7
 """Separates the warm-up's masks from those of RL."""
@@ -48,7 +49,7 @@ def warm_up(
     design = Design("uniform_count", 1)
     broadcast([*model.module.parameters(), *model.module.buffers()])
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=learning_rate, weight_decay=0.0)
-    value = 0.0
+    value, trim = 0.0, Trimmer()
     with passes_without_dropout(model.module):
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -75,6 +76,7 @@ def warm_up(
                     f"SFT step {step}: the loss is {value}; lower sft_learning_rate ({learning_rate})"
                 )
             optimizer.step()
+            trim()
             if on_step is not None:
                 on_step(step, value)
     return value
