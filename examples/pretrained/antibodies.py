@@ -213,7 +213,7 @@ def train(policy: DiffusionModel, tokenizer: Any, *, updates: int, seed: int) ->
     with tempfile.TemporaryDirectory() as folder:
         config = STPConfig(
             output_dir=folder,
-            preset="stp_state",  # scores a state that the rollout visited: one pass per completion
+            preset="stp",  # scores a state that the rollout visited: one pass per completion
             pruning="none",  # the priors are given as objects
             max_completion_length=LENGTH,
             diffusion_steps=STEPS,

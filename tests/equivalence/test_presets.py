@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stp_rs.config.limits import VISITED
 from stp_rs.config.presets import PRESETS, PRUNINGS
 from stp_rs.priors import Hint
 from stp_rs.train import update as module
@@ -244,14 +245,14 @@ def gdsd(rows: list[Row]) -> Any:
 
 
 FORMULAS: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
-    "stp": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
+    "stp": ("z", visited),
+    "stp_spread": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
     "d2_stepmerge": ("z", merged_steps),
     "egspo": ("mean", egspo),
     "egspo_sa": ("mean", lambda rows: egspo(rows, 0.5)),
     "gdsd": ("loo", gdsd),
     "rldf": ("z", visited),
     "stp_canvas": ("z", visited),
-    "stp_state": ("z", visited),
     "stp_mix": ("z", visited),
     "stp_decision": ("z", lambda rows: token_ratio(rows, 0.2, 0.0)),
     "elbo": ("z", lambda rows: sequence_ratio(rows, negative=0.2)),
@@ -360,7 +361,8 @@ def graded(completions: list[str], **_: Any) -> list[float]:
 
 
 # Every pruning of every preset, and once the other way to the same gradient.
-CASES = [(preset, pruning, False) for preset in PRESETS for pruning in ("own", *PRUNINGS, "scored")]
+CASES = [(preset, pruning, False) for preset in PRESETS for pruning in ("own", *PRUNINGS)]
+CASES += [(preset, "scored", False) for preset, chosen in PRESETS.items() if chosen["stp_design"] not in VISITED]
 CASES += [(preset, "own", True) for preset in PRESETS]
 
 

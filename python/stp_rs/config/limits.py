@@ -10,6 +10,9 @@ from stp_rs.errors import ConfigError
 if TYPE_CHECKING:
     from stp_rs.config.arguments import STPConfig
 
+VISITED = ("trajectory", "state", "canvas", "decision", "step_merge", "top_states")
+"""Designs whose masks are states that the rollout visited, so that no prior token is ever masked."""
+
 
 def check(config: "STPConfig") -> None:
     """Raise a ConfigError that names the option, what it got and what it needs."""
@@ -33,6 +36,11 @@ def check(config: "STPConfig") -> None:
         raise ConfigError(
             f"num_mc: got 0 (all states), needs at least 1 for the design {config.stp_design}; only "
             "trajectory, state, decision and top_states take every state of a rollout"
+        )
+    if config.stp_score_prior and config.stp_design in VISITED:
+        raise ConfigError(
+            f"stp_score_prior: got true with the design {config.stp_design}, which scores what the rollout drew in "
+            "states that it visited; needs a design of random masks, as preset stp_spread has"
         )
     if world() > 1 and config.stp_temporal.startswith("fill_ratio_batch"):
         raise ConfigError(

@@ -36,7 +36,8 @@ _EGSPO = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "stp": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
+    "stp": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
+    "stp_spread": {"pruning": "stp", "stp_design": "spread", "num_mc": 2},
     "elbo": {"stp_design": "uniform_count", "num_mc": 2},
     "grpo": {  # GRPOConfig's own, on the states that the rollout passed through
         **_TOKEN,
@@ -104,7 +105,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"stp_design": "state", "num_mc": 1, "stp_states": "surprisal", "stp_least_prob": 0.1},
     },
     "stp_canvas": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 1},
-    "stp_state": {**_TOKEN, "pruning": "stp", "stp_design": "state", "num_mc": 1, "stp_truncate": "0.5:1"},
     "stp_decision": {**_TOKEN, "pruning": "stp", "stp_design": "decision", "num_mc": 2, "stp_states": "doubt"},
     "stp_mix": {**_TOKEN, "pruning": "stp", "stp_design": "canvas", "num_mc": 2},
 }
