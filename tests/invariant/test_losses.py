@@ -37,10 +37,11 @@ def test_an_update_for_rewards_and_one_for_their_negatives_are_mirror_images(pre
     assert torch.allclose(flat(good), -flat(bad), atol=1e-7)
 
 
-def test_the_default_preset_weighs_negative_advantages_less_and_says_so(tmp_path: Path):
-    """An ELBO is a lower bound: the two updates of the preset `stp` are no mirror images, on purpose."""
-    made = trainer(tmp_path)
-    assert (made.args.preset, made.args.stp_negative_advantage_weight) == ("stp", 0.2)
+def test_presets_of_whole_elbos_weigh_negative_advantages_less_and_the_default_does_not(tmp_path: Path):
+    """An ELBO is a lower bound: two updates of `stp_spread` are no mirror images, on purpose."""
+    assert trainer(tmp_path / "a", preset="stp_spread").args.stp_negative_advantage_weight == 0.2
+    made = trainer(tmp_path / "b")
+    assert (made.args.preset, made.args.stp_negative_advantage_weight) == ("stp", 1.0)
 
 
 @pytest.mark.parametrize(

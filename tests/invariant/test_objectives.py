@@ -60,7 +60,7 @@ def test_memory_of_a_constant_memory_update_does_not_grow_with_the_passes(tmp_pa
     for constant in (False, True):
         for passes in (2, 8):
             folder = tmp_path / f"{constant}{passes}"
-            made = trainer(folder, num_mc=passes, num_iterations=1, stp_constant_memory=constant)
+            made = trainer(folder, preset="stp_spread", num_mc=passes, num_iterations=1, stp_constant_memory=constant)
             with saved_bytes() as peak:
                 made.train_step()
             peaks[constant, passes] = peak[0]
@@ -269,7 +269,7 @@ def test_prior_tokens_are_not_blamed_and_free_tokens_as_before(tmp_path: Path):
     """One forward of all free tokens, and a model whose priors are shown in every mask: the designs' masks agree."""
     template = Template({0: "[", LENGTH - 1: "]"}, tokenizer())
     options = {"stp_score_prior": True, "num_iterations": 1, "stp_negative_advantage_weight": 1.0}
-    for preset in ("stp", "diffu_grpo", "unigrpo", "spg"):
+    for preset in ("stp_spread", "diffu_grpo", "unigrpo", "spg"):
         seen = {}
         for blame in (True, False):
             folder = tmp_path / f"{preset}{blame}"

@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
     "stp_rollouts": 8,
     "learning_rate": 2e-2,
     "stp_temporal": "steps:0.7",
-    "stp_score_prior": True,
+    **{"preset": "stp_spread", "stp_score_prior": True},
     "stp_rescue": "hint",
 }
 

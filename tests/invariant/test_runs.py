@@ -25,7 +25,7 @@ from tests.fixtures import LENGTH, ROWS, Tabular, Watch, ones, tiny, tokenizer, 
 RICH: dict[str, Any] = {
     "stp_temporal": "steps:0.7",
     "beta": 0.05,
-    "stp_score_prior": True,
+    **{"preset": "stp_spread", "stp_score_prior": True},
     "gradient_accumulation_steps": 2,
 }
 

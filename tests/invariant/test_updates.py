@@ -203,7 +203,7 @@ def test_negative_advantages_of_weight_zero_are_not_computed(tmp_path: Path):
     ],
 )
 def test_no_pass_is_made_that_nobody_reads(options: dict[str, Any], per_set: float, tmp_path: Path):
-    made = trainer(tmp_path, num_mc=3, **options)
+    made = trainer(tmp_path, preset="stp_spread", num_mc=3, **options)
     assert (made.reference is None) == ("beta" not in options)
     canvases = Counter({"graph": 0, "none": 0})
 
@@ -231,7 +231,7 @@ def test_no_pass_is_made_that_nobody_reads(options: dict[str, Any], per_set: flo
 
 def test_forwards_counted_are_forwards_planned(tmp_path: Path):
     template = Template({0: "[", LENGTH - 1: "]"}, tokenizer())
-    made = trainer(tmp_path, priors=[template], stp_temporal="steps:0.6", stp_score_prior=True)
+    made = trainer(tmp_path, priors=[template], stp_temporal="steps:0.6")
     plan = made.unmasking.plan(np.array([0, *[1] * (LENGTH - 2), 0], np.uint8))
     metrics = made.train_step().metrics
     assert metrics["diffusion/nfe"] == len(plan) == 3  # four free tokens, 0.6 of four steps

@@ -155,6 +155,8 @@ class STPConfig(  # type: ignore[misc] # bf16 and gradient_checkpointing may be 
         given: Any = self
         if given.max_steps is not None or given.num_train_epochs is not None:
             decided.pop("stp_rollouts", None)
+        if given.stp_design not in (None, decided.get("stp_design")):
+            decided.pop("stp_truncate", None)  # shares of the preset's own design
         for name in _DECIDED & {field.name for field in dataclasses.fields(self)}:
             if getattr(self, name) is None:
                 setattr(self, name, decided.get(name, _own_default(type(self), name)))
