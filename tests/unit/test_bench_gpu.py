@@ -37,7 +37,7 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path):
     assert named["log-prob against fp32 adapters under autocast: adapters cast to bf16 once"]["value"] == 0
     assert named["likelihood: relative gap of the two values"]["value"] < 1e-4
     assert named["rollout, base: d1's loop"]["steps_made"] == SHAPE.batch.steps
-    assert named["update: ours, stp"]["with_gradient"] == 2 * 2 * SHAPE.batch.rows, "two iterations of two canvases"
+    assert named["update: ours, stp"]["with_gradient"] == 2 * SHAPE.batch.rows, "two iterations of one canvas"
     assert {line["unit"] for line in found["results"]} <= {
         *("ms", "s", "TFLOP/s", "ratio", "nats", "graphs", "true", "share", "calls", "GiB")
     }
