@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from stp_rs.rollout.loop import Cohort
 from stp_rs.rollout.params import check_allowed
 from tests.devices import DEVICES, MARKS
 from tests.fixtures import LENGTH, ROWS, tiny, tokenizer, trainer
+from tests.unit.test_padding import careless
+from tests.unit.test_padding import roll as roll_ragged
 
 pytestmark = MARKS
 SAMPLER = stp_rs.Unmasking(LENGTH, selection="threshold:0.2:2", temporal="entropy:4", block_length=3)
@@ -84,7 +87,7 @@ def test_the_buffers_of_a_call_are_pinned_on_cuda(device: torch.device):
     assert (cohort._reduced is cohort._packed) is (device.type == "cpu")
 
 
-@pytest.mark.parametrize("design", ["cover", "systematic", "trajectory"])
+@pytest.mark.parametrize("design", ["cover", "systematic", "trajectory", "state", "canvas", "decision", "step_merge"])
 def test_estimates_and_their_gradients_are_the_cpus(design: str, device: torch.device):
     here, there = both(device)
     rollout = roll(here, stp_rs.SamplingParams())
@@ -100,12 +103,29 @@ def test_estimates_and_their_gradients_are_the_cpus(design: str, device: torch.d
     assert torch.allclose(*norms, atol=1e-2, rtol=1e-2)
 
 
-def test_a_training_step_is_the_cpus(tmp_path: Path, device: torch.device):
+PATHS: dict[str, dict[str, Any]] = {
+    "stp": {},
+    "random masks": {"preset": "stp_spread"},
+    "a group's shared canvas": {"preset": "stp_canvas"},
+    "the rollout's own numbers": {"preset": "grpo"},
+    "many masked prompts": {"preset": "diffu_grpo", "num_iterations": 3},
+    "constant memory": {"preset": "elbo", "num_mc": 4, "stp_constant_memory": True},
+    "activation checkpointing": {"gradient_checkpointing": True},
+    "prefix cache": {"block_length": 3, "stp_rollout_cache": "prefix"},
+    "dual cache": {"block_length": 3, "stp_rollout_cache": "dual"},
+    "no cap": {"block_length": 3, "stp_rollout_cache": "dual", "stp_rollout_cap": None},
+    "first forward": {"stp_spatial": "first_forward", "stp_keep": 0.3},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_training_step_is_the_cpus(path: str, tmp_path: Path, device: torch.device):
     here, there = both(device)
     generators = states_of_generators(device)
     options = {"pruning": "stp", "beta": 0.1, "num_iterations": 2, "bf16": False}  # a card's default is another
+    chosen = {**options, **PATHS[path]}
     steps = [
-        trainer(tmp_path / name, model, stp_device=where, **options).train_step().metrics
+        trainer(tmp_path / name, model, stp_device=where, **chosen).train_step().metrics
         for name, model, where in (("here", here, "cpu"), ("there", there, device.type))
     ]
     for name in ("loss", "reward", "diffusion/nfe"):
@@ -113,6 +133,44 @@ def test_a_training_step_is_the_cpus(tmp_path: Path, device: torch.device):
     pairs = zip(here.module.parameters(), there.module.parameters(), strict=True)
     assert all(q.device.type == device.type and torch.allclose(p.cpu(), q.cpu(), atol=1e-3) for p, q in pairs)
     assert all(map(torch.equal, states_of_generators(device), generators))
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_rollout_with_old_keys_and_values_is_the_cpus(cache: Literal["prefix", "dual"], device: torch.device):
+    here, there = both(device)
+    batch = stp_rs.encode_prompts(ROWS, tokenizer(), uids=range(len(ROWS))).repeat(4, step=0)
+    unmasking, batching = stp_rs.Unmasking(LENGTH, block_length=3), stp_rs.Batching(cache=cache)
+    found = [
+        stp_rs.generate(model, batch, unmasking, completion_length=LENGTH, seed=3, batching=batching)
+        for model in (here, there)
+    ]
+    same(*found)
+    assert found[0].stats["tokens"] == found[1].stats["tokens"]
+
+
+def test_pads_are_hidden_from_a_model_that_ignores_its_mask(device: torch.device):
+    model = careless()
+    there = MaskedLMAdapter(model.module.to(device), tokenizer())
+    assert there.masks_pads
+    together, calls = roll_ragged(there)
+    alone, _ = roll_ragged(there, slots=1)
+    assert calls["calls"] == 3
+    assert np.array_equal(together.token_ids, alone.token_ids)
+    assert np.allclose(together.logprob, alone.logprob, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_rounded_rollouts_are_corrected(precision: str, tmp_path: Path, device: torch.device):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    if precision == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        pytest.skip("fp8 needs a card that computes in it")
+    _, there = both(device)
+    bf16 = device.type == "cuda"
+    made = trainer(tmp_path, there, stp_device=device.type, stp_rollout_precision=precision, bf16=bf16)
+    before = [p.detach().clone() for p in there.module.parameters()]
+    rollout = made.train_step().metrics
+    assert 0 < rollout["sampling/sampling_logp_difference/mean"] < 0.5
+    assert all(p.dtype == q.dtype for p, q in zip(there.module.parameters(), before, strict=True))
 
 
 def states_of_generators(device: torch.device) -> list[torch.Tensor]:
