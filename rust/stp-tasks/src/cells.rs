@@ -26,21 +26,35 @@ fn separates(c: char) -> bool {
         || matches!(c, '*' | '`' | '$' | '\u{2500}'..='\u{257f}')
 }
 
-/// The last run of exactly `n` cells (digits, `_` for a blank) with nothing but separators between them.
+/// Whether a character beside a digit makes another thing of the digits: a name, a power, a share.
+fn joins(c: char) -> bool {
+    c.is_ascii_alphabetic() || c.is_numeric() || c == '%'
+}
+
+/// The last run of exactly `n` cells (digits, `_` for a blank) with nothing but separators between them. Digits that
+/// touch a letter, a superscript or a decimal point are no cells: `1234341221434321.5` is a number.
 fn run(text: &str, n: usize) -> Option<Cells> {
     let (mut best, mut cells, mut count) = (None, [0; MAX_CELLS], 0_usize);
-    for c in text.chars().chain(std::iter::once('x')) {
+    let (mut before, mut joined) = (' ', false);
+    let mut chars = text.chars().chain(std::iter::once('\0')).peekable();
+    while let Some(c) = chars.next() {
         if let Some(digit) = c.to_digit(10).or((c == '_').then_some(0)) {
+            if count == 0 {
+                joined = before == '.' || joins(before);
+            }
             if let Some(cell) = cells.get_mut(count) {
                 *cell = digit as u8;
             }
             count = count.saturating_add(1);
         } else if !separates(c) {
-            if count == n {
+            let digits_follow = c == '.' && chars.peek().is_some_and(char::is_ascii_digit);
+            let touches = digits_follow || joins(c) && !separates(before);
+            if count == n && !joined && !touches {
                 best = Some(cells);
             }
             count = 0;
         }
+        before = c;
     }
     best
 }
@@ -74,6 +88,10 @@ mod tests {
             "<answer>1 2 3 4 | 3 4 1 2 | 2 1 4 3 | 4 3 2 1</answer><|eot_id|>",
             "Row 1 is done. <answer>```\n[[1,2,3,4],[3,4,1,2],[2,1,4,3],[4,3,2,1]]\n```</answer>",
             "First 1234123412341234, no: 1234341221434321.",
+            "1234-3412-2143-4321",
+            "1-2-3-4-3-4-1-2-2-1-4-3-4-3-2-1",
+            "1234 3412 2143 4321 is it",
+            "\u{7b54}\u{6848}1234341221434321\u{3002}",
         ] {
             assert_eq!(text(completion), want, "{completion}");
         }
@@ -88,6 +106,15 @@ mod tests {
             "<answer>12343412214343211</answer>",
             "<answer>1 row of 4: 234341221434321</answer>",
             "1234341221434321<answer></answer>",
+            "1234341221434321.5",
+            "1234341221434321 .5",
+            "<answer>1234341221434321.5</answer>",
+            "0.1234341221434321",
+            ".1234341221434321",
+            "1234341221434321e5",
+            "1234341221434321\u{b2}",
+            "1234341221434321%",
+            "x1234341221434321",
         ] {
             assert_eq!(text(completion), None, "{completion}");
         }

@@ -307,7 +307,7 @@ fn bounds(lower: &str) -> bool {
     // not the marks of a calculator, `<<48+24=72>>72`, and not those of a tag, `</s>`
     let tag = |before: &str| before.rfind('<').is_some_and(|at| !before[at..].starts_with("< "));
     lower.match_indices(['<', '>']).any(|(at, sign)| {
-        let (before, after) = (&lower[..at], &lower[at + 1..]);
+        let (before, after) = (&lower[..at], lower[at + 1..].trim_end());
         let single = !before.ends_with(sign) && !after.starts_with(sign);
         let compared = after.starts_with(|c: char| c.is_ascii_digit() || " =-.".contains(c));
         single && compared && !(sign == ">" && tag(before))
@@ -375,6 +375,54 @@ fn refuses(lower: &str) -> bool {
     words.any(|word| HEDGES.contains(&word) && !harmless.contains(&word)) || lower.contains(" or so")
 }
 
+/// Whether what follows a number makes it a factor, a base or another name: `72x`, `72 x`, `72\\pi`, `72*x`, `72^x`, `72x^2`.
+///
+/// A unit may touch its number (`72kg`, `72m`, `72apples`), and so may the ending of an ordinal.
+fn raised_or_multiplied(rest: &str) -> bool {
+    let name = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(text.len());
+        text[..end].to_string()
+    };
+    let apart = rest.trim_start();
+    if apart.starts_with('_') {
+        return true;
+    }
+    if let Some(power) = apart.strip_prefix('^') {
+        return !power.trim_start_matches('{').starts_with("\\circ");
+    }
+    if let Some(command) = apart.strip_prefix('\\') {
+        return FACTORS.contains(&name(command).as_str());
+    }
+    if let Some(factor) = apart.strip_prefix('*') {
+        return factor.trim_start().starts_with(|c: char| c.is_ascii_alphanumeric());
+    }
+    let word = name(apart);
+    let after = &apart[word.len()..];
+    if rest.len() > apart.len() {
+        let ends = !after.starts_with(|c: char| c.is_alphanumeric() || c == '\'');
+        return ends && UNKNOWNS.contains(&word.as_str());
+    }
+    let unit = UNITS.contains(&word.as_str()) || TOUCHING.contains(&word.to_lowercase().as_str());
+    match word.len() {
+        0 => false,
+        1 | 2 => !unit,
+        _ => after.starts_with(|c: char| c.is_ascii_digit()),
+    }
+}
+
+/// Letters that are an unknown also after a blank.
+const UNKNOWNS: [&str; 4] = ["x", "y", "z", "n"];
+/// Commands that multiply what stands before them.
+const FACTORS: [&str; 16] = [
+    "pi", "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "rho", "sigma", "phi", "omega", "sqrt",
+    "cdot", "times", "log",
+];
+/// Units of one and two letters, and endings of ordinals, that touch their number.
+const TOUCHING: [&str; 34] = [
+    "c", "f", "cm", "mm", "km", "kg", "mg", "ml", "cl", "dl", "hr", "ft", "in", "lb", "oz", "yd", "mi", "pt",
+    "qt", "am", "pm", "st", "nd", "rd", "th", "gb", "mb", "kb", "tb", "kw", "hp", "cc", "ms", "gm",
+];
+
 /// The numbers of a prose and where each ends; `None` where one of them is a time, a range or has a letter for a factor.
 fn numbers(text: &str) -> Option<Vec<(Ratio, usize)>> {
     let (mut found, mut at) = (Vec::new(), 0);
@@ -386,6 +434,12 @@ fn numbers(text: &str) -> Option<Vec<(Ratio, usize)>> {
         at = end;
         if start > 0 && bytes[start - 1].is_ascii_alphabetic() {
             continue; // part of a name, as in `x2`
+        }
+        if let Some(base) = text[..start].trim_end_matches('{').strip_suffix(['^', '_']) {
+            if base.ends_with(char::is_alphabetic) {
+                continue; // of a unit or a name, as in `cm^2` and `x^{2}`: no number of its own
+            }
+            return None;
         }
         let before = text[..start].trim_end();
         let mut from = start;
@@ -406,7 +460,7 @@ fn numbers(text: &str) -> Option<Vec<(Ratio, usize)>> {
         if joined(':', rest)
             || joined(RANGE, rest.trim_start())
             || joined('-', rest)
-            || joined('^', rest)
+            || raised_or_multiplied(rest)
             || scale
             || fraction
         {
@@ -590,6 +644,29 @@ mod tests {
     }
 
     #[test]
+    fn a_unit_may_touch_its_number() {
+        let cases = [
+            "72m",
+            "72 m",
+            "72kg",
+            "72F",
+            "72lb",
+            "72nd",
+            "72apples",
+            "72 apples a day",
+            "72 cm\u{b2}",
+            "It is 72ft^2.",
+            "72\u{b0}",
+            "72>",
+            "72*",
+            "72!",
+            "\u{7b54}\u{6848}72\u{5143}",
+        ];
+        let failed: Vec<_> = cases.iter().filter(|text| read(text) != Some(Ratio::int(72))).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+
+    #[test]
     fn what_states_no_number() {
         let cases = [
             "",
@@ -638,6 +715,22 @@ mod tests {
             "1,200,50",
             "1.200.000",
             "x = 5, y = 7",
+            "72x",
+            "72 x",
+            "72x2",
+            "x = 72y",
+            "72ab",
+            "72\u{3c0}",
+            "72*x",
+            "72\\cdot x",
+            "72^x",
+            "72\u{207f}",
+            "it is 72\u{b2}",
+            "\u{b2}72",
+            "72\u{2082}",
+            "72_5",
+            "x\u{b2}",
+            "x^2",
         ];
         let failed: Vec<_> = cases.iter().filter(|text| read(text).is_some()).collect();
         assert!(failed.is_empty(), "{failed:?}");
