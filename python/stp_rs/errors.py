@@ -1,5 +1,6 @@
 """Exceptions of stp_rs. Each is an `StpError` and the standard class that a caller would expect."""
 
+import re
 from typing import Any
 
 
@@ -53,6 +54,20 @@ class CheckpointError(StpError, ValueError):
 
 class StorageError(StpError, OSError):
     """A disk is full, broken or read-only; the message names the newest checkpoint."""
+
+
+class OutOfMemoryError(StpError, MemoryError, RuntimeError):
+    """Memory ended; the message says what was asked for, which options lower it, and names the newest checkpoint."""
+
+
+def memory_asked(error: BaseException) -> str | None:
+    """Return in one line what was asked for where an error says that memory ended, of Python or of torch; else None."""
+    said = " ".join(str(error).split())
+    ended = any(words in said.lower() for words in ("out of memory", "allocate memory", "not enough memory"))
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and ended):
+        return None
+    asked = re.search(r"[Tt]ri(?:ed|es) to allocate [\d.,]+ ?\w+|[Uu]nable to allocate [\d.,]+ ?\w+", said)
+    return asked[0] if asked else said or "of an unknown size"
 
 
 class DivergenceError(StpError, ArithmeticError):

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from stp_rs import train
 from stp_rs.cli.terminal import guarded
-from stp_rs.errors import ConfigError, StorageError
+from stp_rs.errors import ConfigError, OutOfMemoryError, StorageError
 from stp_rs.train import checkpoint, lock
 from stp_rs.train.callbacks import MetricsFile
 from stp_rs.train.lock import LOCK, OWNER, clear_leftovers, run_folder
@@ -193,7 +195,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, where: str, code: int, *, after: int) 
     monkeypatch.setattr(owner, name, failing)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EMFILE])
 @pytest.mark.parametrize("where", WRITERS)
 def test_a_disk_that_gives_out_is_one_line_and_the_newest_checkpoint_is_named(
     where: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -243,11 +245,81 @@ def test_a_real_limit_on_files_is_one_line_too(tmp_path: Path):
     assert done.stderr.splitlines()[-1].endswith("has no checkpoint to go on from")
 
 
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (MemoryError(), "of an unknown size"),
+        (MemoryError("Unable to allocate 1.2 TiB for an array with shape (3, 4)"), "Unable to allocate 1.2 TiB"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+            "tried to allocate 99 bytes",
+        ),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"), "allocate 20.00 GiB"),
+    ],
+)
+def test_memory_that_ends_is_one_line_with_the_options_that_lower_it(
+    error: Exception,
+    asked: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    made = trainer(tmp_path, **TWO)
+    rollout = train.trainer.generate
+
+    def ends(*args: Any, **kwargs: Any) -> Any:
+        if made.state.global_step:
+            raise error
+        return rollout(*args, **kwargs)
+
+    monkeypatch.setattr(train.trainer, "generate", ends)
+    with pytest.raises(OutOfMemoryError) as found:
+        made.train()
+    capsys.readouterr()
+    assert guarded(lambda: int(made.train(resume_from_checkpoint=True).global_step)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == f"stp-rs: {found.value}"
+    assert asked in said
+    options = "stp_max_tokens stp_slots stp_forward_batch_size per_device_train_batch_size gradient_checkpointing"
+    assert all(option in said for option in options.split())
+    assert said.endswith(f"; the run can go on from {tmp_path / 'checkpoint-1'}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_run_ends_it_in_one_line_and_the_next_start_is_the_same_run(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    calls = 0
+
+    def stops(completions: list[str], **_: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), number)
+        return [float(len(set(text))) for text in completions]
+
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    stopped = trainer(run, reward=stops, **TWO)
+    assert guarded(lambda: int(stopped.train().global_step)) == 128 + number
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith(f"stp-rs: stopped by {number.name}; run the same command again")
+    assert not [line for line in said if "Traceback" in line]
+    assert signal.getsignal(number) is signal.SIG_DFL
+    again, whole = trainer(run, reward=stops, **TWO), trainer(undisturbed, reward=stops, **TWO)
+    assert again.train(resume_from_checkpoint=True).global_step == 2
+    assert whole.train().global_step == 2
+    assert calls == 2 + 1 + 2, "the first update is not made again"
+    for (name, left), right in zip(again.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(left, right), name
+
+
 def test_errors_of_others_keep_their_type(tmp_path: Path):
     def enter(error: OSError) -> None:
         with run_folder(tmp_path):
             raise error
 
+    with pytest.raises(RuntimeError, match=r"^CUDA error$"), run_folder(tmp_path):
+        raise RuntimeError("CUDA error")
     for error in (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), FileNotFoundError(2, "gone", "/elsewhere")):
         with pytest.raises(type(error)):
             enter(error)

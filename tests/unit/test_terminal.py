@@ -1,6 +1,8 @@
 """What goes to a terminal: hostile text has no effect, tables line up, and refused output ends in one line."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -99,6 +101,24 @@ def test_errors_of_the_system_are_one_line(error: BaseException, capsys: pytest.
 
     assert guarded(fails) == (2 if isinstance(error, OSError) else 130)
     assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_an_ignored_or_handled_signal_stays_so(capsys: pytest.CaptureFixture[str]):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert guarded(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not capsys.readouterr().err
+
+
+def test_memory_that_ends_outside_a_run_is_one_line(capsys: pytest.CaptureFixture[str]):
+    def ends() -> int:
+        raise MemoryError("Unable to allocate 9.00 GiB for an array with shape (3,)")
+
+    assert guarded(ends) == 2
+    assert capsys.readouterr().err == "stp-rs: out of memory: Unable to allocate 9.00 GiB\n"
 
 
 SCRIPT = """

@@ -4,24 +4,27 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
+from types import FrameType
 from typing import Any, NoReturn
 
 from stp_rs.config.listing import unknown_option
-from stp_rs.errors import ConfigError, LostRankError, StpError
+from stp_rs.errors import ConfigError, LostRankError, StpError, memory_asked
 from stp_rs.text import inert, nearest, one_of, show
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Return the exit code of a command: 2 after an error of ours or of the system, 130 after Ctrl-C.
+    """Return the exit code of a command: 2 after an error of ours or of the system, 128 + n after a signal n.
 
     Errors are one line on stderr. Characters that a terminal cannot show are escaped; a closed pipe or a full device
     ends the command.
     """
-    with _plain_warnings():
+    with _plain_warnings(), _signals_heard():
         try:
             _streams(lambda stream: stream.reconfigure(errors="backslashreplace"))
             try:
@@ -33,12 +36,58 @@ def guarded(run: Callable[[], int]) -> int:
         except OSError as error:
             name = "" if error.filename is None else f": {error.filename}"
             return fail(f"{error.strerror or error}{name}")
-        except KeyboardInterrupt:
+        except (MemoryError, RuntimeError) as error:
+            asked = memory_asked(error)
+            if asked is None:
+                raise
+            return fail(f"out of memory: {asked}")
+        except KeyboardInterrupt as stopped:
             with contextlib.suppress(OSError):
                 show(file=sys.stderr)  # ends the line of a bar
-            return fail("stopped; run the same command again to continue from the newest checkpoint", code=130)
+            number = stopped.number if isinstance(stopped, _Ended) else signal.SIGINT
+            by = f" by {number.name}" if isinstance(stopped, _Ended) else ""
+            how = f"stopped{by}; run the same command again to continue from the newest checkpoint"
+            return fail(how, code=128 + number)
         finally:
             _streams(_mute_if_refused)
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal asked the command to end: what was done has its report, as after Ctrl-C."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_heard() -> Iterator[None]:
+    """End the command as Ctrl-C does at SIGTERM and SIGHUP; a second one ends the process at once.
+
+    Those that are ignored (nohup) or handled stay so. Of several processes none is deaf while it waits for another:
+    there the signals keep their way.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and threading.current_thread() is threading.main_thread()
+    owner = os.getpid()
+    ending = False
+
+    def heard(number: int, _frame: FrameType | None) -> None:
+        nonlocal ending
+        if ending or os.getpid() != owner:  # the second one, or a forked child, which is no run
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        ending = True
+        raise _Ended(signal.Signals(number))
+
+    wanted = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if alone and hasattr(signal, name)]
+    taken = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _speaks(error: StpError) -> bool:

@@ -214,7 +214,8 @@ def _settings(main: bool) -> dict[str, tuple[Any, Callable[[], Any]]]:
         folder = os.getcwd()
         found["the working folder"] = (folder, lambda: os.chdir(folder))
     if main and hasattr(signal, "getitimer"):
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+        watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+        handlers = {number: signal.getsignal(number) for number in watched}
         found["signal handlers"] = (handlers, functools.partial(_set_handlers, handlers))
         armed = signal.getitimer(signal.ITIMER_REAL)[0] > 0
         found["an alarm"] = (armed, lambda: None if armed else signal.setitimer(signal.ITIMER_REAL, 0))

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stp_rs.distributed import is_main, on_main
-from stp_rs.errors import CheckpointError, ConfigError, StorageError
+from stp_rs.errors import CheckpointError, ConfigError, OutOfMemoryError, StorageError, memory_asked
 from stp_rs.train.checkpoint import newest_checkpoint, write_json
 
 LOCK = ".run.lock"
@@ -26,8 +26,13 @@ OWNER = ".run.json"
 """Who holds the lock, for whoever is refused."""
 PATIENCE = 2.0
 """Seconds to wait for a lock: a killed run's worker processes take a moment to go."""
+LOWER = (
+    "stp_max_tokens, stp_slots (rollouts), stp_forward_batch_size, per_device_train_batch_size (updates), or set "
+    "gradient_checkpointing"
+)
+"""Which options lower the memory of a run."""
 _UNLOCKABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass
@@ -50,11 +55,13 @@ def run_folder(run: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: the folder cannot be written, or another run is in it; the message says which.
-        StorageError: the block ended because the disk is full, broken or read-only; the newest checkpoint is named.
+        StorageError: the block ended because the disk is full, broken or read-only, or the process has no file handle
+            left; the newest checkpoint is named.
+        OutOfMemoryError: it ended because memory did.
     """
     key = on_main(partial(_hold, run))
     try:
-        with _disk_named(run):
+        with _newest_named(run):
             yield
     finally:
         if is_main():
@@ -168,12 +175,17 @@ def _lives(pid: str) -> bool:
 
 
 @contextlib.contextmanager
-def _disk_named(run: Path) -> Iterator[None]:
-    """Turn an error of the disk into one that names the newest checkpoint."""
+def _newest_named(run: Path) -> Iterator[None]:
+    """Turn an error of the disk, or of memory, into one that names the newest checkpoint."""
     try:
         yield
-    except StorageError:
+    except (StorageError, OutOfMemoryError):
         raise
+    except (MemoryError, RuntimeError) as error:
+        asked = memory_asked(error)
+        if asked is None:
+            raise
+        raise OutOfMemoryError(f"out of memory: {asked}; lower {LOWER}; {_newest(run)}") from error
     except OSError as error:
         inside = run.resolve() in Path(str(error.filename or "")).resolve().parents
         if not inside and error.errno not in _DISK:
