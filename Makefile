@@ -113,9 +113,11 @@ site: $(INSTALLED) ## Build the documentation site into build/site; a warning is
 pictures: $(INSTALLED) ## Draw the pictures of docs/concepts.md anew
 	$(PY) scripts/draw_concepts.py docs/img
 
-# A wheel for old systems too is linked by zig (a package of PyPI) against old symbols of the C library.
+# A wheel for old systems too is linked by zig (a package of PyPI) against old symbols of the C library; zig keeps its cache in
+# the home folder, which not every user has.
 dist: $(INSTALLED) ## Build the source distribution, and a wheel from it, into dist/
 	rm -rf dist
+	ZIG_GLOBAL_CACHE_DIR="$${ZIG_GLOBAL_CACHE_DIR:-$$PWD/target/zig}" \
 	$(VENV)/bin/maturin build --release --sdist --interpreter $(PY) --out dist \
 		$(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux2014)
 
