@@ -55,7 +55,7 @@ soak: $(INSTALLED) ## Half an hour of training, kills and resumes: memory, handl
 	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.soak $(ARGS)
 
 test-transformers-4: $(VENV)/transformers-4 ## Run the tests of models on transformers 4.57, installed beside the environment
-	PYTHONPATH=$(CURDIR)/$< $(PY) -m pytest tests/equivalence/test_families.py tests/equivalence/test_blocks.py \
+	PYTHONPATH="$(CURDIR)/$<" $(PY) -m pytest tests/equivalence/test_families.py tests/equivalence/test_blocks.py \
 		tests/equivalence/test_masked_lms.py tests/unit/test_models.py tests/unit/test_gate.py $(ARGS)
 
 $(VENV)/transformers-4: $(INSTALLED)
