@@ -61,7 +61,12 @@ class OutOfMemoryError(StpError, MemoryError, RuntimeError):
 
 
 def memory_asked(error: BaseException) -> str | None:
-    """Return in one line what was asked for where an error says that memory ended, of Python or of torch; else None."""
+    """Return in one line what was asked for where an error says that memory ended, of Python or of torch; else None.
+
+    Errors of this library say themselves what happened: that of a lost process guesses at its memory.
+    """
+    if isinstance(error, StpError):
+        return None
     said = " ".join(str(error).split())
     ended = any(words in said.lower() for words in ("out of memory", "allocate memory", "not enough memory"))
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and ended):

@@ -36,7 +36,9 @@ def same_run(ours: dict[str, Any], theirs: dict[str, Any], *, steps: int = 5, me
 
 MODES: dict[str, dict[str, Any]] = {
     "several updates": {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 5},
-    "self-normalised, batch scale": {"stp_objective": "stable", "num_iterations": 2, "scale_rewards": "batch"},
+    "self-normalised, batch scale": {
+        **{"preset": "stp_spread", "stp_objective": "stable", "num_iterations": 2, "scale_rewards": "batch"},
+    },
     "token mean, dropped groups": {"loss_type": "dapo", "stp_zero_std": "drop", "stp_dynamic_sampling": 1},
     "replay": {"stp_replay_batches": 2},
     "constant memory, a reference that follows": {

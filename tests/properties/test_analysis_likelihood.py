@@ -325,8 +325,10 @@ def test_the_trainer_without_pruning_is_the_baseline_trainer_bit_for_bit(tmp_pat
         return [float(text.count("1")) for text in completions]
 
     states = []
-    for preset in ("elbo", "stp"):
-        scored = {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": True} if preset == "stp" else {}
+    for preset in ("elbo", "stp_spread"):
+        scored = (
+            {"stp_spatial": "none", "stp_temporal": "none", "stp_score_prior": True} if preset == "stp_spread" else {}
+        )
         config = STPConfig(
             preset=preset,
             **scored,
@@ -337,7 +339,7 @@ def test_the_trainer_without_pruning_is_the_baseline_trainer_bit_for_bit(tmp_pat
             num_generations=4,
             per_device_train_batch_size=8,
         )
-        assert config.stp_score_prior == (preset == "stp"), PruningConfig.__doc__
+        assert config.stp_score_prior == (preset == "stp_spread"), PruningConfig.__doc__
         policy = tiny()
         STPTrainer(policy, reward, config, [{"prompt": d} for d in "0123"], processing_class=tokenizer()).train()
         states.append(policy.module.state_dict())

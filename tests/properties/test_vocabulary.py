@@ -93,7 +93,7 @@ def test_the_gradient_is_normalised_over_allowed_tokens(texts: list[set[str]], b
 
     model.head = watched  # type: ignore[method-assign]
     stp_rs.token_elbo(model, rollout, masks, allowed=allowed).sum().backward()
-    (logits,) = seen
+    (logits,) = (each for each in seen if len(each))  # no rows: whether the head is trained
     passes, positions = np.nonzero(masks.weight_PL)
     rows = masks.row_P[passes]
     legal = (allowed[rows, positions] if by_row else allowed[positions]).clone()

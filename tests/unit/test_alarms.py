@@ -128,7 +128,7 @@ def test_a_reward_that_is_no_number_stops_the_run_before_an_update_and_is_told(
 
 
 def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = trainer(tmp_path, num_iterations=1)
+    made = trainer(tmp_path, preset="stp_spread", num_iterations=1)
     made.train_step()
     before, original = weights(made), made.update.estimator.estimates
 

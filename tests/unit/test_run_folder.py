@@ -287,9 +287,11 @@ def test_memory_that_ends_is_one_line_with_the_options_that_lower_it(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_a_run_ends_it_in_one_line_and_the_next_start_is_the_same_run(
-    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ):
     calls = 0
+    earlier = signal.signal(number, signal.SIG_DFL)  # nohup's tests ignore it
+    request.addfinalizer(lambda: signal.signal(number, earlier))
 
     def stops(completions: list[str], **_: Any) -> list[float]:
         nonlocal calls

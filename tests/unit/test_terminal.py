@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,8 +137,8 @@ sys.exit(guarded(run))
 def in_shell(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Run SCRIPT as `$run` in a shell."""
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    run = f"{sys.executable} -W ignore {tmp_path}/script.py"
-    return subprocess.run(["bash", "-c", f"run='{run}'; {command}"], capture_output=True, text=True, check=False)
+    run = f"{shlex.quote(sys.executable)} -W ignore {shlex.quote(str(tmp_path / 'script.py'))}"
+    return subprocess.run(["bash", "-c", command.replace("$run", run)], capture_output=True, text=True, check=False)
 
 
 def test_a_closed_pipe_ends_in_one_line(tmp_path: Path):
@@ -153,7 +154,8 @@ def test_commands_end_in_one_line_where_their_output_goes_nowhere(arguments: str
         pytest.skip("needs /dev/full")
     record = {"completion": "日本 \\boxed{1} <answer>2</answer>", "answer": "1", "ground_truth": "1"}
     (tmp_path / "answers.jsonl").write_text((json.dumps(record) + "\n") * 3, encoding="utf-8")
-    run = f"cd '{tmp_path}'; PYTHONIOENCODING=ascii {sys.executable} -W ignore -m stp_rs.cli {arguments} {into}"
+    python = f"PYTHONIOENCODING=ascii {shlex.quote(sys.executable)} -W ignore"
+    run = f"cd '{tmp_path}'; {python} -m stp_rs.cli {arguments} {into}"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {run}"], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     if "out" in into:
