@@ -256,7 +256,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
     "dtype": (lambda: torch.set_default_dtype(torch.float64), "torch.set_default_dtype"),
     "threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), "torch.set_num_threads"),
     "strict": (lambda: torch.use_deterministic_algorithms(True), "torch.use_deterministic_algorithms"),
-    "signals": (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), "signal handlers"),
+    "signals": (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "signal handlers"),
     "alarm": (lambda: signal.setitimer(signal.ITIMER_REAL, 3600), "an alarm"),
     "stdout": (lambda: setattr(sys, "stdout", None), "stdout"),
     "stderr": (lambda: setattr(sys, "stderr", NOWHERE), "stderr"),
