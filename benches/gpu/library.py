@@ -159,7 +159,7 @@ class Update:
             found.append(time.perf_counter() - start)
             return parts
 
-        self._update.estimator.planned = planned  # type: ignore[method-assign]
+        self._update.estimator.planned = planned  # type: ignore[method-assign] # timed, and put back
         try:
             yield found
         finally:

@@ -65,7 +65,7 @@ class Headed:
         self.module.config = SimpleNamespace(vocab_size=VOCAB)
 
     def hidden(self, ids_BS: torch.Tensor, _lengths_B: torch.Tensor | None) -> torch.Tensor:
-        raise NotImplementedError
+        raise AssertionError("only the head is called")
 
     def head(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         return self.module["head"](hidden_NH)
