@@ -7,6 +7,7 @@ process nothing of it is touched. Processes come from `torchrun`, `accelerate la
 Shapes: R rows.
 """
 
+import atexit
 import contextlib
 import gc
 import os
@@ -69,7 +70,8 @@ def is_main() -> bool:
 def start(device_type: str | None = None, *, seconds: float = 1800.0, backend: str | None = None) -> int:
     """Join the processes that a launcher started; return how many there are.
 
-    Without a launcher, or where a group is there already, nothing is done.
+    Without a launcher, or where a group is there already, nothing is done. The group is left when the interpreter ends,
+    where `stop` was not called.
 
     Args:
         device_type: of the policy, `cuda` or `cpu`; None: cuda where there is one.
@@ -105,13 +107,20 @@ def start(device_type: str | None = None, *, seconds: float = 1800.0, backend: s
             f"WORLD_SIZE: {expected} processes did not meet at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:300]}"
         ) from error
+    atexit.register(_leave)
     return world()
 
 
 def stop() -> None:
-    """Leave the process group, at the end of a program."""
+    """Leave the process group, at the end of a program: when every process has come here."""
     if is_started():
         gather(lambda: None)  # none leaves while another may still talk to it
+        _leave()
+
+
+def _leave() -> None:
+    """End the threads of the process group: one that outlives the interpreter aborts the process."""
+    if is_started():
         _KNOWN.clear()
         gc.collect()  # a model that is shared out holds groups, whose threads must end before the interpreter does
         dist.destroy_process_group()

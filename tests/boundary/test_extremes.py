@@ -109,21 +109,43 @@ def test_threads_may_read_one_array_and_write_their_own() -> None:
     assert failures == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_forked_in_the_middle_of_calls_can_call_too() -> None:
-    program = """
-import os, threading, numpy as np
-from stp_rs._core import scored_counts
-def work():
+CALLS = {
+    "views of arrays": """
     steps, out = np.zeros((256, 256), np.int32), np.zeros((256, 256), np.int32)
+    _core.scored_counts(steps, out, score_prior=True, diffusion_steps=64)""",
+    "an error": """
+    try:
+        _core.scored_counts(np.zeros((2, 2)), np.zeros((2, 2), np.int32), score_prior=True, diffusion_steps=64)
+    except errors.DtypeError:
+        pass""",
+    "a class": "assert 'steps' in repr(_core.Unmasking(8, temporal='steps:0.5'))",
+    "an array made there": "assert len(_core.permutation(0, 0, 8)) == 8",
+    "texts": "_core.sudoku4_grade(['1234'], ['1200341221434321'], np.zeros((1, 5), np.float32))",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_child_forked_in_the_middle_of_the_first_calls_can_call_too(name: str) -> None:
+    """What a first call makes once gives the interpreter up on its way; another thread's child would wait for it."""
+    program = f"""
+import os, signal, sys, threading, numpy as np
+from stp_rs import _core, errors
+sys.setswitchinterval(1e-6)
+begun = threading.Event()
+def call():
+    {CALLS[name]}
+def work():
+    begun.set()
     while True:
-        scored_counts(steps, out, score_prior=True, diffusion_steps=64)
+        call()
 threading.Thread(target=work, daemon=True).start()
-steps, out = np.zeros((256, 256), np.int32), np.zeros((256, 256), np.int32)
+begun.wait()
 for _ in range(20):
     child = os.fork()
     if child == 0:
-        scored_counts(steps, out, score_prior=True, diffusion_steps=64)
+        signal.alarm(60)  # of a call of microseconds
+        call()
         os._exit(7)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 7:
         os._exit(1)

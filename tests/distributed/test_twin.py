@@ -28,3 +28,19 @@ def test_the_twin_gives_the_history_of_one_process():
     closing = "mean reward of the first"
     last = [[line for line in lines if line.startswith(closing)] for lines in said]
     assert last[0] == last[1], said
+
+
+def test_a_program_that_does_not_leave_its_group_leaves_it_when_it_ends(tmp_path):
+    """The group's threads abort a process whose interpreter they outlive, one time out of four."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit\n"
+        "from stp_rs import distributed\n"
+        "atexit.register(lambda: print('left', not distributed.is_started()))  # called after what start registers\n"
+        "distributed.start('cpu')\n"
+        "print(len(distributed.gather(lambda: None)))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(program)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n"))[-4:] == ["2", "2", "left True", "left True"], done.stdout

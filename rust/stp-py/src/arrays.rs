@@ -1,7 +1,7 @@
 //! Checked views of numpy arrays: exact dtype, C-contiguous, right shape, writable where written, never aliased.
 
 use numpy::{
-    Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
+    Element, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
     PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
@@ -103,6 +103,23 @@ pub(crate) fn write<'py, T: Element>(
     })?;
     let claimed = Claimed::new::<T>(array.data() as usize, array.len(), true).ok_or_else(|| refuse(twice))?;
     Ok(Write(view, claimed))
+}
+
+/// Makes what the first view of an array of each type makes once, while one thread runs: it gives the interpreter up on
+/// its way, and a child that another thread forks then waits for ever for what nobody in it will end.
+pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
+    fn views<T: Element>(py: Python<'_>) -> PyResult<()> {
+        let array = PyArray1::<T>::zeros(py, 1, false);
+        read::<T>("array", &array, &[1])?;
+        write::<T>("array", &array, &[1])?;
+        Ok(())
+    }
+    views::<u8>(py)?;
+    views::<i32>(py)?;
+    views::<u32>(py)?;
+    views::<i64>(py)?;
+    views::<u64>(py)?;
+    views::<f32>(py)
 }
 
 /// Most rows of a batch: more is a mistake, and memory for it would end the process.

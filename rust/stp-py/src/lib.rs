@@ -25,6 +25,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add("MARKS", MARKS.iter().copied().into_py_dict(m.py())?)?;
     m.add("STOP_REASONS", Stop::NAMES.map(|(name, stop)| (name, stop as u8)).into_py_dict(m.py())?)?;
+    arrays::prepare(m.py())?;
     rng::register(m)?;
     corrupt::register(m)?;
     grade::register(m)?;
