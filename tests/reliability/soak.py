@@ -59,6 +59,7 @@ def one_run(folder: Path, more: Callable[[int], bool], every: int, reward: Any =
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % every == 0:
                 found.append(Held.now())
+                state.log_history.clear()  # transformers keeps every log for its caller: some KiB each
             control.should_training_stop |= not more(state.global_step)
 
     saved = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2, "logging_steps": every}

@@ -331,7 +331,7 @@ def _hash(path: Path) -> str:
     return _digest(str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-@functools.lru_cache(maxsize=1 << 10)
+@functools.lru_cache(maxsize=1 << 8)
 def _digest(path: str, *_as_it_is: int) -> str:
     """Return the sha256 of a file for as long as it stays as it is; a long run's are forgotten in time."""
     digest = hashlib.sha256()

@@ -81,7 +81,7 @@ class Ledger:
         """Return what was computed so far, as metrics; the same for every run of a seed."""
         named = {name: getattr(self, name) for name in _COUNTS}
         return {
-            **{f"diffusion/{name}_{phase}": float(n) for name, by in named.items() for phase, n in by.items()},
+            **{_name(name, phase): float(n) for name, by in named.items() for phase, n in by.items()},
             "diffusion/forward_equivalents": float(self.forward_equivalents),
             "diffusion/completions": float(self.completions),
         }
@@ -90,8 +90,8 @@ class Ledger:
         """Return seconds and peak memory so far, as metrics; no two runs have the same."""
         self._read_clocks()
         clocks = {clock: getattr(self, clock) for clock in _CLOCKS if self._cuda or clock != "gpu_seconds"}
-        by_phase = {f"diffusion/{clock}_{phase}": s for clock, by in clocks.items() for phase, s in by.items()}
-        totals = {f"diffusion/{clock}": sum(by.get(phase, 0.0) for phase in TRAINING) for clock, by in clocks.items()}
+        by_phase = {_name(clock, phase): s for clock, by in clocks.items() for phase, s in by.items()}
+        totals = {_name(clock): sum(by.get(phase, 0.0) for phase in TRAINING) for clock, by in clocks.items()}
         return {**totals, **by_phase, "diffusion/peak_bytes": float(self.peak_bytes)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +153,11 @@ def _numbers(text: str) -> dict[str, float]:
         return {}
     named = found.items() if isinstance(found, dict) else ()
     return {k: v for k, v in named if type(v) is int or (type(v) is float and math.isfinite(v))}
+
+
+def _name(*parts: str) -> str:
+    """Return the name of a metric; one text for all logs, since transformers keeps every log of a run."""
+    return sys.intern(f"diffusion/{'_'.join(parts)}")
 
 
 def mean(values: Sequence[float]) -> float:
