@@ -2,7 +2,7 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test fuzz kills determinism memcheck soak test-transformers-4 bench bench-gpu compare compare-smoke check fix dev \
+.PHONY: help train test fuzz kills determinism memcheck soak test-transformers-4 bench bench-gpu bench-gpu-unmeasured compare compare-smoke check fix dev \
 	examples example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv
@@ -28,7 +28,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." passes more arguments; EXTRAS=dev,peft installs more extras; PYTHON=python3.12 picks the interpreter.'
 
 train: $(INSTALLED) ## Train the tiny policy on 4x4 Sudoku; results land in runs/quickstart
@@ -70,6 +70,9 @@ bench: $(INSTALLED) ## Time the Rust kernels and the sampler against the publish
 
 bench-gpu: $(INSTALLED) ## Time rollouts and updates on a GPU (ARGS="--shape llada-8b --parts forward"; --small: any machine)
 	$(PY) -m benches.gpu --json benches/gpu/results.json $(ARGS)
+
+bench-gpu-unmeasured: $(INSTALLED) ## On a GPU in under four minutes: tests that need one, then what no card has measured
+	$(PY) -m benches.gpu --unmeasured --tests --json benches/gpu/results_unmeasured.json $(ARGS)
 
 compare: $(INSTALLED) ## Run the comparisons of examples/compare (PLANS="a.yaml b.yaml": only these); what is done is not done again
 	@set -e; for plan in $(PLANS); do echo "== $$plan"; $(PY) -m studies.compare --plan "$$plan" $(ARGS); done

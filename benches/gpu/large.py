@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ import stp_rs
 from benches.gpu import library, published
 from benches.gpu.network import Policy, Shape, make_network, with_adapters
 from benches.gpu.report import GIB, Report
+from stp_rs.errors import ConfigError
 from stp_rs.models import acceleration
+from stp_rs.models.keys import CacheKind
+from stp_rs.models.precision import Precision, check_precision, rounded
+from stp_rs.objective.replay import importance_weights
+from stp_rs.types import Cost
+
+UPDATES = {"stp": 14, "stp_canvas": 3, "stp_spread": 6, "unigrpo": 9, "diffu_grpo": 20}
+"""Presets whose updates are timed, and the seconds that each may need."""
+PLAIN_STEPS = {"stp": 22, "stp_canvas": 20}
+"""Presets whose whole steps are timed with nothing compiled, and the seconds that each may need."""
 
 
 class World:
@@ -193,13 +204,11 @@ def rollout(world: World) -> None:
 
 def replayed(world: World, batch: stp_rs.PromptBatch) -> None:
     """Add how far recorded log-probs are from their replay, which batches the same states in another way."""
-    shape, law = world.shape, stp_rs.SamplingParams(library.TEMPERATURE)
+    shape = world.shape
     one = batch.select(range(shape.batch.group))
-    recorded = library.roll(world.adapted, shape, one, temporal="steps:0.2")
-    again = stp_rs.replay_logprobs(world.adapted, recorded, law, forward_batch_size=shape.batch.rows)
-    gap = np.abs(recorded.logprob - again)[recorded.unmask_step >= 0]
-    high = float(np.quantile(gap, 0.99))
-    world.report.add("recorded log-prob against its replay", float(gap.max()), "nats", mean=float(gap.mean()), q99=high)
+    recorded = library.roll(world.adapted, shape, one, temporal=library.BEGUN)
+    _, gap = library.gaps(world.adapted, recorded, size=shape.batch.rows)
+    world.report.add("recorded log-prob against its replay", gap.pop("max"), "nats", **gap)
 
 
 def published_rollouts(world: World) -> None:
@@ -228,10 +237,96 @@ def published_rollouts(world: World) -> None:
         report.add(f"rollout, {name}: d1's loop, a step", 1e3 * took / max(1, made), "ms", of=shape.batch.steps)
 
 
+def caches(world: World) -> None:
+    """Time rollouts with approximate caches and without, of the base: what they compute, and what they change.
+
+    With random weights agreement is that of a policy that nothing has taught to be sure of itself.
+    """
+    shape, report, policy, batch = world.shape, world.report, world.plain, library.prompts(world.shape)
+    world.uncompile()
+    kinds: tuple[CacheKind, ...] = ("none", "prefix", "dual")
+    with world.base, torch.no_grad():
+        for kind in kinds:  # what is tried once is tried here
+            library.roll(policy, shape, batch, temporal="steps:0.02", batching=stp_rs.Batching(cache=kind))
+        exact: stp_rs.Rollout | None = None
+        for kind, seconds in zip(kinds, (13, 9, 6), strict=True):
+            name = f"rollout, base, temporal: cache {kind}"
+            if not report.affords(seconds, name):
+                continue
+            roll = partial(
+                library.roll, policy, shape, batch, temporal=library.TEMPORAL, batching=stp_rs.Batching(cache=kind)
+            )
+            _, found = report.wall(name, roll, counts=lambda found: {k: found.stats[k] for k in ("calls", "tokens")})
+            exact = found if kind == "none" else exact
+            if exact is not None and found is not exact:
+                same = library.agreement(exact, found)
+                report.add(f"{name}: tokens as without", same.pop("tokens_agree"), "share", **same)
+            some = np.arange(min(len(found), 2))
+            _, gap = library.gaps(policy, found.select(some), size=shape.batch.rows)
+            report.add(f"{name}: recorded log-prob against the policy's", gap.pop("mean"), "nats", **gap)
+
+
+def precision(world: World) -> None:
+    """Time the first fifth of rollouts in int8 and fp8, what they change, and the correction of their ratios."""
+    shape, report, policy, batch = world.shape, world.report, world.adapted, library.prompts(world.shape)
+    world.uncompile()
+    exact: stp_rs.Rollout | None = None
+    kinds: tuple[Precision, ...] = ("same", "int8", "fp8")
+    with torch.no_grad(), world.autocast(), acceleration.adapters_cast(policy.module, torch.bfloat16):
+        for kind in kinds:
+            name = f"rollout's first fifth, adapters: precision {kind}"
+            try:
+                check_precision(kind, world.device)
+            except ConfigError as error:
+                report.leave_out(name, str(error))
+                continue
+            if not report.affords(12, name):
+                continue
+            start = time.perf_counter()
+            with rounded(policy.module, kind):
+                report.wait()
+                took = time.perf_counter() - start
+                library.roll(policy, shape, batch, temporal="steps:0.02")
+                roll = partial(library.roll, policy, shape, batch, temporal=library.BEGUN)
+                _, found = report.wall(name, roll, rounding_s=took)
+            exact = found if kind == "same" else exact
+            if exact is not None and found is not exact:
+                same = library.agreement(exact, found)
+                report.add(f"{name}: tokens as without", same.pop("tokens_agree"), "share", **same)
+            if report.affords(8, f"{name}: correction"):
+                corrected(world, name, found)
+
+
+def corrected(world: World, name: str, found: stp_rs.Rollout) -> None:
+    """Time the correction of a group's rollouts by stp_rollout_cap; add its weights and the gap of log-probs."""
+    cost, report, found = Cost(), world.report, found.select(np.arange(world.shape.batch.group))
+    work = partial(library.gaps, world.adapted, found, size=world.shape.batch.rows, cost=cost)
+    _, (policy_RL, gap) = report.wall(f"{name}: correction", work, counts=lambda _: {"canvases": cost.forwards})
+    report.add(f"{name}: recorded log-prob against the policy's", gap.pop("mean"), "nats", **gap)
+    _, metrics = importance_weights(policy_RL, found, cap=2.0)
+    prefix = "sampling/importance_sampling_ratio/"
+    weights = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+    report.add(f"{name}: weights of completions", weights.pop("mean"), "ratio", **weights)
+
+
+def exits(world: World) -> None:
+    """Time a rollout of the base with the published exit."""
+    report, batch = world.report, library.prompts(world.shape)
+    world.uncompile()
+    name = "rollout, base: the published exit"
+    with world.base, torch.no_grad():
+        if report.affords(20, name):
+            roll = partial(library.roll, world.plain, world.shape, batch, temporal=library.EXIT)
+            report.wall(name, roll, counts=lambda found: {"calls": found.stats["calls"]})
+
+
 def likelihood(world: World) -> None:
-    """Time the log-likelihood with gradient of two canvases per row: ours, and logits of whole canvases."""
+    """Time the log-likelihood with gradient of two canvases per row: ours, and logits of whole canvases.
+
+    Blocks are as they are: to compile their backward pass takes a minute.
+    """
     shape, report, policy = world.shape, world.report, world.adapted
-    world.compile()
+    world.uncompile()
     policy.network.checkpointing = True
     found = library.roll(library.Uniform(), shape, library.prompts(shape), temporal=library.TEMPORAL)
     masks = stp_rs.draw_masks(stp_rs.Design("spread", 2), found, seed=0)
@@ -272,7 +367,7 @@ def likelihood(world: World) -> None:
         values.append(float(value))
     if len(values) == 2:
         report.add("likelihood: relative gap of the two values", abs(values[0] / values[1] - 1), "ratio")
-    with world.ours():
+    with torch.no_grad(), world.autocast(), acceleration.adapters_cast(policy.module, torch.bfloat16):
         cost = {"canvases": len(masks.row_P)}
         report.wall("likelihood without gradient", lambda: stp_rs.token_elbo(policy, found, masks), **cost)
 
@@ -286,7 +381,7 @@ def update(world: World) -> None:
     world.uncompile()
     policy.network.checkpointing = True
     with tempfile.TemporaryDirectory() as folder:
-        for preset, seconds in (("stp", 14), ("unigrpo", 18), ("diffu_grpo", 35)):
+        for preset, seconds in UPDATES.items():
             if report.affords(seconds, f"update: ours, {preset}"):
                 _our_update(world, preset, Path(folder) / preset)
 
@@ -339,6 +434,24 @@ def _our_update(world: World, preset: str, folder: Path) -> None:
     world.adapted.module.zero_grad(set_to_none=True)
 
 
+def plain_step(world: World) -> None:
+    """Time a training step of `stp` and of a group's shared canvas, blocks as they are: nothing is compiled."""
+    policy, report = world.adapted, world.report
+    world.uncompile()
+    policy.network.checkpointing = True
+    with tempfile.TemporaryDirectory() as folder:
+        for preset, seconds in PLAIN_STEPS.items():
+            name = f"training step, blocks as they are: {preset}"
+            if not report.affords(seconds, name):
+                continue
+            options = {"stp_temporal": library.TEMPORAL, "stp_compile": "none"}
+            made = library.trainer(policy, preset, world.shape, Path(folder) / preset, **options)
+            report.wall(name, made.train_step)
+            for phase, took in made.ledger.to_dict()["seconds"].items():
+                report.add(f"{name}: {phase}", took, "s")
+            policy.module.zero_grad(set_to_none=True)
+
+
 def step(world: World) -> None:
     """Time whole training steps of `stp`, as the trainer makes them."""
     policy, report = world.adapted, world.report
@@ -357,5 +470,5 @@ def step(world: World) -> None:
 
 PARTS: dict[str, Callable[[World], None]] = {
     "forward": forward, "rollout": rollout, "published": published_update, "update": update, "likelihood": likelihood,
-    "step": step,
+    "caches": caches, "precision": precision, "exits": exits, "plain_step": plain_step, "step": step,
 }  # fmt: skip

@@ -20,11 +20,14 @@ from stp_rs.models.reference import reference_policy
 from stp_rs.rollout.logits import Reducer
 from stp_rs.train.metrics import Ledger
 from stp_rs.train.update import PolicyUpdate
+from stp_rs.types import Cost
 
 TEMPERATURE = 0.9
 TEMPORAL = "steps:0.6"
 EXIT = "fill_ratio_batch:0.95"
 """The exit that STP published: all rows leave when 95 % of the batch's completion is there."""
+BEGUN = "steps:0.2"
+"""A fifth of the steps, and the rest at once: enough to see what a step of another precision costs."""
 ANCHORS = 0.05
 """Share of the completion that anchors fix."""
 
@@ -60,6 +63,27 @@ def roll(policy: Any, shape: Shape, batch: stp_rs.PromptBatch, *, temporal: str 
         policy, batch, unmasking(shape, temporal), completion_length=shape.batch.completion, sampling=law, prior=prior,
         slots=shape.batch.rows, **options,
     )  # fmt: skip
+
+
+def agreement(exact: stp_rs.Rollout, other: stp_rs.Rollout) -> dict[str, float]:
+    """Return how much of two rollouts of the same prompts and random numbers is the same: tokens and completions."""
+    same_RL = exact.token_ids == other.token_ids
+    return {"tokens_agree": float(same_RL.mean()), "completions_agree": float(same_RL.all(1).mean())}
+
+
+def gaps(policy: Any, found: stp_rs.Rollout, *, size: int, cost: Cost | None = None) -> tuple[Any, dict[str, float]]:
+    """Return the policy's log-probs at every state of a rollout, and how far the recorded ones are from them, in nats.
+
+    Args:
+        policy: without the cache or the rounding that drew it.
+        found: the rollout.
+        size: canvases of a pass.
+        cost: what is computed is added to it.
+    """
+    law = stp_rs.SamplingParams(TEMPERATURE)
+    policy_RL = stp_rs.replay_logprobs(policy, found, law, forward_batch_size=size, cost=cost)
+    gap = np.abs(policy_RL - found.logprob)[found.unmask_step >= 0]
+    return policy_RL, {"mean": float(gap.mean()), "q99": float(np.quantile(gap, 0.99)), "max": float(gap.max())}
 
 
 def anchored(shape: Shape, share: float) -> Any:

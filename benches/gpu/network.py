@@ -42,25 +42,28 @@ class Block(nn.Module):
         self.ff_proj, self.up_proj = nn.Linear(h, f, bias=False), nn.Linear(h, f, bias=False)
         self.ff_out = nn.Linear(f, h, bias=False)
 
-    def forward(self, x_BSH: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the block's output [B, S, H]; mask is bool [B, 1, 1, S], True where a token is seen."""
+    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the block's output [B, S, H]; mask is bool [B, 1, 1, S], True where a token is seen.
+
+        The turns are [S, D], or [B, 1, S, D] where every row has positions of its own.
+        """
         rows, width, _ = x_BSH.shape
         normed = self.attn_norm(x_BSH)
         q, k, v = (
             layer(normed).view(rows, width, self.heads, -1).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotated(q, cos_SD, sin_SD), rotated(k, cos_SD, sin_SD)
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
         seen = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x_BSH = x_BSH + self.attn_out(seen.transpose(1, 2).reshape(rows, width, -1))
         normed = self.ff_norm(x_BSH)
         return x_BSH + self.ff_out(nn.functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
 
 
-def rotated(x_BASD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+def rotated(x_BASD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return queries or keys turned by their positions."""
     left, right = x_BASD.chunk(2, dim=-1)
-    return x_BASD * cos_SD + torch.cat((-right, left), dim=-1) * sin_SD
+    return x_BASD * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 class Network(nn.Module):
@@ -81,24 +84,31 @@ class Network(nn.Module):
         """Return the head."""
         return self.lm_head
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return final hidden states [B, S, H]; attention_mask is [B, S], 0 at padding."""
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return final hidden states [B, S, H]; attention_mask is [B, S], 0 at padding; positions are [B, S]."""
         x_BSH = self.embed(input_ids)
-        at = torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
+        at = (
+            torch.arange(input_ids.shape[1], device=input_ids.device) if position_ids is None else position_ids[:, None]
+        )
         rates = 10_000.0 ** (-torch.arange(0, self.head_size, 2, device=input_ids.device) / self.head_size)
-        angles_SD = (at[:, None] * rates).repeat(1, 2)
-        cos_SD, sin_SD = angles_SD.cos().to(x_BSH.dtype), angles_SD.sin().to(x_BSH.dtype)
+        half = at[..., None].float() * rates
+        angles = torch.cat((half, half), dim=-1)
+        cos, sin = angles.cos().to(x_BSH.dtype), angles.sin().to(x_BSH.dtype)
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                x_BSH = checkpoint(block, x_BSH, cos_SD, sin_SD, mask, use_reentrant=False, preserve_rng_state=False)
+                x_BSH = checkpoint(block, x_BSH, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BSH = block(x_BSH, cos_SD, sin_SD, mask)
+                x_BSH = block(x_BSH, cos, sin, mask)
         return self.norm(x_BSH)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SimpleNamespace:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **_: Any
+    ) -> SimpleNamespace:
         """Return logits [B, S, V] as `.logits`."""
-        return SimpleNamespace(logits=self.lm_head(self.encode(input_ids, attention_mask)))
+        return SimpleNamespace(logits=self.lm_head(self.encode(input_ids, attention_mask, position_ids)))
 
 
 class Policy:
@@ -116,6 +126,10 @@ class Policy:
         if lengths_B is None:
             return self.network.encode(ids_BS)
         return self.network.encode(ids_BS, torch.arange(ids_BS.shape[1], device=ids_BS.device) < lengths_B[:, None])
+
+    def hidden_window(self, ids_BQ: Tensor, position_BQ: Tensor | None) -> Tensor:
+        """Return hidden states [B, Q, H] of a part of canvases, for the approximate caches."""
+        return self.network.encode(ids_BQ, position_ids=position_BQ)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return logits [N, V]."""

@@ -33,6 +33,9 @@ class Report:
 
     def __init__(self, path: Path | None, device: torch.device, budget: float) -> None:
         self.path, self.device, self.budget = path, device, budget
+        self._end = float("inf")
+        self.tests: dict[str, Any] = {}
+        """What the tests that need a card said, where they were run before."""
         self.lines: list[dict[str, Any]] = []
         self.errors: list[dict[str, str]] = []
         self.parts: dict[str, float] = {}
@@ -45,7 +48,7 @@ class Report:
         `times`: budgets that it has.
         """
         self._part, start = name, time.perf_counter()
-        budget = times * self.budget
+        budget = max(1e-3, min(times * self.budget, self.remaining()))
         self._deadline = start + budget
         print(f"-- {name}", flush=True)
         previous = signal.signal(signal.SIGALRM, _out_of_time)
@@ -64,6 +67,14 @@ class Report:
             free_memory(self.device)
             self.write()
 
+    def bound(self, seconds: float) -> None:
+        """Let all parts from here on take so many seconds together; each gets no more than what is left of them."""
+        self._end = time.perf_counter() + seconds
+
+    def remaining(self) -> float:
+        """Return the seconds that all parts together have left."""
+        return self._end - time.perf_counter()
+
     def left(self) -> float:
         """Return the seconds that the part has left."""
         return self._deadline - time.perf_counter()
@@ -72,8 +83,12 @@ class Report:
         """Return whether so many seconds are left; where they are not, a line says what was left out."""
         if self.left() >= seconds:
             return True
-        self.add(name, None, "left out: no time")
+        self.leave_out(name, f"no time: {seconds:.0f} s needed, {max(0.0, self.left()):.0f} s left")
         return False
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Add a line that says what was not measured, and why."""
+        self.add(name, None, "left out", why=why)
 
     def add(self, name: str, value: float | None, unit: str, **notes: Any) -> None:
         """Add a line and write the file."""
@@ -131,7 +146,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, with the card and the versions."""
-        return {**environment(self.device), "seconds": self.parts, "results": self.lines, "errors": self.errors}
+        tests = {"tests": self.tests} if self.tests else {}
+        found = {"seconds": self.parts, "results": self.lines, "errors": self.errors}
+        return {**environment(self.device), **tests, **found}
 
     def write(self) -> None:
         """Write the JSON file."""

@@ -39,7 +39,7 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path):
     assert named["rollout, base: d1's loop"]["steps_made"] == SHAPE.batch.steps
     assert named["update: ours, stp"]["with_gradient"] == 2 * SHAPE.batch.rows, "two iterations of one canvas"
     assert {line["unit"] for line in found["results"]} <= {
-        *("ms", "s", "TFLOP/s", "ratio", "nats", "graphs", "true", "share", "calls", "GiB")
+        *("ms", "s", "TFLOP/s", "ratio", "nats", "graphs", "true", "share", "calls", "GiB", "left out")
     }
 
 
@@ -70,8 +70,33 @@ def test_what_no_card_has_measured_comes_first_and_in_order(tmp_path: Path):
     found, report = run(tmp_path, "--unmeasured")
     assert found["errors"] == []
     made = [part for part in report.parts if "make the policy" not in part]
-    assert made == ["tiny: launches", *(f"llada-8b: {part}" for part in ("likelihood", "update", "published")),
-                    "bert-base: ragged"]  # fmt: skip
+    large = ("update", "plain_step", "likelihood", "caches", "precision", "published", "exits")
+    assert made == ["tiny: launches", "bert-base: ragged", *(f"llada-8b: {part}" for part in large)]
+    named = {line["name"]: line for line in found["results"]}
+    assert named["update: ours, stp_canvas"]["with_gradient"] == 2 * SHAPE.batch.rows // SHAPE.batch.group
+    whole, dual = (named[f"rollout, base, temporal: cache {kind}"]["tokens"] for kind in ("none", "dual"))
+    assert dual < whole
+    assert named["rollout's first fifth, adapters: precision same: correction"]["canvases"] > 0
+    assert named["rollout's first fifth, adapters: precision fp8"]["why"].startswith("stp_rollout_precision: got fp8")
+
+
+def test_what_no_time_is_left_for_is_said(tmp_path: Path):
+    found, _ = run(tmp_path, "--unmeasured", "--shape", "tiny", "--seconds", "0")
+    assert found["errors"] == []
+    assert [line["name"] for line in found["results"]][:2] == ["tiny: launches", "bert-base: ragged"]
+    assert {line["unit"] for line in found["results"]} == {"left out"}
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(300.0, 0), (0.01, None)])
+def test_the_tests_of_a_card_come_first_and_are_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, code: int | None
+):
+    monkeypatch.setattr(bench, "TESTS", ("tests/unit/test_head_products.py",))
+    monkeypatch.setattr(bench, "TESTS_SECONDS", seconds)
+    found, _ = run(tmp_path, "--shape", "tiny", "--tests")
+    assert found["tests"]["code"] == code
+    assert code is None or any("skipped" in line or "passed" in line for line in found["tests"]["last"])
+    assert found["errors"] == []
 
 
 def test_an_unknown_part_is_refused(tmp_path: Path):
