@@ -2,8 +2,8 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test fuzz kills determinism memcheck soak test-transformers-4 bench bench-gpu bench-gpu-unmeasured compare compare-smoke check fix dev \
-	examples example-pretrained docs site pictures dist lock clean moved unbuilt
+.PHONY: help train test fuzz kills determinism memcheck soak test-transformers-4 bench bench-gpu compare compare-smoke check fix dev \
+	bench-gpu-unmeasured examples example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv
 PY := $(VENV)/bin/python
