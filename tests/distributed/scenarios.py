@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from stp_rs import Template, distributed
 from stp_rs.eval.forecast import _distinct, forecast
+from stp_rs.models import base
 from stp_rs.models.sharding import whole_state
 from stp_rs.train.trainer import STPTrainer
 from tests.fixtures import LENGTH, Watch, ones, tiny, tokenizer, trainer
@@ -37,6 +38,7 @@ def made(folder: Path, *, seconds: float, layers: int = 2, dropout: float = 0.1,
     """Return a trainer with a template."""
     template = Template({0: "[", -1: "]"}, tokenizer())
     adapters = options.pop("adapters", False)
+    base.HEAD_ELEMENTS = options.pop("head_elements", base.HEAD_ELEMENTS)  # this process ends with its scenario
     chosen = {**STEADY, "ddp_timeout": int(seconds), **options}
     reward = chosen.pop("reward", ones)
     policy: Any = tiny(layers=layers, dropout=dropout)

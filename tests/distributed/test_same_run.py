@@ -46,6 +46,9 @@ MODES: dict[str, dict[str, Any]] = {
         **{"sync_ref_model": True, "ref_model_sync_steps": 3},
     },
     "adapters": {"adapters": True, "beta": 0.05},
+    "slopes of a head in many chunks, recomputed blocks": {
+        **{"preset": "stp_spread", "adapters": True, "head_elements": 64, "gradient_checkpointing": True},
+    },
 }
 ENGINES: dict[str, dict[str, Any]] = {
     "copies": {},

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from stp_rs import SamplingParams
+from stp_rs.models import base
 from stp_rs.models.base import passes_without_dropout
 from stp_rs.models.masked_lm import MaskedLMAdapter
+from stp_rs.objective import head
 from tests.fixtures import tiny, tokenizer
 
 IDS = torch.randint(4, 10, (8, 24), generator=torch.Generator().manual_seed(0))
@@ -95,3 +98,26 @@ def test_experts_that_infer_without_gradient_get_theirs_and_dropout_stays_off():
     assert all(p.grad is not None and bool(p.grad.any()) for p in experts)
     with torch.no_grad(), passes_without_dropout(module):
         assert torch.allclose(policy.hidden(IDS, None), first, atol=1e-6), "rollouts follow the same law"
+
+
+@pytest.mark.parametrize("elements", [60, 1 << 24])
+def test_slopes_of_a_frozen_head_flow_through_recomputed_blocks(elements: int, monkeypatch: pytest.MonkeyPatch):
+    """The head's part of the gradient is made in the forward pass, that of the blocks by computing them again."""
+    sloped, inner = [], head._slopes
+    monkeypatch.setattr(base, "HEAD_ELEMENTS", elements)
+    monkeypatch.setattr(head, "_slopes", lambda *given: sloped.append(1) or inner(*given))
+    found = []
+    for switched in (False, True):
+        policy = tiny(layers=3)
+        for name, parameter in policy.module.named_parameters():
+            parameter.requires_grad_(".layer." in name or "layers." in name)
+        policy.gradient_checkpointing = switched
+        hidden = policy.hidden(IDS, None)[:, :5].flatten(0, 1)
+        targets, places = torch.full((len(hidden),), 5), torch.arange(len(hidden))
+        logprobs = head.head_logprobs(policy, hidden, targets, SamplingParams(), (places, 5))
+        (logprobs.squeeze(-1) * torch.linspace(-1, 1, len(hidden))).sum().backward()
+        found.append([p.grad.clone() for p in policy.module.parameters() if p.grad is not None])
+    assert len(sloped) >= (2 if elements > 60 else 4)
+    assert len(found[0]) == len(found[1]) > 10
+    assert all(torch.equal(plain, again) for plain, again in zip(*found, strict=True))
+    assert any(gradient.any() for gradient in found[0])
