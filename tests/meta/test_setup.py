@@ -11,6 +11,8 @@ import pytest
 from tests.meta.tree import ROOT
 
 SYSTEM = ["awk", "cat", "cut", "dirname", "echo", "find", "grep", "rm", "sed", "sh", "tr", "uname"]
+OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "ARGS", "EXTRAS", "PYTHON", "TORCH", "VENV")
+"""What a `make test PYTHON=...` that runs these tests hands down."""
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -40,7 +42,7 @@ def program(path: Path, script: str) -> None:
 
 def make_train(machine: Path, **environment: str) -> list[str]:
     """Return what `make train` says, but for make's own last line; it never gets as far as pip."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    clean = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
     done = subprocess.run(
         [str(shutil.which("make")), "train"],
         check=False,

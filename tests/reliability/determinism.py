@@ -80,6 +80,9 @@ def elsewhere(python: list[str], variables: dict[str, str]) -> list[float]:
 
 def matrix() -> dict[str, tuple[float, bool]]:
     """Return for each cell the largest difference of a weight, and whether it must be 0."""
+    import torch
+
+    torch.set_num_threads(1)  # as in the other processes: sums of two threads have other bits
     found: dict[str, tuple[float, bool]] = {}
     with tempfile.TemporaryDirectory(prefix="stp rs é ") as text:
         room = Path(text)
