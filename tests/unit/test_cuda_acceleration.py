@@ -106,6 +106,20 @@ def test_compiled_blocks_are_as_near_to_fp32_as_plain_ones(device: torch.device)
     assert gaps[1] <= 2 * gaps[0] + 1e-3, gaps
 
 
+@pytest.mark.parametrize("cast_first", [True, False])
+def test_compiled_blocks_see_the_type_of_the_adapters(cast_first: bool, device: torch.device):
+    """A graph that was made of adapters in one type is not run on those in another (it was, with torch 2.11)."""
+    model = there(device, layers=1)
+    probe = functools.partial(acceleration.first_pass if cast_first else logprobs, model)
+    with torch.no_grad(), autocast(device):
+        plain = logprobs(model)
+        assert acceleration.compile_blocks(model.module, backend="aot_eager", probe=probe) == 1
+        for _ in range(2):
+            assert torch.equal(logprobs(model), plain)
+            with acceleration.adapters_ready(model.module):
+                assert torch.equal(logprobs(model), plain)
+
+
 def test_a_bf16_record_and_its_replay_differ_by_rounding(device: torch.device):
     """The mean is bounded and not the largest: one token's logits may fall on the other side of a rounding."""
     gap = recorded_and_replayed(there(device))

@@ -132,21 +132,21 @@ def adapters_cast(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """
     if torch.is_grad_enabled():
         raise RuntimeError("adapters_cast: got a pass with gradient, needs torch.no_grad: its leaf would be the cast")
-    weights = [
-        linear.weight
+    linears = [
+        linear
         for layer in adapter_layers(module)
         for part in (layer.lora_A, layer.lora_B)
         for linear in part.values()
         if linear.weight.dtype != dtype
     ]
-    kept = [weight.data for weight in weights]
+    kept = [linear.weight for linear in linears]
     try:
-        for weight in weights:
-            weight.data = weight.data.to(dtype)
+        for linear in linears:  # a parameter of its own: compiled blocks do not look at the type of one they know
+            linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
         yield
     finally:
-        for weight, data in zip(weights, kept, strict=True):
-            weight.data = data
+        for linear, weight in zip(linears, kept, strict=True):
+            linear.weight = weight
 
 
 @contextlib.contextmanager

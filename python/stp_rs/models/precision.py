@@ -56,12 +56,15 @@ def rounded(module: nn.Module, precision: Precision) -> Iterator[None]:
     blocks = repeated_blocks(module)
     layers = [(name, layer) for block in blocks for name, layer in block.named_modules() if type(layer) is nn.Linear]
     layers = [(name, layer) for name, layer in layers if "lora_" not in name]
-    kept = [layer.weight for _, layer in layers]
+    kept = [(layer.weight, layer.bias) for _, layer in layers]
+    device = next(module.parameters()).device.type
     try:
         with blocks_as_they_are(module):
             for _, layer in layers:
                 make.quantize_(layer, getattr(make, _RECIPES[precision])())
+                if layer.bias is not None and torch.is_autocast_enabled(device):  # fp8 adds it in autocast's type only
+                    layer.bias = nn.Parameter(layer.bias.to(torch.get_autocast_dtype(device)), requires_grad=False)
             yield
     finally:
-        for (_, layer), weight in zip(layers, kept, strict=True):
-            layer.weight = weight
+        for (_, layer), (weight, bias) in zip(layers, kept, strict=True):
+            layer.weight, layer.bias = weight, bias
