@@ -34,11 +34,12 @@ def test_a_program_that_does_not_leave_its_group_leaves_it_when_it_ends(tmp_path
     """The group's threads abort a process whose interpreter they outlive, one time out of four."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import atexit\n"
+        "import atexit, os\n"
         "from stp_rs import distributed\n"
-        "atexit.register(lambda: print('left', not distributed.is_started()))  # called after what start registers\n"
+        "def say(text): os.write(1, f'{text}\\n'.encode())  # in one piece: both processes write to one pipe\n"
+        "atexit.register(lambda: say(f'left {not distributed.is_started()}'))  # called after what start registers\n"
         "distributed.start('cpu')\n"
-        "print(len(distributed.gather(lambda: None)))\n"
+        "say(len(distributed.gather(lambda: None)))\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launcher, str(program)], capture_output=True, text=True, timeout=300, check=False)
