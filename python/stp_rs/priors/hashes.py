@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.models.base import DiffusionModel
+from stp_rs.models.content import content_digest
 from stp_rs.models.sharding import whole
 
 
@@ -22,7 +23,7 @@ def policy_hash(model: DiffusionModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(whole(tensor.detach()).float().cpu().contiguous().numpy().tobytes())
+        digest.update(content_digest(whole(tensor.detach()).float()))
     return digest.hexdigest()[:16]
 
 

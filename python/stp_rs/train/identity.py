@@ -20,6 +20,7 @@ import torch
 
 from stp_rs._core import __version__
 from stp_rs.data.rows import Rows
+from stp_rs.models.content import content_digest
 
 GIVEN = "stp_identity"
 """Attribute of a reward or prior that names it: what it says is compared in place of the code."""
@@ -81,7 +82,7 @@ def weights_hash(module: torch.nn.Module) -> str:
         digest.update(f"{name.replace('_orig_mod.', '')} {tuple(value.shape)} {value.dtype}".encode())
         if name not in new:
             whole: Any = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded model
-            digest.update(_bytes(whole))
+            digest.update(content_digest(whole))
     return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,69 @@
+"""What tells weights from others: every bit, wherever they lie."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stp_rs.models import content
+from stp_rs.models.content import content_digest
+from tests.devices import DEVICES, MARKS
+
+SIZES = (0, 1, 3, 4, 1000, 65_536, 65_537, 200_001)
+pytestmark = MARKS
+TYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.int64)
+
+
+def made(size: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randint(0, 200, (size,), generator=torch.Generator().manual_seed(size)).to(dtype)
+
+
+@given(st.sampled_from(SIZES[1:]), st.sampled_from(TYPES), st.data())
+def test_every_bit_is_told(size: int, dtype: torch.dtype, data: st.DataObject):
+    values = made(size, dtype)
+    before = content_digest(values)
+    bits = values.view(torch.uint8)
+    bits[data.draw(st.integers(0, bits.numel() - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert content_digest(values) != before
+
+
+@given(st.sampled_from(SIZES[2:]), st.data())
+def test_what_changes_places_is_told(size: int, data: st.DataObject):
+    values = torch.arange(size, dtype=torch.float32)
+    before = content_digest(values)
+    a, b = (data.draw(st.integers(0, size - 1)) for _ in range(2))
+    values[[a, b]] = values[[b, a]]
+    assert (content_digest(values) == before) == (a == b)
+
+
+def test_two_flips_of_the_highest_bit_do_not_hide_each_other():
+    values = torch.ones(100)
+    values[[3, 70]] = -1
+    assert content_digest(values) != content_digest(torch.ones(100))
+
+
+def test_the_bytes_stay_what_they_are():
+    """Checkpoints keep them: a run of another version must find its weights to be the same."""
+    assert content_digest(torch.arange(10, dtype=torch.float32)).hex() == "00009006f9c377700000d003276f0c5c"
+
+
+def test_views_are_read_as_they_look():
+    whole = torch.arange(3000, dtype=torch.bfloat16).view(50, 60)
+    for view in (whole.T, whole[1:, 3:], whole[::7]):
+        assert content_digest(view) == content_digest(view.clone(memory_format=torch.contiguous_format))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("at_once", [1, 2, 256])
+def test_how_many_sums_are_made_at_once_changes_nothing(size: int, at_once: int, monkeypatch: pytest.MonkeyPatch):
+    values = made(size, torch.bfloat16)
+    before = content_digest(values)
+    monkeypatch.setitem(content._AT_ONCE, "cpu", at_once)
+    assert content_digest(values) == before
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_device_says_the_same(name: str, dtype: torch.dtype):
+    values = made(200_001, dtype)
+    assert content_digest(values.to(name)) == content_digest(values)
