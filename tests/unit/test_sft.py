@@ -1,6 +1,7 @@
 """The warm-up learns its demonstrations; an evaluation is a greedy decode without temporal pruning."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from stp_rs import GREEDY, STPConfig, Template, Unmasking, decode_completions, encode_prompts, generate
+from stp_rs.cli import run
+from stp_rs.config import TaskConfig
 from stp_rs.errors import DivergenceError, InvalidValueError
 from stp_rs.eval.evaluate import evaluate
 from stp_rs.models.masked_lm import MaskedLMAdapter
@@ -107,6 +110,27 @@ def test_the_first_loss_is_the_elbo_of_the_whole_completion():
             parameter.zero_()
     losses = [loss for seed in range(40) for loss in warm(model, steps=1, learning_rate=0.0, seed=seed)]
     assert np.mean(losses) == pytest.approx(np.log(9), abs=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_warm_up_computes_in_the_type_of_the_run(bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """bf16 holds for the passes of the warm-up too, and the weights stay in fp32."""
+    seen: set[torch.dtype] = set()
+    made = run.tiny_policy
+
+    def watched(*args: Any, **options: Any) -> torch.nn.Module:
+        module = made(*args, **options)
+        for part in module.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.register_forward_hook(lambda _part, _inputs, output: seen.add(output.dtype))
+        return module
+
+    monkeypatch.setattr(run, "tiny_policy", watched)
+    config = TaskConfig(task="sudoku", output_dir=str(tmp_path), sft_steps=2, train_size=8, bf16=bf16)
+    task = run.make_task(config)
+    model, _ = run.prepare_policy(run.complete(config, task), task, tmp_path)
+    assert (torch.bfloat16 in seen) == bf16
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
 
 
 def test_what_cannot_be_learned_says_why():

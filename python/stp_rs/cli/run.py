@@ -321,6 +321,7 @@ def prepare_policy(
             batch_size=config.sft_batch_size,
             learning_rate=config.sft_learning_rate,
             seed=config.seed,
+            bf16=bool(config.bf16),
             on_step=on_sft,
         )
     state = {"step": 0, "config": identity}

@@ -12,7 +12,7 @@ from stp_rs.data.prompts import batch_indices, encode_prompts, end_of_text_id
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, gather, own_rows, sum_gradients
 from stp_rs.errors import DivergenceError, InvalidValueError
-from stp_rs.models.base import DiffusionModel, check_ids, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, check_ids, device_of, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
 from stp_rs.train.memory import Trimmer
@@ -21,7 +21,7 @@ _STREAM = 0x5F7
 """Separates the warm-up's masks from those of RL."""
 
 
-def warm_up(
+def warm_up(  # noqa: PLR0913 - options of a run, all by keyword
     model: DiffusionModel,
     tokenizer: Any,
     demonstrations: Sequence[Mapping[str, Any]],
@@ -31,12 +31,14 @@ def warm_up(
     batch_size: int,
     learning_rate: float,
     seed: int = 0,
+    bf16: bool = False,
     on_step: Callable[[int, float], None] | None = None,
 ) -> float:
     """Train on `prompt` and `completion` columns; return the last loss (nats per token).
 
     Loss: minus the full ELBO per token (uniform_count, one mask per row; LLaDA, arXiv 2502.09992, eq. 3). The learning
-    rate stays for half the steps, then falls linearly to 0.
+    rate stays for half the steps, then falls linearly to 0. `bf16` autocasts the passes, as in RL; the weights stay as
+    they are.
     """
     if not demonstrations:
         raise InvalidValueError("demonstrations: got none, needs at least one")
@@ -49,7 +51,7 @@ def warm_up(
     design = Design("uniform_count", 1)
     broadcast([*model.module.parameters(), *model.module.buffers()])
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=learning_rate, weight_decay=0.0)
-    value, trim = 0.0, Trimmer()
+    value, trim, device = 0.0, Trimmer(), device_of(model)
     with passes_without_dropout(model.module):
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -63,7 +65,8 @@ def warm_up(
                 mine = batch.select(own_rows(np.arange(batch_size)))
                 if not len(mine):
                     return 0.0
-                elbo_RL = token_elbo(model, mine, draw_masks(design, mine, seed=seed))
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+                    elbo_RL = token_elbo(model, mine, draw_masks(design, mine, seed=seed))
                 loss = -elbo_RL.sum(-1).sum() / (batch_size * completion_length)
                 loss.backward()
                 return float(loss.detach())
