@@ -120,6 +120,17 @@ def test_compiled_blocks_see_the_type_of_the_adapters(cast_first: bool, device: 
                 assert torch.equal(logprobs(model), plain)
 
 
+def test_a_cast_adapter_is_a_parameter_of_its_own(device: torch.device):
+    """A compiler that knows a module's parameters is not asked again when one's data change their type."""
+    model = there(device)
+    layers = [part for layer in acceleration.adapter_layers(model.module) for part in layer.lora_A.values()]
+    before = [layer.weight for layer in layers]
+    with torch.no_grad(), autocast(device), acceleration.adapters_ready(model.module):
+        assert all(layer.weight is not weight for layer, weight in zip(layers, before, strict=True))
+        assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    assert all(layer.weight is weight for layer, weight in zip(layers, before, strict=True))
+
+
 def test_a_bf16_record_and_its_replay_differ_by_rounding(device: torch.device):
     """The mean is bounded and not the largest: one token's logits may fall on the other side of a rounding."""
     gap = recorded_and_replayed(there(device))

@@ -1,12 +1,14 @@
 """A KL reference that follows the policy: what is kept, and what a move makes of it."""
 
+import contextlib
 import copy
 from typing import Any
 
 import pytest
 import torch
 
-from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.models.acceleration import adapters_ready
+from stp_rs.models.masked_lm import MaskedLMAdapter, as_diffusion_model
 from stp_rs.models.reference import WithParametersOf, move_reference, reference_parameters, reference_policy
 from tests.fixtures import tiny, tokenizer
 
@@ -64,3 +66,39 @@ def test_adapters_are_kept_where_the_reference_moves():
     reference = reference_policy(model, moves=True)
     assert isinstance(reference, WithParametersOf)
     assert all("lora" in name for name in reference_parameters(reference))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers
+@pytest.mark.parametrize("cast", [False, True])
+def test_a_reference_of_trained_adapters_is_the_start_whether_they_are_cast_or_not(cast: bool):
+    """What is cast for passes without gradient is another parameter, in whose place the one from before is put."""
+    peft = pytest.importorskip("peft", reason="the peft extra is not installed")
+    module = peft.get_peft_model(tiny().module, peft.LoraConfig(r=4, target_modules=["query", "value"])).eval()
+    adapters = [p for name, p in module.named_parameters() if "lora_" in name]
+    policy = MaskedLMAdapter(module, tokenizer())
+    with torch.no_grad():
+        for parameter in adapters:
+            parameter.normal_()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        start = policy.hidden(IDS, None)
+        reference = reference_policy(policy, moves=True)
+        for parameter in adapters:
+            parameter.mul_(-3.0)
+        kept = list(module.parameters())
+        with adapters_ready(module) if cast else contextlib.nullcontext():
+            assert torch.equal(reference.hidden(IDS, None), start)
+            assert not torch.equal(policy.hidden(IDS, None), start)
+    assert all(a is b for a, b in zip(module.parameters(), kept, strict=True))
+
+
+def test_a_tied_parameter_of_the_reference_is_put_everywhere():
+    policy = tiny(layers=2)
+    a, b = [part for part in policy.module.modules() if isinstance(part, torch.nn.Linear)][:2]
+    b.weight = a.weight
+    for parameter in policy.module.parameters():
+        parameter.requires_grad_(parameter is a.weight)
+    before = logits(policy)
+    reference = reference_policy(policy)
+    stirred(policy, 1.0)
+    assert torch.equal(logits(reference), before)
+    assert not torch.equal(logits(policy), before)

@@ -233,14 +233,18 @@ def test_a_training_step_is_corrected_and_says_by_how_much(tmp_path: Path):
     assert metrics["diffusion/tokens_rollout"] == without["diffusion/tokens_rollout"]
 
 
-def test_rounded_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rounded_weights_are_put_back(bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """torchao's part is played by one that rounds, so that the path runs where it is not installed."""
     import sys
     from types import ModuleType
 
     torchao, quantization = ModuleType("torchao"), ModuleType("torchao.quantization")
 
+    biases = set()
+
     def quantize(layer: Any, _recipe: Any) -> None:
+        layer.register_forward_pre_hook(lambda layer, _inputs: biases.add(layer.bias.dtype))
         scale = layer.weight.detach().abs().max() / 7
         layer.weight = torch.nn.Parameter((layer.weight.detach() / scale).round() * scale)
 
@@ -248,13 +252,15 @@ def test_rounded_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.Monkey
     quantization.Int8WeightOnlyConfig = lambda: None  # type: ignore[attr-defined] # a stand-in module
     monkeypatch.setitem(sys.modules, "torchao", torchao)
     monkeypatch.setitem(sys.modules, "torchao.quantization", quantization)
-    made = trainer(tmp_path, sharp(), stp_rollout_precision="int8", num_iterations=1, learning_rate=0.0)
+    options = {"stp_rollout_precision": "int8", "num_iterations": 1, "learning_rate": 0.0, "bf16": bf16}
+    made = trainer(tmp_path, sharp(), **options)
     before = {name: (p, p.detach().clone()) for name, p in made.model.named_parameters()}
     metrics = made.train_step().metrics
     assert metrics["sampling/sampling_logp_difference/mean"] > 1e-4
     for name, p in made.model.named_parameters():
         assert p is before[name][0]
         assert torch.equal(p, before[name][1])
+    assert (torch.bfloat16 in biases) == bf16, "fp8 adds a bias in autocast's type only"
 
 
 def test_int8_weights_of_torchao_are_near(tmp_path: Path):

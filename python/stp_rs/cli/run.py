@@ -292,7 +292,8 @@ def warm_up_identity(config: TaskConfig) -> dict[str, Any]:
     """Return the options that decide the policy before RL; runs that share them start from the same weights."""
     names = [field.name for section in (TaskSection, PolicyConfig) for field in fields(section)]
     decided = {"seed", "max_completion_length", *names} & config.identity("numbers").keys()
-    return {name: getattr(config, name) for name in sorted(decided)}
+    rounded = {"bf16": True} if config.bf16 else {}  # named only where it is on: warm-ups from before have none
+    return {name: getattr(config, name) for name in sorted(decided)} | rounded
 
 
 def prepare_policy(

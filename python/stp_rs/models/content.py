@@ -9,17 +9,17 @@ from torch import Tensor
 _WORDS = 1 << 16
 """Words of 32 bits that one number sums: a part of what the bytes are, and what a core's cache holds."""
 _AT_ONCE = {"cpu": 1}
-"""Such numbers that are made in one call, of 1 MiB each; 256 on any other device."""
+"""Such numbers that are made in one call, at 1 MiB each while it runs; 256 on any other device."""
 
 
 def content_digest(tensor: Tensor) -> bytes:
-    """Return 16 bytes for each 256 KiB of a tensor, the same on every device; its shape and type are not in them.
+    """Return 16 bytes for each 256 KiB of a tensor and its rest, the same on every device, whatever its shape and type.
 
     Two sums of every word times an odd constant of its place, modulo 2^64: one changed word changes both, and other
     changes leave both as they were with a chance of about 2^-64. That finds other weights, not an adversary's.
     """
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    if data.numel() % 4 or data.data_ptr() % 4:
+    if data.numel() % 4 or data.storage_offset() % 4 or data.data_ptr() % 4:
         data = torch.nn.functional.pad(data, (0, -data.numel() % 4))
     words = data.view(torch.int32)
     whole = words.numel() // _WORDS * _WORDS

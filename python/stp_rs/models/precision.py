@@ -62,8 +62,9 @@ def rounded(module: nn.Module, precision: Precision) -> Iterator[None]:
         with blocks_as_they_are(module):
             for _, layer in layers:
                 make.quantize_(layer, getattr(make, _RECIPES[precision])())
-                if layer.bias is not None and torch.is_autocast_enabled(device):  # fp8 adds it in autocast's type only
-                    layer.bias = nn.Parameter(layer.bias.to(torch.get_autocast_dtype(device)), requires_grad=False)
+                bias: Any = layer.bias
+                if bias is not None and torch.is_autocast_enabled(device):  # fp8 adds it in autocast's type only
+                    layer.bias = nn.Parameter(bias.to(torch.get_autocast_dtype(device)), requires_grad=False)
             yield
     finally:
         for (_, layer), (weight, bias) in zip(layers, kept, strict=True):

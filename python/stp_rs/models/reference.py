@@ -47,25 +47,32 @@ class WithParametersOf(WithoutAdapters):
     """A `DiffusionModel` that is the policy with its trained parameters as they were when this was made.
 
     It keeps a copy of the parameters that require a gradient, and of no others: of adapters that were trained before,
-    or of a few layers. They are swapped in during each call, which must be without gradient.
+    or of a few layers. They take the places of today's during each call, which must be without gradient.
     """
 
     def __init__(self, policy: DiffusionModel) -> None:
         super().__init__(policy)
-        self.kept = [(p, p.detach().clone()) for p in policy.module.parameters() if p.requires_grad]
+        trained = [p for p in policy.module.parameters() if p.requires_grad]
+        self.kept = {p: nn.Parameter(p.detach().clone(), requires_grad=False) for p in trained}
+        self._places = [  # a tied parameter has several
+            (owner, name, self.kept[p])
+            for owner in policy.module.modules()
+            for name, p in owner.named_parameters(recurse=False, remove_duplicate=False)
+            if p.requires_grad
+        ]
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:
         if torch.is_grad_enabled():
             raise RuntimeError("a KL reference is called with gradients on; call it under torch.no_grad")
-        now = [parameter.data for parameter, _ in self.kept]
+        now = [getattr(owner, name) for owner, name, _ in self._places]  # adapters may be cast ones (`adapters_cast`)
         try:
-            for parameter, before in self.kept:
-                parameter.data = before
+            for owner, name, before in self._places:
+                setattr(owner, name, before)
             yield
         finally:
-            for (parameter, _), data in zip(self.kept, now, strict=True):
-                parameter.data = data
+            for (owner, name, _), parameter in zip(self._places, now, strict=True):
+                setattr(owner, name, parameter)
 
 
 def reference_policy(model: DiffusionModel, *, moves: bool = False, copies: bool = False) -> DiffusionModel:
@@ -90,7 +97,7 @@ def reference_parameters(reference: DiffusionModel) -> dict[str, Tensor]:
     """Return the parameters that a reference keeps of its own, by name; writing into them moves the reference."""
     if isinstance(reference, WithParametersOf):
         names = [name for name, parameter in reference.module.named_parameters() if parameter.requires_grad]
-        return dict(zip(names, (before for _, before in reference.kept), strict=True))
+        return dict(zip(names, (before.data for before in reference.kept.values()), strict=True))
     return {name: parameter.data for name, parameter in reference.module.named_parameters()}
 
 

@@ -22,7 +22,7 @@ def policy_hash(model: DiffusionModel) -> str:
     """Return a hash of the policy's parameters."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.module.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(content_digest(whole(tensor.detach()).float()))
     return digest.hexdigest()[:16]
 
