@@ -120,6 +120,25 @@ def test_compiled_blocks_see_the_type_of_the_adapters(cast_first: bool, device: 
                 assert torch.equal(logprobs(model), plain)
 
 
+def test_compiled_blocks_see_what_adapters_have_learned(device: torch.device):
+    """Casts are made anew for every pass: a graph that kept those of its compilation would sample from old weights."""
+    model = there(device, layers=1)
+    with autocast(device):
+        acceleration.compile_blocks(
+            model.module, backend="aot_eager", probe=functools.partial(acceleration.first_pass, model)
+        )
+        for _ in range(3):
+            with torch.no_grad():
+                for layer in acceleration.adapter_layers(model.module):
+                    for part in layer.lora_B.values():
+                        part.weight.add_(0.5)
+                with acceleration.adapters_ready(model.module):
+                    compiled = logprobs(model)
+                    with acceleration.blocks_as_they_are(model.module):
+                        assert torch.equal(compiled, logprobs(model))
+            logprobs(model).sum().backward()
+
+
 def test_a_cast_adapter_is_a_parameter_of_its_own(device: torch.device):
     """A compiler that knows a module's parameters is not asked again when one's data change their type."""
     model = there(device)
