@@ -2,7 +2,7 @@
 # C compiler. Paths are relative throughout, so a checkout may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test fuzz kills determinism memcheck soak test-transformers-4 bench bench-gpu compare compare-smoke check fix dev \
+.PHONY: help train test fuzz kills determinism memcheck soak test-busy test-transformers-4 bench bench-gpu compare compare-smoke check fix dev \
 	bench-gpu-unmeasured examples example-pretrained docs site pictures dist lock clean moved unbuilt
 
 VENV := .venv
@@ -50,6 +50,9 @@ determinism: $(INSTALLED) ## One small run under many circumstances: the same we
 memcheck: ## Run the Rust tests under valgrind and the address sanitizer
 	@sh scripts/tools.sh rust
 	@sh scripts/memcheck.sh
+
+test-busy: ## Run the tests twice beside four busy loops, in a clone whose folder has a space, without HOME
+	@sh scripts/busy.sh $(ARGS)
 
 soak: $(INSTALLED) ## Half an hour of training, kills and resumes: memory, handles and threads stay flat
 	OMP_NUM_THREADS=1 $(PY) -m tests.reliability.soak $(ARGS)

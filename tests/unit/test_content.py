@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stp_rs._core import row_uid
 from stp_rs.models import content
 from stp_rs.models.content import content_digest
 from tests.devices import DEVICES, MARKS
@@ -42,9 +43,26 @@ def test_two_flips_of_the_highest_bit_do_not_hide_each_other():
     assert content_digest(values) != content_digest(torch.ones(100))
 
 
-def test_the_bytes_stay_what_they_are():
+def splitmix(number: int) -> int:
+    """Return output `number` of SplitMix64 (Steele et al. 2014) with seed 0, in Python's integers."""
+    mixed = number * 0x9E3779B97F4A7C15 % 2**64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+    return mixed ^ mixed >> 31
+
+
+@pytest.mark.parametrize("size", [1, 10, 65_536, 131_075])
+def test_the_sums_are_those_of_the_definition(size: int):
     """Checkpoints keep them: a run of another version must find its weights to be the same."""
-    assert content_digest(torch.arange(10, dtype=torch.float32)).hex() == "00009006f9c377700000d003276f0c5c"
+    words = [row_uid(5, place) % 2**32 - 2**31 for place in range(size)]
+    parts = [words[start : start + 65_536] for start in range(0, size // 65_536 * 65_536 + 1, 65_536)]
+    sums = [
+        sum(word * (splitmix(place + (stream << 32)) | 1) for place, word in enumerate(part)) % 2**64
+        for part in parts
+        for stream in (1, 2)
+    ]
+    found = content_digest(torch.tensor(words, dtype=torch.int32))
+    assert found == b"".join(number.to_bytes(8, "little") for number in sums)
 
 
 def test_views_are_read_as_they_look():

@@ -131,6 +131,8 @@ def test_a_warm_up_computes_in_the_type_of_the_run(bf16: bool, tmp_path: Path, m
     model, _ = run.prepare_policy(run.complete(config, task), task, tmp_path)
     assert (torch.bfloat16 in seen) == bf16
     assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    other = TaskConfig(task="sudoku", output_dir=str(tmp_path), sft_steps=2, train_size=8, bf16=not bf16)
+    assert run.warm_up_identity(other) != run.warm_up_identity(config), "none is shared by runs of both types"
 
 
 def test_what_cannot_be_learned_says_why():
