@@ -1,5 +1,8 @@
 """What tells weights from others: every bit, wherever they lie."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from stp_rs._core import row_uid
 from stp_rs.models import content
 from stp_rs.models.content import content_digest
+from stp_rs.priors.hashes import policy_hash
 from tests.devices import DEVICES, MARKS
 
 SIZES = (0, 1, 3, 4, 1000, 65_536, 65_537, 200_001)
@@ -63,6 +67,15 @@ def test_the_sums_are_those_of_the_definition(size: int):
     ]
     found = content_digest(torch.tensor(words, dtype=torch.int32))
     assert found == b"".join(number.to_bytes(8, "little") for number in sums)
+
+
+def test_a_policy_with_rows_of_zeros_more_is_another():
+    small, large = torch.nn.Linear(8, 4, bias=False), torch.nn.Linear(8, 6, bias=False)
+    with torch.no_grad():
+        large.weight.zero_()
+        large.weight[:4] = small.weight
+    kinds: list[Any] = [SimpleNamespace(module=module) for module in (small, large)]
+    assert policy_hash(kinds[0]) != policy_hash(kinds[1])
 
 
 def test_views_are_read_as_they_look():

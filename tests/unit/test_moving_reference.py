@@ -95,10 +95,13 @@ def test_a_tied_parameter_of_the_reference_is_put_everywhere():
     policy = tiny(layers=2)
     a, b = [part for part in policy.module.modules() if isinstance(part, torch.nn.Linear)][:2]
     b.weight = a.weight
+    a.register_parameter("again", a.weight)
     for parameter in policy.module.parameters():
         parameter.requires_grad_(parameter is a.weight)
     before = logits(policy)
     reference = reference_policy(policy)
     stirred(policy, 1.0)
+    with torch.no_grad(), reference._as_before():
+        assert a.weight is b.weight is a.again
     assert torch.equal(logits(reference), before)
     assert not torch.equal(logits(policy), before)
