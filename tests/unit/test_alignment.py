@@ -1,5 +1,8 @@
 """Alignment: the split on numbers worked out by hand, and on a policy whose trajectory is the estimate itself."""
 
+from collections.abc import Callable
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,12 @@ import torch
 from stp_rs._core import Design
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
-from stp_rs.eval.alignment import align, bias_parts, summarise, trajectory_gradients
+from stp_rs.eval.alignment import align, align_trajectories, bias_parts, summarise, trajectory_gradients
+from stp_rs.objective import noise
+from stp_rs.objective.masks import draw_masks
 from stp_rs.objective.noise import Estimator, value_and_gradient
 from stp_rs.testing.states import PARTS, state_masks
+from stp_rs.types import Cost
 from tests.fixtures import tiny
 
 
@@ -85,6 +91,55 @@ def test_the_bias_of_visited_states_is_weights_and_earliness():
     if {"weights", "earliness", "surrogate"} <= along.keys():
         assert along["surrogate"] == pytest.approx(1.0 + along["weights"] + along["earliness"], abs=1e-4)
     assert found["surrogate"].size is not None
+
+
+def test_passes_taken_a_few_at_a_time_add_up_and_equal_canvases_stay_together(monkeypatch: pytest.MonkeyPatch):
+    model, one = tiny(seed=3), batch(5)
+    coefficient_R, costs = torch.from_numpy(one.weights()), []
+    for design in (Design("trajectory", 0), Design("spread", 3), Design("canvas", 1)):
+        masks, found = draw_masks(design, one, seed=1), []
+        for tokens in (noise.PASS_TOKENS, 20):  # canvases of 10 tokens
+            monkeypatch.setattr(noise, "PASS_TOKENS", tokens)
+            seen: list[int] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(model, "hidden", counted(model.hidden, seen))
+                cost = Cost()
+                found.append(value_and_gradient(model, one, masks, coefficient_R, cost=cost))
+            costs.append((design.name, sum(seen), cost.forwards))
+            assert tokens > 20 or max(seen) < 4, "fewer than twice the two canvases that 20 tokens hold"
+        assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+        assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+        monkeypatch.setattr(noise, "PASS_TOKENS", 8192)
+    assert all(made == counted_as for _, made, counted_as in costs)
+    assert costs[-2:] == [("canvas", 2, 2)] * 2, "two groups have two canvases, in parts too"
+
+
+def counted(hidden: Callable[..., torch.Tensor], seen: list[int]) -> Callable[..., torch.Tensor]:
+    """Return the method, which notes the canvases of every call."""
+
+    def call(ids_BS: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
+        seen.append(len(ids_BS))
+        return hidden(ids_BS, lengths_B)
+
+    return call
+
+
+def test_what_is_not_drawn_is_computed_once(monkeypatch: pytest.MonkeyPatch):
+    model, batches = tiny(seed=3), [batch(seed) for seed in range(3)]
+    target, seen = trajectory_gradients(model, batches), []
+    monkeypatch.setattr(model, "hidden", counted(model.hidden, seen))
+    exact = align(model, batches, target, Estimator(Design("trajectory", 0)), draws=4)
+    assert sum(seen) == 3 * 8 * 6
+    assert exact.forwards == 6.0
+    known = align_trajectories(batches, target)
+    assert astuple(known)[3:] == pytest.approx(astuple(exact)[3:], abs=1e-6)
+    assert known.bias_cosine == exact.bias_cosine is None or known.bias_cosine == pytest.approx(1.0)
+    seen.clear()
+    align(model, batches, target, Estimator(Design("uniform_count", 1)), draws=4)
+    assert sum(seen) == 4 * 3 * 8
+    seen.clear()
+    bias_parts(model, batches, target)
+    assert sum(seen) <= 3 * (3 * 8 * 6), "weights, earliness and divided; the others are sums of known ones"
 
 
 def test_the_parts_of_one_batch_add_up_to_the_surrogate():

@@ -14,10 +14,12 @@ from stp_rs import Design, errors
 from stp_rs.cli.main import main
 from stp_rs.config import PRUNINGS, TaskConfig
 from stp_rs.data.trajectories import Rollout
+from stp_rs.eval import alignment
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors, with_random_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
 from stp_rs.eval.prunings import PRUNED, with_pruning
 from stp_rs.eval.variance import (
+    AlignmentRow,
     Setting,
     VarianceRow,
     list_measurements,
@@ -197,6 +199,54 @@ def test_the_command_writes_the_table(run: Path, tmp_path: Path, capsys: pytest.
     again = tmp_path / "again.json"
     assert main(["variance", f"--model={run}", f"--json={again}", *arguments]) == 0
     assert again.read_bytes() == out.read_bytes(), "keyed: the same command gives the same table"
+
+
+LEARNT = {**TRAIN, "hidden_size": 32, "sft_steps": 120, "sft_batch_size": 16, "bf16": True, "use_cpu": True}
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("variance") / "learnt"
+    assert main(["train", f"--output_dir={folder}", "--quiet", *(f"--{k}={v}" for k, v in LEARNT.items())]) == 0
+    return folder
+
+
+def test_without_rows_the_command_measures_the_alignment_only(
+    learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    rounded, call = set(), alignment.value_and_gradient
+    monkeypatch.setattr(
+        alignment,
+        "value_and_gradient",
+        lambda *given, **named: (rounded.add(torch.is_autocast_enabled("cpu")), call(*given, **named))[1],
+    )
+    out = tmp_path / "out.json"
+    given = ["--rows=0", "--batches=3", "--passes=1", "--designs=canvas,state", f"--json={out}"]
+    capsys.readouterr()
+    assert main(["variance", f"--model={learnt / 'warmup'}", *given]) == 0
+    table = json.loads(out.read_text())
+    assert [(row["design"], row["passes"], row["pruning"]) for row in table] == [
+        ("state", 1, "both"),
+        ("canvas", 1, "both"),
+    ]
+    assert all(set(row) == {field.name for field in fields(AlignmentRow)} for row in table)
+    assert {row["design"]: row["batch_forwards"] for row in table} == {
+        "state": pytest.approx(1, abs=0.4),
+        "canvas": 0.25,
+    }
+    assert rounded == {True}, "the run is in bf16, so are its estimates"
+    shown = capsys.readouterr().out
+    assert "alignment (95 %)" in shown
+    assert "variance" not in shown
+
+
+def test_no_differing_rewards_and_nothing_to_measure_are_said(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["variance", f"--model={run}", "--rows=0", "--batches=2"]) == 2
+    assert "in which no group of completions has rewards that differ" in capsys.readouterr().err
+    assert main(["variance", f"--model={run}", "--rows=0", "--batches=0"]) == 2
+    assert "needs rows or batches above 0" in capsys.readouterr().err
+    assert main(["variance", f"--model={run}", "--rows=0", "--plot=x.png"]) == 2
+    assert "the figure needs rows" in capsys.readouterr().err
 
 
 def test_training_logs_the_noise(run: Path):

@@ -3,9 +3,11 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stp_rs.config import PolicyConfig, STPConfig
 from stp_rs.errors import ConfigError, ModelError
@@ -52,6 +54,21 @@ def test_steps_set_the_forwards_and_priors_lower_them(setup):
     prior = evaluate(model, tokenizer, task, rows, config, priors=[Template(task.template, tokenizer)])
     assert prior["nfe"] == 16
     assert all(text[0] == "[" for text in prior["completions"])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_bf16_run_is_read_in_bf16(setup, bf16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    model, tokenizer, task, rows, _ = setup
+    config = STPConfig(max_completion_length=20, bf16=bf16, use_cpu=True, output_dir=str(tmp_path))
+    seen, hidden = set(), model.hidden
+
+    def watched(*given: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return hidden(*given)
+
+    monkeypatch.setattr(model, "hidden", watched)
+    evaluate(model, tokenizer, task, rows, config)
+    assert seen == {bf16}
 
 
 def test_a_vocabulary_holds_at_evaluation(setup):

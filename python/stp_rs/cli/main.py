@@ -137,6 +137,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     from stp_rs.cli.run import load_run
     from stp_rs.data.prompts import encode_prompts
+    from stp_rs.models.base import autocast
     from stp_rs.priors import allowed_tokens, compose_priors
     from stp_rs.rollout.generate import generate
     from stp_rs.rollout.params import SamplingParams, make_unmasking
@@ -148,15 +149,16 @@ def _sample(args: argparse.Namespace) -> int:
     prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
     length = config.max_completion_length
     priors = static_priors(config, task, tokenizer, model) if args.prior else []
-    rollout = generate(
-        model,
-        prompts,
-        make_unmasking(config, prune=False),
-        completion_length=length,
-        sampling=SamplingParams(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
-        prior=compose_priors(priors, prompts, length),
-        seed=args.seed,
-    )
+    with autocast(config.device, config.bf16):
+        rollout = generate(
+            model,
+            prompts,
+            make_unmasking(config, prune=False),
+            completion_length=length,
+            sampling=SamplingParams(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
+            prior=compose_priors(priors, prompts, length),
+            seed=args.seed,
+        )
     texts = decode_completions(rollout.token_ids, np.full(len(rows), length), tokenizer)
     rewards, _ = score_rewards(list(task.reward_funcs), texts, rows)
     cells = [(str(row["prompt"]), text, f"{r:.3f}") for row, text, r in zip(rows, texts, rewards, strict=True)]

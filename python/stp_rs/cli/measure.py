@@ -12,13 +12,14 @@ from stp_rs._core import Design
 from stp_rs.data.prompts import PromptBatch, encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError
-from stp_rs.eval.alignment import Alignment, BiasPart, align, bias_parts, trajectory_gradients
+from stp_rs.eval.alignment import Alignment, BiasPart, align, align_trajectories, bias_parts, trajectory_gradients
 from stp_rs.eval.checks import Checks, check_statements
 from stp_rs.eval.pictures import sampled_variance, variance_by_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
 from stp_rs.eval.prunings import as_pruned, with_pruning
 from stp_rs.eval.variance import (
     PUBLISHED_ITERATIONS,
+    AlignmentRow,
     Measurement,
     PrunedBatch,
     Setting,
@@ -31,6 +32,7 @@ from stp_rs.eval.variance import (
     to_json,
 )
 from stp_rs.models import load_configured
+from stp_rs.models.base import autocast
 from stp_rs.objective.advantages import group_advantages
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.objective.noise import Estimator
@@ -66,28 +68,63 @@ PICTURE_DRAWS = 64
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    if args.rows < 1 or args.resamples < 2 or args.batches in (1, -1):
+    if args.rows < 0 or args.resamples < 2 or args.batches in (1, -1) or not args.rows + args.batches:
         got = f"--rows {args.rows}, --resamples {args.resamples}, --batches {args.batches}"
-        raise ConfigError(f"{got}: needs at least 1 row, 2 resamples, and 2 batches or none")
+        raise ConfigError(f"{got}: needs rows or batches above 0, 2 resamples, and 2 batches or none")
+    if args.plot and not args.rows:
+        raise ConfigError("--plot: got --rows 0, which measures the alignment only; the figure needs rows")
     if args.plot:
         require_matplotlib()
     source = Source(args)
+    with autocast(source.config.device, source.config.bf16):
+        return _measure(args, source) if args.rows else _measure_alignment(args, source)
+
+
+def _measure_alignment(args: argparse.Namespace, source: "Source") -> int:
+    """Measure, print and write the alignment of the designs asked for, under the run's own pruning."""
+    setting, batches = source.setting, source.batches(args.batches)
+    if problem := nothing_to_align_with(batches):
+        raise ConfigError(problem)
+    own = [PrunedBatch("both", batches[0], [], [])]
+    names = chosen_designs(args.designs, compared=not args.designs)
+    pairs, refused = list_measurements(setting, own, names, chosen_passes(args.passes, compared=False))
+    bar = Bar(len(pairs) + 1, "variance", "measurements")
+    target = trajectory_gradients(setting.model, batches, setting.temperature)
+    bar.update()
+    lines = []
+    for design, batch in pairs:
+        found = aligned(setting, design, batch.pruning, batches, target)
+        lines.append(AlignmentRow.of(design, batch.pruning, found))
+        bar.update()
+    bar.close()
+    show("\n".join([*alignment_lines(lines), ""]))
+    _show_refused(refused)
+    if args.json:
+        write_json(Path(args.json), to_json(lines))
+    return 0
+
+
+def _measure(args: argparse.Namespace, source: "Source") -> int:
     setting = source.setting
     scored = pruned_batches(setting, source.rollout)
     pairs, refused = list_measurements(setting, scored, chosen_designs(args.designs), chosen_passes(args.passes))
     batches = source.batches(args.batches)
+    if problem := nothing_to_align_with(batches):
+        batches = []
     target = trajectory_gradients(setting.model, batches, setting.temperature) if batches else None
     parts = {} if target is None else bias_parts(setting.model, batches, target, setting.temperature)
     measured, lines = [], []
     for design, batch in Bar(len(pairs), "variance", "measurements").over(pairs):
         measured.append(measure(setting, design, batch))
-        lines.append(summarise(measured[-1], args.seed, aligned(setting, design, batch.pruning, batches, target)))
+        found = None if target is None else aligned(setting, design, batch.pruning, batches, target)
+        lines.append(summarise(measured[-1], args.seed, found))
     show(
         "\n".join(
             [
                 *table_lines(lines),
                 "",
                 *alignment_lines(lines),
+                *([f"Alignment was not measured: {problem}"] if problem else []),
                 "",
                 *bias_lines(parts),
                 *comparison_lines(measured),
@@ -99,8 +136,7 @@ def run(args: argparse.Namespace) -> int:
     )
     show("\n".join([*exact_lines(setting, scored[1], scored[3]), ""]))
     show("\n".join([*check_lines(check_statements(setting, scored[1], scored[3])), ""]))
-    if refused:
-        show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
+    _show_refused(refused)
     if args.json:
         write_json(Path(args.json), to_json(lines))
     if args.plot:
@@ -108,6 +144,21 @@ def run(args: argparse.Namespace) -> int:
         rows = (source.variance("uniform_count", "none"), source.variance("cover", "both"))
         draw(measured, Pictures(training=variance_over_training(args), rows=rows, anchors=anchors), Path(args.plot))
     return 0
+
+
+def nothing_to_align_with(batches: Sequence[Rollout]) -> str:
+    """Return why the batches have no policy gradient, and what to do; nothing where they have one."""
+    if not batches or any(batch.weights().any() for batch in batches):
+        return ""
+    return (
+        f"--batches: got {len(batches)}, in which no group of completions has rewards that differ, so that there is no "
+        "policy gradient to align with; needs more batches, or a policy that is sometimes right"
+    )
+
+
+def _show_refused(refused: Sequence[str]) -> None:
+    if refused:
+        show("\n".join(["Not legal, so not measured:", *(f"  {line}" for line in refused)]))
 
 
 class Source:
@@ -177,12 +228,10 @@ class Source:
         return sampled_variance(self.setting.model, rows, self.estimator(design), PICTURE_DRAWS)
 
 
-def aligned(
-    setting: Setting, design: Design, pruning: str, batches: Sequence[Rollout], target: Tensor | None
-) -> Alignment | None:
-    """Return a design's alignment on batches scored under a pruning, None where there are no batches."""
-    if target is None:
-        return None
+def aligned(setting: Setting, design: Design, pruning: str, batches: Sequence[Rollout], target: Tensor) -> Alignment:
+    """Return a design's alignment on batches scored under a pruning."""
+    if design.name == "trajectory" and pruning == "both":
+        return align_trajectories(batches, target)
     read = [as_pruned(batch, pruning, setting.diffusion_steps) for batch in batches]
     iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
     states = "doubt" if design.name == "decision" else "reveals"
@@ -190,8 +239,8 @@ def aligned(
     return align(setting.model, batches, target, estimator, draws=max(2, setting.draws // 2), read=read)
 
 
-def chosen_designs(names: str) -> list[str]:
-    """Return the designs to measure; `uniform_count` and `cover` are always among them, to compare with.
+def chosen_designs(names: str, *, compared: bool = True) -> list[str]:
+    """Return the designs to measure; where they are `compared`, `uniform_count` and `cover` are always among them.
 
     Raises:
         ConfigError: an unknown name.
@@ -200,17 +249,17 @@ def chosen_designs(names: str) -> list[str]:
     asked = {name.strip() for name in names.split(",") if name.strip()} or set(known)
     if not asked <= set(known):
         raise ConfigError(f"--designs: got {', '.join(sorted(asked - set(known)))}, needs some of {', '.join(known)}")
-    return [name for name in known if name in asked | {"uniform_count", "cover"}]
+    return [name for name in known if name in asked | ({"uniform_count", "cover"} if compared else set())]
 
 
-def chosen_passes(passes: str) -> list[int]:
-    """Return the numbers of passes to measure; 2 is always among them.
+def chosen_passes(passes: str, *, compared: bool = True) -> list[int]:
+    """Return the numbers of passes to measure; where they are `compared`, 2 is always among them.
 
     Raises:
         ConfigError: not numbers.
     """
     try:
-        asked = {2, *(int(number) for number in passes.split(",") if number.strip())}
+        asked = {*([2] if compared else []), *(int(number) for number in passes.split(",") if number.strip())}
         if min(asked) < 1 or max(asked) > 1 << 16:
             raise ValueError
         return sorted(asked)
@@ -265,9 +314,9 @@ def table_lines(lines: Sequence[VarianceRow]) -> list[str]:
     return shown
 
 
-def alignment_lines(lines: Sequence[VarianceRow]) -> list[str]:
+def alignment_lines(lines: Sequence[VarianceRow | AlignmentRow]) -> list[str]:
     """Return where the designs' gradients point, best first; nothing where it was not measured."""
-    measured = [line for line in lines if line.alignment is not None]
+    measured = [line for line in lines if line.batch_forwards is not None]
     if not measured:
         return []
     shown = [
@@ -277,11 +326,12 @@ def alignment_lines(lines: Sequence[VarianceRow]) -> list[str]:
         f"{'rollouts':>10}",
     ]
     for line in sorted(measured, key=lambda line: -(line.alignment or 0.0)):
-        low, high = line.alignment_ci or (float("nan"), float("nan"))
+        cosine = f"{'-':>10}" if line.alignment is None else f"{line.alignment:>10.3f}"
+        around = "" if line.alignment_ci is None else " [{:6.3f}, {:6.3f}]".format(*line.alignment_ci)
         bias = "-" if line.bias_cosine is None else f"{line.bias_cosine:.2f}"
         shown.append(
             f"{line.design:<15}{line.passes:>3} {line.pruning:<9}{line.batch_forwards:>9.2f}"
-            f"{line.alignment:>10.3f} [{low:6.3f}, {high:6.3f}]{bias:>13}{line.mask_noise:>8.2f}"
+            f"{cosine}{around:>17}{bias:>13}{line.mask_noise:>8.2f}"
             f"{line.rollout_noise:>10.2f}"
         )
     return shown

@@ -354,13 +354,15 @@ def last_nfe(trainer: STPTrainer) -> float | None:
 
 
 def load_run(path: str | Path) -> tuple[DiffusionModel, Any, TaskConfig, Task]:
-    """Return (model, tokenizer, config, task) of a run folder, or of a checkpoint inside one.
+    """Return (model, tokenizer, config, task) of a run folder, of a checkpoint inside one, or of its `warmup`.
 
     Raises:
         CheckpointError: there is no model, or no config.yaml beside it.
     """
     folder = policy_folder(path)
-    configs = [f / "config.yaml" for f in (Path(path), folder.parent) if (f / "config.yaml").is_file()]
+    warmed = [folder.parent.parent] if folder.parent.name == "warmup" else []  # RUN/warmup/checkpoint-0
+    beside = [Path(path), folder.parent, *warmed]
+    configs = [place / "config.yaml" for place in beside if (place / "config.yaml").is_file()]
     if not configs:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
     if "task" not in read_yaml(configs[0]):

@@ -13,10 +13,15 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "variance", help="bias and noise of every likelihood design on a policy's own rollouts", allow_abbrev=False
     )
-    parser.add_argument("--model", required=True, help="run folder or checkpoint")
+    parser.add_argument("--model", required=True, help="run folder, a checkpoint of it, or its warmup folder")
     parser.add_argument("--json", default="", help="write the table here: a list of rows")
     parser.add_argument("--plot", default="", help="write the figure here (needs the plot extra)")
-    parser.add_argument("--rows", type=at_least(1), default=48, help="completions, each of its own training prompt")
+    parser.add_argument(
+        "--rows",
+        type=at_least(0),
+        default=48,
+        help="completions, each of its own training prompt; 0: only the alignment",
+    )
     parser.add_argument(
         "--resamples", type=at_least(2), default=4, help="draws of the masks per completion, at least 2"
     )

@@ -70,15 +70,18 @@ def align(
         draws: draws of the masks per batch, at least 2.
         read: the batches as another pruning reads them (`prunings.as_pruned`), the same tokens.
     """
-    means, squares, noise, cost = [], [], [], Cost()
+    means, squares, noise, forwards = [], [], [], 0.0
     per_token, temperature = estimator.design.per_token, estimator.temperature
     for batch in batches if read is None else read:
-        drawn = [_gradient(model, batch, estimator.masks(batch, m), per_token, temperature) for m in range(draws)]
-        cost = sum((spent for _, spent in drawn), cost)
+        masks = [estimator.masks(batch, m) for m in range(draws)]
+        if all(_equal(masks[0], other) for other in masks[1:]):  # one gradient is that of every draw
+            masks = masks[:1]
+        drawn = [_gradient(model, batch, one, per_token, temperature) for one in masks]
         stacked_MD = torch.stack([gradient_D for gradient_D, _ in drawn])
         means.append(stacked_MD.mean(0))
         squares.append(float((stacked_MD**2).sum(1).mean()))
-        noise.append(float(((stacked_MD - means[-1]) ** 2).sum() / (draws - 1)))
+        noise.append(float(((stacked_MD - means[-1]) ** 2).sum() / max(1, len(masks) - 1)))
+        forwards += sum(cost.forwards for _, cost in drawn) / len(masks)
     mean_BD, rows = torch.stack(means), sum(len(batch) for batch in batches)
     return summarise(
         (mean_BD @ mean_BD.T).double().numpy(),
@@ -86,8 +89,19 @@ def align(
         (target_BD @ target_BD.T).double().numpy(),
         np.array(squares),
         np.array(noise),
-        forwards=cost.forwards / (draws * rows),
+        forwards=forwards / rows,
     )
+
+
+def align_trajectories(batches: Sequence[Rollout], target_BD: Tensor) -> Alignment:
+    """Return the alignment of the trajectories' own gradients, which are known: what a batch can say at best.
+
+    The arguments are those of `align`.
+    """
+    gram_BB = (target_BD @ target_BD.T).double().numpy()
+    states = sum(len(draw_masks(Design("trajectory", 0), batch, seed=0).row_P) for batch in batches)
+    rows = sum(len(batch) for batch in batches)
+    return summarise(gram_BB, gram_BB, gram_BB, np.diag(gram_BB), np.zeros(len(batches)), forwards=states / rows)
 
 
 @dataclass(frozen=True)
@@ -114,12 +128,23 @@ def bias_parts(
         temperature: of the law that drew them.
     """
     masks = [state_masks(batch) for batch in batches]
+
+    def gradients(part: Part) -> Tensor:
+        each = [_gradient(model, b, m[part], False, temperature)[0] for b, m in zip(batches, masks, strict=True)]
+        return torch.stack(each)
+
+    weights_BD, earliness_BD, divided_BD = gradients("weights"), gradients("earliness"), gradients("divided")
+    known = {
+        "trajectory": target_BD,
+        "surrogate": target_BD + weights_BD + earliness_BD,  # gradients are linear in the weights
+        "divided": divided_BD,
+        "weights": weights_BD,
+        "earliness": earliness_BD,
+    }
     found: dict[Part, BiasPart] = {}
     target = _between((target_BD @ target_BD.T).double().numpy())
     for part in PARTS:
-        own_BD = torch.stack(
-            [_gradient(model, b, m[part], False, temperature)[0] for b, m in zip(batches, masks, strict=True)]
-        )
+        own_BD = known[part]
         size = _between((own_BD @ own_BD.T).double().numpy())
         resolved = size > 0 and target > 0
         cross = _between((own_BD @ target_BD.T).double().numpy())
@@ -177,6 +202,12 @@ def summarise(
         rollout_noise=1.0 - signal / share - mask,
         forwards=forwards,
     )
+
+
+def _equal(one: Masks, other: Masks) -> bool:
+    """Return whether two draws are the same passes with the same weights."""
+    pairs = ((one.row_P, other.row_P), (one.mask_PL, other.mask_PL), (one.weight_PL, other.weight_PL))
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _gradient(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.distributed import is_main
 from stp_rs.errors import ConfigError
-from stp_rs.models.base import DiffusionModel
+from stp_rs.models.base import DiffusionModel, autocast, device_of
 from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import SamplingParams, make_unmasking, restricted
@@ -74,6 +74,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return mean scores, `solved_ci` (95 % over problems, see `interval`), `pass@k`, `nfe`, `completions`.
 
+    The passes are made in bf16 where the run's are (`config.bf16`).
     `forwards`, `tokens` and `head_rows` are the decode's cost. Without `priors` it is the free decode;
     without `decode` the run's own length and steps, greedy.
     """
@@ -100,7 +101,8 @@ def evaluate(
             )
         )
 
-    rollout = played_together(model, prompts, prior, decode.length, play).rollout
+    with autocast(device_of(model), config.bf16):
+        rollout = played_together(model, prompts, prior, decode.length, play).rollout
     texts = decode_completions(rollout.token_ids, np.full(len(rollout), decode.length), tokenizer)
     texts = [decode.prefill + text for text in texts]
     repeated = [row for row in rows for _ in range(decode.samples)]

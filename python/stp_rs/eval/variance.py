@@ -71,6 +71,26 @@ class VarianceRow:
 
 
 @dataclass(frozen=True)
+class AlignmentRow:
+    """One line of the table of alignments alone; the fields are those of `VarianceRow`."""
+
+    design: str
+    passes: int
+    pruning: str
+    alignment: float | None
+    alignment_ci: tuple[float, float] | None
+    bias_cosine: float | None
+    mask_noise: float
+    rollout_noise: float
+    batch_forwards: float
+
+    @classmethod
+    def of(cls, design: Design, pruning: str, aligned: Alignment) -> "AlignmentRow":
+        """Return a design's line."""
+        return cls(design.name, design.num_mc, pruning, **_aligned_columns(aligned))
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What was measured of one design, number of passes and pruning, row by row."""
 
@@ -260,6 +280,6 @@ def _aligned_columns(aligned: Alignment) -> dict[str, Any]:
     }
 
 
-def to_json(rows: Iterable[VarianceRow]) -> list[dict[str, Any]]:
+def to_json(rows: Iterable[VarianceRow | AlignmentRow]) -> list[dict[str, Any]]:
     """Return the table as plain values."""
     return [asdict(row) for row in rows]

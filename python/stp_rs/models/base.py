@@ -183,6 +183,14 @@ _LOGIT_BYTES = 28
 """Of one logit at the peak: what the head returns, fp32 copies of it, and their gradients."""
 
 
+def autocast(device: torch.device, bf16: bool | None) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a run with `bf16` makes its passes; without, one that does nothing."""
+    if not bf16:
+        return contextlib.nullcontext()
+    # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
 def trainable(model: DiffusionModel) -> list[nn.Parameter]:
     """Return the parameters that training changes.
 

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from stp_rs._core import Design, row_uid
 from stp_rs.data.trajectories import Rollout
-from stp_rs.models.base import DiffusionModel, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior
+from stp_rs.objective.masks import Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior, take_passes
 from stp_rs.types import Cost, Floats
 
 if TYPE_CHECKING:
     from stp_rs.config.arguments import STPConfig
 
 
+PASS_TOKENS = 8192
+"""Tokens of the passes whose graph is kept at once: all states of a batch would not fit a real policy's memory."""
 ROUNDING = 1e-12
 """A trace below this share of the gradients' squares is rounding."""
 
@@ -144,17 +146,37 @@ def value_and_gradient(
 ) -> tuple[Floats, Tensor]:
     """Return the estimate of every row, f64 [R], and the gradient of their weighted sum, f64 [D].
 
-    The model runs in the mode it is in; what it computes is added to `cost`.
+    The model runs in the mode it is in; what it computes is added to `cost`. Passes are taken a few at a time
+    (`PASS_TOKENS`), equal canvases together.
     """
     parameters = [p for p in model.module.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        elbo_R = token_elbo(model, completions, masks, temperature=temperature, allowed=allowed, cost=cost).sum(-1)
-        total = (coefficient_R.to(elbo_R.device) * elbo_R).sum()
-    if total.requires_grad:
-        parts = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-    else:  # nothing was scored
-        parts = tuple(torch.zeros_like(p) for p in parameters)
-    return elbo_R.detach().double().cpu().numpy(), torch.cat([part.reshape(-1) for part in parts]).double()
+    value_R = np.zeros(len(completions))
+    gradient_D = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device_of(model))
+    for part in _in_parts(completions, masks):
+        with torch.enable_grad():
+            elbo_R = token_elbo(model, completions, part, temperature=temperature, allowed=allowed, cost=cost).sum(-1)
+            total = (coefficient_R.to(elbo_R.device) * elbo_R).sum()
+        value_R += elbo_R.detach().double().cpu().numpy()
+        if total.requires_grad:  # else nothing was scored
+            found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+            gradient_D = gradient_D + torch.cat([one.reshape(-1) for one in found])
+    return value_R, gradient_D
+
+
+def _in_parts(completions: Rollout, masks: Masks) -> list[Masks]:
+    """Return the passes in parts of `PASS_TOKENS` tokens of different canvases, of one at least.
+
+    Equal canvases stay together, and where few are equal each is computed: a part has less than twice as many tokens.
+    """
+    row_P, width = masks.row_P, completions.prompt_ids.shape[1] + completions.token_ids.shape[1]
+    size = max(1, PASS_TOKENS // width)
+    if len(row_P) <= size:
+        return [masks]
+    shown_PL = np.where(masks.mask_PL == 1, -1, completions.token_ids[row_P])
+    prompt_PW = np.column_stack([completions.prompt_length, completions.prompt_ids])[row_P]
+    seen: dict[bytes, int] = {}
+    part_P = np.array([seen.setdefault(row.tobytes(), len(seen)) // size for row in np.hstack([prompt_PW, shown_PL])])
+    return [take_passes(masks, np.flatnonzero(part_P == part)) for part in range(int(part_P.max()) + 1)]
 
 
 def exact_gradient(

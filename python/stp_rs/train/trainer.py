@@ -40,6 +40,7 @@ from stp_rs.models.acceleration import (
 )
 from stp_rs.models.base import (
     DiffusionModel,
+    autocast,
     end_token_ids,
     is_sharded,
     passes_without_dropout,
@@ -602,10 +603,7 @@ class STPTrainer(TrainingLoop):
         return rollout.replaced(advantage=rollout.weights() * weight_R), metrics
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.args.bf16:
-            return contextlib.nullcontext()
-        # no cache of casts: it would outlive an optimiser step, and the next inner iteration would see old weights
-        return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        return autocast(self.args.device, self.args.bf16)
 
 
 def shared_out(

@@ -12,7 +12,7 @@ from stp_rs.data.prompts import batch_indices, encode_prompts, end_of_text_id
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import broadcast, gather, own_rows, sum_gradients
 from stp_rs.errors import DivergenceError, InvalidValueError
-from stp_rs.models.base import DiffusionModel, check_ids, device_of, passes_without_dropout
+from stp_rs.models.base import DiffusionModel, autocast, check_ids, device_of, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import draw_masks
 from stp_rs.train.memory import Trimmer
@@ -65,7 +65,7 @@ def warm_up(  # noqa: PLR0913 - options of a run, all by keyword
                 mine = batch.select(own_rows(np.arange(batch_size)))
                 if not len(mine):
                     return 0.0
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+                with autocast(device, bf16):
                     elbo_RL = token_elbo(model, mine, draw_masks(design, mine, seed=seed))
                 loss = -elbo_RL.sum(-1).sum() / (batch_size * completion_length)
                 loss.backward()
