@@ -108,7 +108,8 @@ def test_few_shot_and_prefill_surround_the_prompt(setup, monkeypatch: pytest.Mon
 
 def test_a_canvas_that_does_not_fit_the_model_is_refused(setup):
     model, tokenizer, task, rows, config = setup
-    with pytest.raises(ModelError, match="116 tokens does not fit the model's 90 positions"):
+    found = "116 tokens does not fit the model's 90 positions.*the longest prompt has 16 tokens: '[0-9]{16}'"
+    with pytest.raises(ModelError, match=found):
         evaluate(model, tokenizer, task, rows, config, decode=Decode(100, 50))
 
 

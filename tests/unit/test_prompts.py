@@ -32,6 +32,10 @@ def test_prompts_are_right_padded_ids_with_their_keys():
         ({"prompt": ""}, "row 1: needs a non-empty `prompt`"),
         ({"prompt": 12}, "row 1: needs a non-empty `prompt`"),
         ({"prompt": "0[MASK]"}, r"row 1: the prompt holds the mask token '\[MASK\]'; remove it"),
+        (
+            {"prompt": "yes?"},
+            r"row 1: the tokenizer knows nothing of its prompt 'yes\?', whose 4 tokens are all '\[UNK\]'",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_used_say_which_and_why(row: dict[str, Any], message: str):

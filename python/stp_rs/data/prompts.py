@@ -91,7 +91,8 @@ def encode_prompts(
         chat_template_kwargs: more arguments of the chat template.
 
     Raises:
-        InvalidValueError: a row without a prompt, an empty prompt, or a prompt that holds the mask token.
+        InvalidValueError: a row without a prompt, an empty prompt, one that holds the mask token, or one of which the
+            tokenizer knows no token.
     """
     encoded = [_encode(row, i, tokenizer, chat_template_kwargs or {}) for i, row in enumerate(rows)]
     width = max((len(ids) for ids in encoded), default=0)
@@ -141,6 +142,12 @@ def _encode(row: Mapping[str, Any], index: int, tokenizer: Any, template: Mappin
         raise InvalidValueError(f"row {index}: its prompt {shown(prompt, 80)} cannot be encoded: {why}") from error
     if tokenizer.mask_token_id in ids:
         raise InvalidValueError(f"row {index}: the prompt holds the mask token {tokenizer.mask_token!r}; remove it")
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and ids and all(token == unknown for token in ids):
+        raise InvalidValueError(
+            f"row {index}: the tokenizer knows nothing of its prompt {shown(prompt, 80)}, whose {len(ids)} tokens are "
+            f"all {tokenizer.unk_token!r}; needs the tokenizer that this text was written for"
+        )
     return list(ids)
 
 

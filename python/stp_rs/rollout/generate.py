@@ -12,7 +12,7 @@ import torch
 from stp_rs._core import PriorSet, RolloutScheduler, Unmasking
 from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
-from stp_rs.errors import DivergenceError
+from stp_rs.errors import DivergenceError, ModelError
 from stp_rs.models.acceleration import adapters_ready, blocks_as_they_are
 from stp_rs.models.base import (
     DiffusionModel,
@@ -26,6 +26,7 @@ from stp_rs.models.base import (
 from stp_rs.models.keys import KeyCache
 from stp_rs.rollout.loop import Batching, Cohort, drive
 from stp_rs.rollout.params import SamplingParams, check_allowed
+from stp_rs.text import shown
 from stp_rs.types import Mark, StopReason
 
 
@@ -57,8 +58,8 @@ def generate(
 
     Raises:
         DivergenceError: the model returned NaN logits.
-        ModelError: a prompt holds a token that the model has no embedding for, or the model cannot be called with the
-            cache that `batching` asks for.
+        ModelError: a prompt holds a token that the model has no embedding for, a canvas does not fit the model, or the
+            model cannot be called with the cache that `batching` asks for.
     """
     batching, rows = batching or Batching(), len(prompts)
     check_ids(model, prompts.prompt_ids)
@@ -90,6 +91,8 @@ def generate(
             drive(cohort)
         except DivergenceError as error:
             raise _with_row(error, prompts) from None
+        except ModelError as error:
+            raise _with_longest(error, model, prompts, completion_length) from None
     # the scheduler writes into the record's own columns
     scheduler.results(rollout.token_ids, rollout.unmask_step, rollout.logprob, rollout.nfe, rollout.stop_reason)
     stats = scheduler.stats()
@@ -99,6 +102,15 @@ def generate(
     if entropy_RL is not None:  # every candidate of every forward wrote there, those that were drawn last
         rollout = rollout.replaced(entropy=np.where(rollout.unmask_step >= 0, entropy_RL, np.float32(0.0)))
     return rollout.replaced(stats=stats)
+
+
+def _with_longest(error: ModelError, model: DiffusionModel, prompts: PromptBatch, completion_length: int) -> ModelError:
+    """Return the error with the prompt that the model has too few positions for, where that is what it is about."""
+    positions, longest = int(getattr(model, "context_length", 0)), int(prompts.prompt_length.max(initial=0))
+    if not positions or longest + completion_length <= positions:
+        return error
+    prompt = prompts.rows[int(prompts.prompt_length.argmax())].get("prompt")
+    return ModelError(f"{error} (the longest prompt has {longest} tokens: {shown(prompt, 80)})")
 
 
 def _with_row(error: DivergenceError, prompts: PromptBatch) -> DivergenceError:
