@@ -71,6 +71,17 @@ def test_a_bf16_run_is_read_in_bf16(setup, bf16: bool, monkeypatch: pytest.Monke
     assert seen == {bf16}
 
 
+def test_conversations_see_the_arguments_of_the_template(setup, monkeypatch: pytest.MonkeyPatch):
+    model, tokenizer, task, rows, _ = setup
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }}{{ ending }}")
+    asked = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    seen, real = [], evaluation.generate
+    monkeypatch.setattr(evaluation, "generate", lambda m, p, *a, **k: (seen.append(p), real(m, p, *a, **k))[1])
+    for options in (None, {"ending": "12"}):
+        evaluate(model, tokenizer, task, asked, STPConfig(max_completion_length=20, chat_template_kwargs=options))
+    assert [prompts.prompt_length.tolist() for prompts in seen] == [[16] * 3, [18] * 3]
+
+
 def test_a_vocabulary_holds_at_evaluation(setup):
     model, tokenizer, task, rows, config = setup
     digits = Vocabulary(lambda _: ["1", "2"], tokenizer)

@@ -165,7 +165,7 @@ def test_a_given_model_is_asked_through_its_own_chat_template(tmp_path: Path):
     )
     for folder, template in (
         ("plain", None),
-        ("chat", "{% for m in messages %}|{{ m.role }}|{{ m.content }}{% endfor %}|"),
+        ("chat", "{% for m in messages %}|{{ m.role }}|{{ m.content }}{% endfor %}{{ thinking }}|"),
     ):
         tokenizer.chat_template = template
         module.save_pretrained(tmp_path / folder)
@@ -175,8 +175,20 @@ def test_a_given_model_is_asked_through_its_own_chat_template(tmp_path: Path):
     assert plain["prompt"] == plain["question"]
     options |= {"model_name_or_path": str(tmp_path / "chat"), "output_dir": str(tmp_path / "run")}
     options |= {"max_completion_length": 16, "diffusion_steps": 4, "eval_size": 2, "train_size": 8, "stp_rollouts": 1}
+    options["chat_template_kwargs"] = {"thinking": "not"}
     run_training(TaskConfig(num_generations=2, per_device_train_batch_size=4, **options))
     task = load_run(tmp_path / "run")[3]
     row = task.rows("train", 1, seed=0)[0]
     assert row["prompt"].startswith("|user|Reason first")
-    assert row["prompt"].endswith(f"{row['question']}|<reasoning>")
+    assert row["prompt"].endswith(f"{row['question']}not|<reasoning>")
+
+
+def test_a_chat_template_that_fails_says_on_what():
+    class Failing(ChatTokenizer):
+        def apply_chat_template(self, *given: object, **named: object) -> str:
+            raise ValueError("thinking must be a bool")
+
+    with pytest.raises(
+        ConfigError, match=r"chat template fails on the question '2\+2\?'.*'thinking': 3.*must be a bool"
+    ):
+        render(get_template("tags"), "2+2?", Failing(), chat_template_kwargs={"thinking": 3})

@@ -146,7 +146,8 @@ def _sample(args: argparse.Namespace) -> int:
 
     model, tokenizer, config, task = load_run(args.model)
     rows = task.rows("test", args.n, args.seed)
-    prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)))
+    template = config.chat_template_kwargs
+    prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)), chat_template_kwargs=template)
     length = config.max_completion_length
     priors = static_priors(config, task, tokenizer, model) if args.prior else []
     with autocast(config.device, config.bf16):

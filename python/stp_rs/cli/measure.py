@@ -41,6 +41,7 @@ from stp_rs.progress import Bar
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
 from stp_rs.rollout.rewards import Rewards, decode_completions
+from stp_rs.tasks.base import Row
 from stp_rs.testing import gram
 from stp_rs.testing.states import Part
 from stp_rs.testing.variance import independent_variance
@@ -182,7 +183,11 @@ class Source:
             seed=args.seed,
         )
         rows = task.rows("train", args.rows, args.seed)
-        self.rollout: Rollout = self._generate(encode_prompts(rows, tokenizer, uids=range(args.rows)))
+        self.rollout: Rollout = self._generate(self._encode(rows, range(args.rows)))
+
+    def _encode(self, rows: Sequence[Row], uids: Sequence[int]) -> PromptBatch:
+        template = self.config.chat_template_kwargs
+        return encode_prompts(rows, self.tokenizer, uids=uids, chat_template_kwargs=template)
 
     def _generate(self, prompts: PromptBatch) -> Rollout:
         """Return completions under the run's static priors.
@@ -210,7 +215,7 @@ class Source:
         made = []
         for number in range(count):
             uids = range(number * groups, (number + 1) * groups)
-            own = encode_prompts([rows[i] for i in uids], self.tokenizer, uids=uids)
+            own = self._encode([rows[i] for i in uids], uids)
             rollout = self._generate(own.repeat(config.num_generations, step=number))
             texts = decode_completions(rollout.token_ids, np.full(len(rollout), length), self.tokenizer)
             earned = rewards.score(texts, rollout.prompts.rows).total

@@ -239,6 +239,7 @@ def make_task(config: TaskConfig, model: str | Path = "") -> Task:
     model = model or config.model_name_or_path or ""
     if model:
         options["tokenizer"] = load_tokenizer(found_model(model), trust_remote_code=config.trust_remote_code)
+        options["chat_template_kwargs"] = config.chat_template_kwargs
     return get_task(config.task, **options)
 
 

@@ -82,7 +82,8 @@ def evaluate(
     if decode.samples > 1 and decode.temperature == 0.0:
         raise ConfigError(f"samples: got {decode.samples} at temperature 0, needs a temperature above 0 or one sample")
     shown = [_shown(row, task, decode) for row in rows]
-    prompts = encode_prompts(shown, tokenizer, uids=range(len(rows)))
+    template = config.chat_template_kwargs
+    prompts = encode_prompts(shown, tokenizer, uids=range(len(rows)), chat_template_kwargs=template)
     if decode.samples > 1:
         prompts = prompts.repeat(decode.samples)
     allowed, prior = allowed_tokens(priors, prompts, decode.length), compose_priors(priors, prompts, decode.length)

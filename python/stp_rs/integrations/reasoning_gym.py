@@ -26,14 +26,21 @@ class ReasoningGymTask:
         `ReasoningGymTask("leg_counting", max_instances=2).rows("train", 8, seed=0)`
     """
 
-    def __init__(self, dataset: str, style: str = "plain", tokenizer: Any = None, **config: Any) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        style: str = "plain",
+        tokenizer: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
         """Make a dataset with reasoning-gym's own `config`; prompts as in `stp_rs.tasks.templates`."""
         try:
             self._library = importlib.import_module("reasoning_gym")
         except ImportError as error:
             raise ConfigError("reasoning-gym is not installed: pip install 'stp-rs[tasks]'") from error
         self._dataset_name, self._config = dataset, config
-        self._style, self._tokenizer = get_template(style), tokenizer
+        self._style, self._tokenizer, self._template_kwargs = get_template(style), tokenizer, chat_template_kwargs
         sample = self._entries(_SAMPLE, 0)
         self._scorer = sample
         rows = [self._row(sample[i]) for i in range(_SAMPLE)]
@@ -55,7 +62,7 @@ class ReasoningGymTask:
 
     def _row(self, entry: Mapping[str, Any]) -> Row:
         question = str(entry["question"])
-        prompt = render(self._style, question, self._tokenizer)
+        prompt = render(self._style, question, self._tokenizer, chat_template_kwargs=self._template_kwargs)
         return {"prompt": prompt, "question": question, "answer": entry["answer"], "entry": dict(entry)}
 
     def rows(self, split: Split, n: int, seed: int) -> list[Row]:

@@ -96,7 +96,8 @@ def get_reward(name: str) -> RewardFunc:
 def get_task(name: str, **options: object) -> Task:
     """Return the task `name` with its options set; `data=` (a file, a hub id or rows) works for every task.
 
-    So does `tokenizer=`: tasks that ask through its chat template, where it has one, take it, and others do without.
+    So do `tokenizer=` and `chat_template_kwargs=`: tasks that ask through its chat template, where it has one, take
+    them, and others do without.
 
     Raises:
         ConfigError: for an unknown name (it lists the known ones), or an option that the task does not have.
@@ -108,8 +109,8 @@ def get_task(name: str, **options: object) -> Task:
     factory = TASKS.get(name)
     if factory is None:
         raise ConfigError(f"task: got '{name}', {one_of(name, sorted(TASKS))}")
-    if "tokenizer" not in inspect.signature(factory).parameters:
-        options.pop("tokenizer", None)
+    for name_of in {"tokenizer", "chat_template_kwargs"} - inspect.signature(factory).parameters.keys():
+        options.pop(name_of, None)
     try:
         return factory(**options)
     except TypeError as error:

@@ -83,6 +83,7 @@ def math_task(
     drop_leaks: bool = False,
     style: str | None = None,
     tokenizer: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> DataTask | QuestionTask:
     """Return MATH over data; the arguments are those of `question_task`."""
-    return question_task(_EXAM, data, test_data, drop_leaks, style, tokenizer)
+    return question_task(_EXAM, data, test_data, drop_leaks, style, tokenizer, chat_template_kwargs)

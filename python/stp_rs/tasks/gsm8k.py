@@ -50,6 +50,7 @@ def gsm8k_task(
     drop_leaks: bool = False,
     style: str | None = None,
     tokenizer: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> DataTask | QuestionTask:
     """Return GSM8K over data; the arguments are those of `question_task`."""
-    return question_task(_EXAM, data, test_data, drop_leaks, style, tokenizer)
+    return question_task(_EXAM, data, test_data, drop_leaks, style, tokenizer, chat_template_kwargs)

@@ -46,6 +46,7 @@ class QuestionTask:
     exam: Exam
     style: PromptTemplate
     tokenizer: Any = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     examples: Sequence[tuple[str, str]] = ()
     alphabet: str = "0123456789.,-+*/=()[]{}\\$% \n<>"
     prompt_length: int = 0
@@ -131,7 +132,7 @@ class QuestionTask:
         if found is None:
             raise ConfigError(f"{where} has no final answer: {shown(record)}")
         answer, solution = found
-        prompt = render(self.style, question, self.tokenizer, self.examples)
+        prompt = render(self.style, question, self.tokenizer, self.examples, self.chat_template_kwargs)
         return {"prompt": prompt, "question": question, "answer": answer, "solution": solution}
 
 
@@ -142,6 +143,7 @@ def question_task(
     drop_leaks: bool,
     style: str | None,
     tokenizer: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> DataTask | QuestionTask:
     """Return questions of a kind over data.
 
@@ -153,7 +155,8 @@ def question_task(
         drop_leaks: drop training rows whose question is in the test data, instead of refusing.
         style: a template's name; `tags` where questions go through a chat template, else `plain`.
         tokenizer: its chat template, if it has one, is applied to the prompts.
+        chat_template_kwargs: more arguments of the chat template.
     """
     chat = tokenizer if getattr(tokenizer, "chat_template", None) else None
-    base = QuestionTask(exam, get_template(style or ("plain" if chat is None else "tags")), chat)
+    base = QuestionTask(exam, get_template(style or ("plain" if chat is None else "tags")), chat, chat_template_kwargs)
     return base if data is None else DataTask(base, data, test_data, drop_leaks)

@@ -1,11 +1,11 @@
 """Prompt templates of the literature, and chat templates applied by us so that a prefill can follow them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stp_rs.errors import ConfigError
-from stp_rs.text import one_of
+from stp_rs.text import one_of, shown
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ def get_template(name: str) -> PromptTemplate:
 
 
 def render(
-    template: PromptTemplate, question: str, tokenizer: Any = None, examples: Sequence[tuple[str, str]] = ()
+    template: PromptTemplate,
+    question: str,
+    tokenizer: Any = None,
+    examples: Sequence[tuple[str, str]] = (),
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the whole prompt for a question, prefill included.
 
@@ -77,6 +81,10 @@ def render(
         tokenizer: where it has a chat template, messages go through it (special tokens are in the text, so
             tokenise it without adding any); otherwise the messages are joined by blank lines.
         examples: (question, completion) pairs asked and answered before, for few-shot prompts.
+        chat_template_kwargs: more arguments of the chat template.
+
+    Raises:
+        ConfigError: the chat template fails.
     """
     messages = []
     for asked, answered in examples:
@@ -84,7 +92,15 @@ def render(
         messages.append({"role": "assistant", "content": template.prefill + answered})
     messages.append({"role": "user", "content": template.question(question)})
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        options = dict(chat_template_kwargs or {})
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        except Exception as error:  # a chat template is a program of its own
+            why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            raise ConfigError(
+                f"the tokenizer's chat template fails on the question {shown(question, 80)} with chat_template_kwargs "
+                f"{options}: {why}"
+            ) from error
         return str(text) + template.prefill
     body = "\n\n".join(str(message["content"]) for message in messages)
     return body if template is TEMPLATES["plain"] and not examples else f"{body}\n\n{template.prefill}"
