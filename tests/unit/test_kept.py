@@ -16,6 +16,7 @@ from stp_rs.models.masked_lm import MaskedLMAdapter
 from stp_rs.priors import compose_priors
 from stp_rs.rollout.generate import generate
 from stp_rs.rollout.params import make_unmasking, sampling_law
+from stp_rs.rollout.rewards import Rewards
 from stp_rs.tasks import get_task
 from stp_rs.train.kept import GROUPS, Keeper, kept_files, read_scenes, shown_rows, unpruned
 from stp_rs.train.priors import static_priors
@@ -47,7 +48,8 @@ class World:
         )
 
     def keeper(self, run: Path) -> Keeper:
-        return Keeper(run, self.model, self.tokenizer, self.task, self.config)
+        rewards = Rewards.of(list(self.task.reward_funcs), self.config)
+        return Keeper(run, self.model, self.tokenizer, self.task, self.config, rewards)
 
     def result(self, step: int) -> StepResult:
         return StepResult(step, self.rollout, [], np.arange(16.0).tolist(), {})

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,42 +136,46 @@ def _train(args: argparse.Namespace) -> int:
 def _sample(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from stp_rs.cli.run import load_run
+    from stp_rs.cli.run import evaluation_priors, load_run
     from stp_rs.data.prompts import encode_prompts
     from stp_rs.models.base import autocast
     from stp_rs.priors import allowed_tokens, compose_priors
     from stp_rs.rollout.generate import generate
-    from stp_rs.rollout.params import SamplingParams, make_unmasking
-    from stp_rs.rollout.rewards import decode_completions, score_rewards
-    from stp_rs.train.priors import static_priors
+    from stp_rs.rollout.loop import Batching
+    from stp_rs.rollout.params import make_unmasking, sampling_law
+    from stp_rs.rollout.rewards import Rewards, completion_token_ids, decode_completions
 
     model, tokenizer, config, task = load_run(args.model)
     rows = task.rows("test", args.n, args.seed)
     template = config.chat_template_kwargs
     prompts = encode_prompts(rows, tokenizer, uids=range(len(rows)), chat_template_kwargs=template)
     length = config.max_completion_length
-    priors = static_priors(config, task, tokenizer, model) if args.prior else []
+    priors = evaluation_priors(config, task, tokenizer, model) if args.prior else []
     with autocast(config.device, config.bf16):
         rollout = generate(
             model,
             prompts,
             make_unmasking(config, prune=False),
             completion_length=length,
-            sampling=SamplingParams(args.temperature, allowed=allowed_tokens(priors, prompts, length)),
+            sampling=replace(
+                sampling_law(config), temperature=args.temperature, allowed=allowed_tokens(priors, prompts, length)
+            ),
             prior=compose_priors(priors, prompts, length),
             seed=args.seed,
+            slots=config.stp_slots,
+            batching=Batching(config.stp_max_tokens or 0),
         )
     texts = decode_completions(rollout.token_ids, np.full(len(rows), length), tokenizer)
-    rewards, _ = score_rewards(list(task.reward_funcs), texts, rows)
+    ids = completion_token_ids(rollout.token_ids, np.full(len(rows), length), tokenizer)
+    rewards = Rewards.of(list(task.reward_funcs), config).score(texts, rows, ids).total
     cells = [(str(row["prompt"]), text, f"{r:.3f}") for row, text, r in zip(rows, texts, rewards, strict=True)]
     show(table(("prompt", "completion", "reward"), cells))
     return 0
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from stp_rs.cli.run import TEST_SEED, load_run
+    from stp_rs.cli.run import TEST_SEED, evaluation_priors, load_run
     from stp_rs.eval.evaluate import Decode, default_decode, evaluate_cells
-    from stp_rs.train.priors import static_priors
 
     model, tokenizer, config, task = load_run(args.model)
     rows = task.load(Path(args.data))[: args.n] if args.data else task.rows("test", args.n, TEST_SEED)
@@ -188,7 +193,7 @@ def _eval(args: argparse.Namespace) -> int:
                 few_shot=args.few_shot,
                 prefill=args.prefill,
             )
-            cells += [("free", [], decode), ("prior", static_priors(config, task, tokenizer, model), decode)]
+            cells += [("free", [], decode), ("prior", evaluation_priors(config, task, tokenizer, model), decode)]
     how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     show(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
     path = Path(args.json) if args.json else None

@@ -18,7 +18,6 @@ from stp_rs.eval.pictures import sampled_variance, variance_by_anchors
 from stp_rs.eval.plot import Pictures, draw, require_matplotlib
 from stp_rs.eval.prunings import as_pruned, with_pruning
 from stp_rs.eval.variance import (
-    PUBLISHED_ITERATIONS,
     AlignmentRow,
     Measurement,
     PrunedBatch,
@@ -33,14 +32,15 @@ from stp_rs.eval.variance import (
 )
 from stp_rs.models import load_configured
 from stp_rs.models.base import autocast
-from stp_rs.objective.advantages import group_advantages
+from stp_rs.objective.advantages import configured_advantages
 from stp_rs.objective.masks import MAX_TOKENS
 from stp_rs.objective.noise import Estimator
 from stp_rs.priors import Vocabulary, compose_priors
 from stp_rs.progress import Bar
 from stp_rs.rollout.generate import generate
+from stp_rs.rollout.loop import Batching
 from stp_rs.rollout.params import make_unmasking, sampling_law
-from stp_rs.rollout.rewards import Rewards, decode_completions
+from stp_rs.rollout.rewards import Rewards, completion_token_ids, decode_completions
 from stp_rs.tasks.base import Row
 from stp_rs.testing import gram
 from stp_rs.testing.states import Part
@@ -181,6 +181,7 @@ class Source:
             block_length=config.block_length or -(-length // 8),
             draws=args.resamples,
             seed=args.seed,
+            own=config,
         )
         rows = task.rows("train", args.rows, args.seed)
         self.rollout: Rollout = self._generate(self._encode(rows, range(args.rows)))
@@ -205,12 +206,13 @@ class Source:
             prior=compose_priors(fixed, prompts, length),
             seed=self.setting.seed,
             slots=config.stp_slots,
+            batching=Batching(config.stp_max_tokens or 0, entropies=config.stp_states == "entropy"),
         )
 
     def batches(self, count: int) -> list[Rollout]:
         """Return batches of the run's size with advantages, each of prompts of its own."""
         config, length = self.config, self.config.max_completion_length
-        groups, rewards = config.groups, Rewards(list(self.task.reward_funcs), weights=config.reward_weights)
+        groups, rewards = config.groups, Rewards.of(list(self.task.reward_funcs), config)
         rows = self.task.rows("train", groups * count, self.setting.seed + 1) if count else []
         made = []
         for number in range(count):
@@ -218,8 +220,10 @@ class Source:
             own = self._encode([rows[i] for i in uids], uids)
             rollout = self._generate(own.repeat(config.num_generations, step=number))
             texts = decode_completions(rollout.token_ids, np.full(len(rollout), length), self.tokenizer)
-            earned = rewards.score(texts, rollout.prompts.rows).total
-            advantage, _ = group_advantages(earned, rollout.group, config.scale_rewards, config.stp_advantage)
+            ids = completion_token_ids(rollout.token_ids, np.full(len(rollout), length), self.tokenizer)
+            scores = rewards.score(texts, rollout.prompts.rows, ids)
+            given = scores.total, scores.by_name, rewards.weights, rollout.group
+            advantage, _ = configured_advantages(config, *given)
             made.append(rollout.replaced(advantage=advantage))
         return made
 
@@ -238,10 +242,8 @@ def aligned(setting: Setting, design: Design, pruning: str, batches: Sequence[Ro
     if design.name == "trajectory" and pruning == "both":
         return align_trajectories(batches, target)
     read = [as_pruned(batch, pruning, setting.diffusion_steps) for batch in batches]
-    iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
-    states = "doubt" if design.name == "decision" else "reveals"
-    estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature, states=states)
-    return align(setting.model, batches, target, estimator, draws=max(2, setting.draws // 2), read=read)
+    draws = max(2, setting.draws // 2)
+    return align(setting.model, batches, target, setting.estimator(design), draws=draws, read=read)
 
 
 def chosen_designs(names: str, *, compared: bool = True) -> list[str]:

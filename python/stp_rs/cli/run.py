@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, enable_full_determinism
 
 from stp_rs.config import TaskConfig
 from stp_rs.config.sections import PolicyConfig, TaskSection
@@ -95,7 +95,7 @@ def _run_training(
     model, tokenizer = prepare_policy(config, task, run, on_sft)
     sft_seconds = time.perf_counter() - sft_started
     trainer = TaskTrainer(config, task, model, tokenizer)
-    trainer.add_callback(KeptRollouts(Keeper(run, trainer.policy, tokenizer, task, config)))
+    trainer.add_callback(KeptRollouts(Keeper(run, trainer.policy, tokenizer, task, config, trainer.rewards)))
     # another run is refused before a file of this one is touched
     checkpoint = agree(lambda: trainer.find_checkpoint(None))
     on_main(partial(write_config, config, run))
@@ -104,8 +104,8 @@ def _run_training(
         on_main(partial(write_report, run))
         return done
     test_rows = task.rows("test", config.eval_size, TEST_SEED)
-    static = static_priors(config, task, tokenizer, model)
-    before = evaluate(model, tokenizer, task, test_rows, config)
+    static = evaluation_priors(config, task, tokenizer, model)
+    before = evaluate(trainer.policy, tokenizer, task, test_rows, config)
     for shown in (Console, PrinterCallback):  # the caller's are shown, or none
         trainer.remove_callback(shown)
     for callback in callbacks:
@@ -238,9 +238,14 @@ def make_task(config: TaskConfig, model: str | Path = "") -> Task:
     options: dict[str, Any] = {"data": config.data} if config.data else {}
     model = model or config.model_name_or_path or ""
     if model:
-        options["tokenizer"] = load_tokenizer(found_model(model), trust_remote_code=config.trust_remote_code)
+        options["tokenizer"] = _tokenizer_of(config, model)
         options["chat_template_kwargs"] = config.chat_template_kwargs
     return get_task(config.task, **options)
+
+
+def _tokenizer_of(config: TaskConfig, model: str | Path) -> Any:
+    found, code = found_model(model), config.trust_remote_code
+    return load_tokenizer(found, trust_remote_code=code, revision=config.model_revision)
 
 
 def found_model(name: str | Path) -> str | Path:
@@ -259,6 +264,11 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
         _check_tiny_unasked(config)
     else:
         check_unopened(config, "the tiny policy, which is made and not opened; needs model_name_or_path")
+    if config.num_generations_eval is not None:
+        raise ConfigError(
+            f"num_generations_eval: got {config.num_generations_eval} for a task, which is evaluated by one greedy "
+            "completion of each problem; leave it out, and measure samples with `stp-rs eval --samples`"
+        )
     if not task.completion_length:
         task.rows("train", 1, config.seed)  # a task of data without data says so
     given: Any = config.max_completion_length
@@ -266,8 +276,7 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
         return config
     length = task.completion_length
     if config.model_name_or_path:
-        given = found_model(config.model_name_or_path)
-        length = task.completion_tokens(load_tokenizer(given, trust_remote_code=config.trust_remote_code))
+        length = task.completion_tokens(_tokenizer_of(config, config.model_name_or_path))
     return replace(config, max_completion_length=length)
 
 
@@ -284,9 +293,14 @@ def _check_tiny_unasked(config: TaskConfig) -> None:
 
 
 def set_threads(config: TaskConfig) -> None:
-    """Set torch's threads; two BLAS threads under contention were 5 times slower than one for the tiny policy."""
+    """Set torch's threads and kernels, before the first pass.
+
+    Two BLAS threads under contention were 5 times slower than one for the tiny policy.
+    """
     if config.stp_num_threads:
         torch.set_num_threads(config.stp_num_threads)
+    if config.full_determinism:
+        enable_full_determinism(config.seed)
 
 
 def warm_up_identity(config: TaskConfig) -> dict[str, Any]:
@@ -331,6 +345,16 @@ def prepare_policy(
     return model, tokenizer
 
 
+def determined(task: Task, tokenizer: Any) -> list[Prior]:
+    """Return the priors of every token that a task's layout and the prompt determine."""
+    return [Template(task.template, tokenizer), Copy(task.copies, tokenizer)]
+
+
+def evaluation_priors(config: TaskConfig, task: Task, tokenizer: Any, model: DiffusionModel) -> list[Prior]:
+    """Return what a decode "with priors" stands under: the run's own, or those of the task where it has none."""
+    return static_priors(config, task, tokenizer, model) or determined(task, tokenizer)
+
+
 def decode_both(
     model: DiffusionModel, tokenizer: Any, task: Task, rows: Sequence[Row], config: TaskConfig
 ) -> dict[str, Any]:
@@ -338,7 +362,7 @@ def decode_both(
 
     The priors are the task's own, whatever the run was trained with: runs of all prunings are decoded alike.
     """
-    priors: list[Prior] = [Template(task.template, tokenizer), Copy(task.copies, tokenizer)]
+    priors = determined(task, tokenizer)
     free = evaluate(model, tokenizer, task, rows, config)
     prior = evaluate(model, tokenizer, task, rows, config, priors=priors)
     return {**free, **{f"{name}_prior": value for name, value in prior.items()}}

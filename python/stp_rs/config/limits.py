@@ -47,6 +47,7 @@ def check(config: "STPConfig") -> None:
             f"stp_temporal: got {config.stp_temporal} in {world()} processes, needs a rule that reads one row, as "
             "fill_ratio: what is in flight together differs from process to process"
         )
+    _check_adapters(config)
     _check_sharding(config)
     _check_cache(config)
     _check_loss(config)
@@ -59,6 +60,15 @@ def _check_folder(name: str) -> None:
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
             need = "a shorter name" if isinstance(error, OSError) else "a name in UTF-8, without NUL"
             raise ConfigError(f"output_dir: got {name!r:.80}, needs {need}") from error
+
+
+def _check_adapters(config: "STPConfig") -> None:
+    if config.use_peft:
+        return
+    for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        got, default = getattr(config, name), type(config).__dataclass_fields__[name].default
+        if got != default:
+            raise ConfigError(f"{name}: got {got} without use_peft, with which all weights are trained; needs use_peft")
 
 
 def _check_sharding(config: "STPConfig") -> None:
@@ -119,8 +129,10 @@ def _check_loss(config: "STPConfig") -> None:
             f"delta: bounds the ratio of stp_objective clip, which loss_type {config.loss_type} with stp_objective "
             f"{config.stp_objective} does not have"
         )
-    if config.top_entropy_quantile < 1.0 and config.stp_objective == "linear":
-        raise ConfigError("top_entropy_quantile: needs values per token, which stp_objective linear does not have")
+    if config.top_entropy_quantile < 1.0 and config.stp_objective in ("linear", "distil"):
+        raise ConfigError(
+            f"top_entropy_quantile: needs values per token, which stp_objective {config.stp_objective} does not have"
+        )
     if config.stp_objective in ("stable", "linear", "distil") and level != "sequence":
         raise ConfigError(
             f"stp_objective {config.stp_objective}: needs importance_sampling_level sequence (one ratio per "
@@ -148,3 +160,8 @@ def _check_stepwise(config: "STPConfig") -> None:
         got = getattr(config, name)
         if got not in allowed:
             raise ConfigError(f"stp_stepwise: got {config.stp_stepwise:g} with {name} {got}, needs {allowed[0]}")
+    if config.loss_type in ("cispo", "vespo"):
+        raise ConfigError(
+            f"stp_stepwise: got {config.stp_stepwise:g} with loss_type {config.loss_type}, which has one advantage per "
+            "completion; needs another loss_type, such as dapo"
+        )

@@ -207,7 +207,10 @@ def summarise(
 def _equal(one: Masks, other: Masks) -> bool:
     """Return whether two draws are the same passes with the same weights."""
     pairs = ((one.row_P, other.row_P), (one.mask_PL, other.mask_PL), (one.weight_PL, other.weight_PL))
-    return all(np.array_equal(a, b) for a, b in pairs)
+    same = all(np.array_equal(a, b) for a, b in pairs)
+    if one.prompt_PW is None or other.prompt_PW is None:
+        return same and one.prompt_PW is other.prompt_PW
+    return same and np.array_equal(one.prompt_PW, other.prompt_PW)
 
 
 def _gradient(

@@ -20,7 +20,8 @@ from stp_rs.errors import ConfigError
 from stp_rs.models.base import DiffusionModel, autocast, device_of
 from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
 from stp_rs.rollout.generate import generate
-from stp_rs.rollout.params import SamplingParams, make_unmasking, restricted
+from stp_rs.rollout.loop import Batching
+from stp_rs.rollout.params import make_unmasking, restricted, sampling_law
 from stp_rs.rollout.rewards import decode_completions
 from stp_rs.rollout.shared import Played, played_together
 from stp_rs.tasks.base import Row, Task
@@ -74,7 +75,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return mean scores, `solved_ci` (95 % over problems, see `interval`), `pass@k`, `nfe`, `completions`.
 
-    The passes are made in bf16 where the run's are (`config.bf16`).
+    The passes are made in bf16 where the run's are (`config.bf16`), by the policy's own weights and all of them: the
+    rollouts' precision and cache are not used. Samples are drawn with the run's top_k, top_p and min_p.
     `forwards`, `tokens` and `head_rows` are the decode's cost. Without `priors` it is the free decode;
     without `decode` the run's own length and steps, greedy.
     """
@@ -88,6 +90,8 @@ def evaluate(
         prompts = prompts.repeat(decode.samples)
     allowed, prior = allowed_tokens(priors, prompts, decode.length), compose_priors(priors, prompts, decode.length)
 
+    law = replace(sampling_law(config), temperature=decode.temperature)
+
     def play(rows_of: NDArray[np.int64]) -> Played:
         return Played(
             generate(
@@ -95,10 +99,11 @@ def evaluate(
                 prompts.select(rows_of.tolist()),
                 make_unmasking(with_decode(config, decode), prune=False),
                 completion_length=decode.length,
-                sampling=SamplingParams(decode.temperature, allowed=restricted(allowed, rows_of)),
+                sampling=replace(law, allowed=restricted(allowed, rows_of)),
                 prior=prior.select(rows_of.tolist()),
                 seed=decode.seed,
-                slots=max(config.stp_slots, 64),
+                slots=config.stp_slots,
+                batching=Batching(config.stp_max_tokens or 0),
             )
         )
 
@@ -173,7 +178,7 @@ def evaluate_cells(
     and problems are read, not computed.
     """
     problems = hashlib.sha256(json.dumps([row["prompt"] for row in rows]).encode()).hexdigest()[:16]
-    identity = {"policy": policy_hash(model), "task": task.name, "problems": problems}
+    identity = {"policy": policy_hash(model), "task": task.name, "problems": problems, "law": _law_of(config)}
     done: list[dict[str, Any]] = []
     if path is not None and path.is_file():
         try:
@@ -184,7 +189,7 @@ def evaluate_cells(
         done = [cell for cell in stored["cells"] if isinstance(cell, dict)] if same else []
     finished: list[dict[str, Any]] = []
     for name, priors, decode in cells:
-        key = {"decode": name, **asdict(decode)}
+        key = {"decode": name, "priors": [type(prior).__name__ for prior in priors], **asdict(decode)}
         cell = next((c for c in done if c.items() >= key.items()), None)
         if cell is None:
             scores = evaluate(model, tokenizer, task, rows, config, priors=priors, decode=decode)
@@ -193,6 +198,12 @@ def evaluate_cells(
         if path is not None and is_main():
             write_json(path, {"identity": identity, "cells": finished})
         yield cell
+
+
+def _law_of(config: "STPConfig") -> dict[str, Any]:
+    """Return what of a configuration a decode depends on beside its own length, steps and blocks."""
+    names = ("stp_confidence", "stp_selection", "stp_quota", "top_k", "top_p", "min_p", "bf16", "chat_template_kwargs")
+    return {name: getattr(config, name) for name in names}
 
 
 def _shown(row: Row, task: Task, decode: Decode) -> Row:

@@ -21,7 +21,7 @@ from stp_rs.config.arguments import STPConfig
 from stp_rs.errors import ConfigError
 from stp_rs.eval.forecast import Call, Forecast
 from stp_rs.models.acceleration import adapter_layers, repeated_blocks
-from stp_rs.models.base import HEAD_ELEMENTS, DiffusionModel, device_of
+from stp_rs.models.base import HEAD_ELEMENTS, DiffusionModel, autocast, device_of
 from stp_rs.objective.head import head_logprobs
 from stp_rs.rollout.logits import Reads, Reducer
 from stp_rs.rollout.params import sampling_law
@@ -308,7 +308,7 @@ def calibrate(policy: DiffusionModel, found: Forecast, config: STPConfig) -> Rat
         reducer(policy.head(hidden_NH), uniforms_N, out_NC, None, Reads(top2=False, entropy=False, argmax=False))
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), autocast(device, config.bf16):
             times = [_timed(partial(policy.hidden, canvases(n), None), device) for n in sizes]
             hidden_BSH = policy.hidden(canvases(1), None)
             head_seconds = _timed(head, device)
@@ -325,7 +325,8 @@ def calibrate(policy: DiffusionModel, found: Forecast, config: STPConfig) -> Rat
         if not graded:
             return rates
         call = max(graded, key=lambda c: c.tokens)
-        took = _timed(lambda: _gradient(policy, call, config), device)
+        with autocast(device, config.bf16):
+            took = _timed(lambda: _gradient(policy, call, config), device)
         return replace(rates, gradient=max(1.0, took / rates.of(call) if rates.of(call) else 1.0))
     finally:
         module.zero_grad(set_to_none=True)

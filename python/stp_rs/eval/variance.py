@@ -4,8 +4,8 @@ Shapes: R rows (completions), M draws of the masks.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,14 +17,20 @@ from stp_rs.eval.alignment import Alignment
 from stp_rs.eval.prunings import PRUNED, as_pruned, plans_of, row_levels
 from stp_rs.models.base import DiffusionModel, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
+from stp_rs.objective.masks import make_design as configured_design
 from stp_rs.objective.noise import Estimator, gradient_noise
 from stp_rs.testing.exact import Levels, plan_elbo
 from stp_rs.testing.variance import coverage_variance, sampled_coverage
 from stp_rs.types import Floats
 
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
+
 PASSES = (1, 2, 4, 8)
 PUBLISHED_ITERATIONS = 4
 """Inner iterations that `unigrpo` spreads its mask ratios over, as published."""
+_STATES = {"decision": "doubt"}
+"""What published designs of visited states draw them in proportion to, where it is not what they reveal."""
 BOOTSTRAPS = 2000
 
 
@@ -120,6 +126,26 @@ class Setting:
     block_length: int
     draws: int
     seed: int
+    own: "STPConfig | None" = None
+    """The run, whose options its own design has; the others have their published ones."""
+
+    def design(self, name: str, num_mc: int) -> Design:
+        """Return a design: the run's own with the run's options, another with its published ones."""
+        if self.own is not None and self.own.stp_design == name:
+            return configured_design(self.own, num_mc)
+        iterations = PUBLISHED_ITERATIONS if name == "unigrpo" else 1
+        return Design(name, num_mc, num_iterations=iterations, block_length=self.block_length)
+
+    def estimator(self, design: Design) -> Estimator:
+        """Return how a design is applied."""
+        plain = Estimator(design, seed=self.seed, temperature=self.temperature)
+        own = self.own
+        if own is not None and own.stp_design == design.name:
+            return replace(
+                plain, num_iterations=own.num_iterations, states=own.stp_states, prompt_mask=own.stp_prompt_mask
+            )
+        iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
+        return replace(plain, num_iterations=iterations, states=_STATES.get(design.name, "reveals"))
 
 
 @dataclass(frozen=True)
@@ -162,8 +188,8 @@ def list_measurements(
             seen = set()
             for num_mc in passes:
                 try:
-                    design = make_design(name, num_mc, setting.block_length)
-                    forwards = len(Estimator(design).masks(batch.rows, 0).row_P)
+                    design = setting.design(name, num_mc)
+                    forwards = len(setting.estimator(design).masks(batch.rows, 0).row_P)
                 except (DesignError, InvalidValueError) as error:
                     refused.append(f"{name}, K = {num_mc}, {batch.pruning}: {error}")
                     continue
@@ -173,17 +199,9 @@ def list_measurements(
     return pairs, refused
 
 
-def make_design(name: str, num_mc: int, block_length: int) -> Design:
-    """Return a design with its published options."""
-    iterations = PUBLISHED_ITERATIONS if name == "unigrpo" else 1
-    return Design(name, num_mc, num_iterations=iterations, block_length=block_length)
-
-
 def measure(setting: Setting, design: Design, batch: PrunedBatch) -> Measurement:
     """Return the bias, variance and gradient noise of every row over `draws` draws of its masks."""
-    iterations = PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1
-    estimator = Estimator(design, setting.seed, iterations, temperature=setting.temperature)
-    measured = []
+    estimator, measured = setting.estimator(design), []
     for row, plan in enumerate(batch.plans):
         one = batch.rows.select([row])
         scale = float(plan[0]) if design.per_token and plan else 1.0
@@ -193,7 +211,12 @@ def measure(setting: Setting, design: Design, batch: PrunedBatch) -> Measurement
         forwards = len(estimator.masks(one, 0).row_P)
         tokens = plan[0] if plan else 0
         measured.append((forwards, tokens, value_M.mean() - target, value_M.var(ddof=1), noise.trace, noise.signal))
-    return Measurement(design, batch.pruning, _coverage(design, batch), *np.array(measured, dtype=np.float64).T)
+    return Measurement(
+        design,
+        batch.pruning,
+        _coverage(design, batch, estimator.num_iterations),
+        *np.array(measured, dtype=np.float64).T,
+    )
 
 
 def _target(setting: Setting, design: Design, batch: PrunedBatch, row: int, value_M: Floats) -> float:
@@ -207,10 +230,10 @@ def _target(setting: Setting, design: Design, batch: PrunedBatch, row: int, valu
     return batch.target(row, design.target)
 
 
-def _coverage(design: Design, batch: PrunedBatch) -> float | None:
+def _coverage(design: Design, batch: PrunedBatch, num_iterations: int) -> float | None:
     if design.name == "bernoulli":  # E[1/t] diverges
         return None
-    iterations = range(PUBLISHED_ITERATIONS if design.name == "unigrpo" else 1)
+    iterations = range(num_iterations)
     known: dict[tuple[int, ...], float] = {}
     for plan in batch.plans:
         if plan and tuple(plan) not in known:

@@ -191,6 +191,14 @@ def autocast(device: torch.device, bf16: bool | None) -> contextlib.AbstractCont
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's generators as of a seed, and leave them as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        torch.manual_seed(seed % (1 << 63))
+        yield
+
+
 def trainable(model: DiffusionModel) -> list[nn.Parameter]:
     """Return the parameters that training changes.
 

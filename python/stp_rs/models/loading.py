@@ -10,7 +10,7 @@ import transformers
 
 from stp_rs.config.sections import ModelConfig
 from stp_rs.errors import CheckpointError, ConfigError, ModelError
-from stp_rs.models.base import DiffusionModel
+from stp_rs.models.base import DiffusionModel, seeded
 from stp_rs.models.families import Family, family_named, family_of
 from stp_rs.models.masked_lm import as_diffusion_model
 from stp_rs.models.saving import code_hash, opened_as, remember
@@ -33,6 +33,7 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
     load_in_4bit: bool = False,
     gradient_checkpointing: bool = False,
     device: str | torch.device | None = None,
+    seed: int = 0,
     **traits: Any,
 ) -> tuple[DiffusionModel, Any]:
     """Return (policy, tokenizer) of a model of the hub, of a folder, or of what a trainer saved.
@@ -52,7 +53,8 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
         lora_target_modules: where they go; the family's projections by default.
         load_in_4bit: weights in nf4 (bitsandbytes, a CUDA device); needs `use_peft` to be trained.
         gradient_checkpointing: keep only the inputs of the blocks for the backward pass.
-        device: where the policy goes; the CPU by default, or the CUDA device of 4-bit weights.
+        device: where the policy goes; by default the CPU, or the first CUDA device for 4-bit weights.
+        seed: of the first weights of new adapters.
         traits: what `MaskedLMAdapter` takes by name, `logit_shift=1` for example.
 
     Raises:
@@ -78,15 +80,17 @@ def load(  # noqa: PLR0913 - TRL's option names, all by keyword
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     if load_in_4bit:
-        options |= _four_bits(dtype)
+        options |= _four_bits(dtype, device)
     module = _opened(_auto_class(config, family), base, {**hub, **options})
     _check_code(module, noted, name)
     tokenizer = _tokenizer(name if (Path(name) / "tokenizer_config.json").is_file() else base, hub, family)
     if adapters:
         module = _with_saved_adapters(module, name)
+        _check_adapters(module, name, use_peft, lora_r, lora_alpha)
     elif use_peft:
         targets = lora_target_modules or family.lora_target_modules
-        module = _with_new_adapters(module, lora_r, lora_alpha, lora_dropout, targets)
+        with seeded(seed):
+            module = _with_new_adapters(module, lora_r, lora_alpha, lora_dropout, targets)
     if device is not None and not load_in_4bit:
         module = module.to(device)
     given = {key: value for key, value in traits.items() if value is not None}
@@ -133,6 +137,7 @@ def load_configured(
         load_in_4bit=config.load_in_4bit,
         gradient_checkpointing=config.gradient_checkpointing,
         device=device,
+        seed=getattr(config, "seed", 0),
         logit_shift=config.logit_shift,
         block_size=config.block_size,
     )
@@ -164,13 +169,13 @@ def load_policy(path: str | Path) -> tuple[Any, Any]:
     return policy.module, tokenizer
 
 
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer of a folder or a model of the hub, without its model.
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+    """Return the tokenizer of a folder or a model of the hub (at a revision), without its model.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    return _tokenizer(str(path), {"trust_remote_code": trust_remote_code}, None)
+    return _tokenizer(str(path), {"trust_remote_code": trust_remote_code, "revision": revision}, None)
 
 
 def _opened(kind: Any, name: str, options: dict[str, Any]) -> Any:
@@ -246,6 +251,19 @@ def _with_saved_adapters(module: Any, folder: str) -> Any:
     return PeftModel.from_pretrained(module, folder, is_trainable=True)
 
 
+def _check_adapters(module: Any, name: str, use_peft: bool, rank: int, alpha: int) -> None:
+    """Refuse another rank or scale than saved adapters have, where adapters are configured."""
+    saved = module.peft_config["default"]
+    wanted = {"r": rank, "lora_alpha": alpha}
+    for option, got in wanted.items():
+        there = getattr(saved, option, got)
+        if use_peft and there != got:
+            raise ModelError(
+                f"lora_{option.removeprefix('lora_')}: got {got} for {name}, whose adapters have {there}; leave it at "
+                f"{there}, or give the model without its adapters"
+            )
+
+
 def _with_new_adapters(module: Any, rank: int, alpha: int, dropout: float, targets: Any) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
@@ -262,7 +280,7 @@ def _with_new_adapters(module: Any, rank: int, alpha: int, dropout: float, targe
         ) from error
 
 
-def _four_bits(dtype: str | torch.dtype) -> dict[str, Any]:
+def _four_bits(dtype: str | torch.dtype, device: str | torch.device | None) -> dict[str, Any]:
     try:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore] # an extra
     except ImportError as error:
@@ -278,4 +296,4 @@ def _four_bits(dtype: str | torch.dtype) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-    return {"quantization_config": bits, "device_map": {"": 0}}
+    return {"quantization_config": bits, "device_map": {"": 0 if device is None else device}}

@@ -5,7 +5,6 @@ BERT was the fastest of six masked-LM classes of transformers at this size (docs
 
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -14,6 +13,7 @@ from transformers import (
 )
 
 from stp_rs.config.sections import PolicyConfig
+from stp_rs.models.base import seeded
 
 SPECIAL = ("[PAD]", "[MASK]", "[EOS]", "[UNK]")
 
@@ -55,6 +55,5 @@ def tiny_policy(config: PolicyConfig, *, vocab_size: int, max_length: int, seed:
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % (1 << 63))
+    with seeded(seed):
         return BertForMaskedLM(bert)

@@ -3,10 +3,14 @@
 Shapes: R completions, G groups, F reward functions. A reward of NaN means that nobody judged the completion.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
 
 EPSILON = 1e-4
 """Added to standard deviations, as in TRL and the paper."""
@@ -61,6 +65,20 @@ def group_advantages(
         metrics["reward_std"] = _std(rewards)
     if len(size_G) > 1:
         metrics["diffusion/group_reward_std"] = _std(np.bincount(index_R, rewards) / size_G)
+    return advantages_R, metrics
+
+
+def configured_advantages(
+    config: "STPConfig",
+    reward_R: NDArray[np.float32],
+    by_function: Mapping[str, NDArray[np.float32]],
+    weights_F: NDArray[np.float32],
+    groups_R: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Return the advantages [R] that a run computes from the rewards of a batch, and the metrics of their sum."""
+    advantages_R, metrics = group_advantages(reward_R, groups_R, config.scale_rewards, config.stp_advantage)
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        advantages_R = decoupled_advantages(np.stack(list(by_function.values())), weights_F, groups_R)
     return advantages_R, metrics
 
 

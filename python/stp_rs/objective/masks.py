@@ -37,8 +37,8 @@ class Masks:
     """1 where a prompt token is masked too, [P, W] over the batch's prompt columns; None where none is."""
 
 
-def make_design(args: "STPConfig") -> Design:
-    """Return the configured design.
+def make_design(args: "STPConfig", num_mc: int | None = None) -> Design:
+    """Return the configured design, of another number of passes where one is given.
 
     Raises:
         ConfigError: `stp_truncate` is no range.
@@ -54,7 +54,7 @@ def make_design(args: "STPConfig") -> Design:
     eighth = max(1, math.ceil(args.max_completion_length / 8))
     return Design(
         args.stp_design,
-        args.num_mc,
+        args.num_mc if num_mc is None else num_mc,
         num_iterations=args.num_iterations,
         block_length=args.stp_mask_block or args.block_length or eighth,
         truncate=truncate,

@@ -16,7 +16,16 @@ from stp_rs._core import Design, row_uid
 from stp_rs.data.trajectories import Rollout
 from stp_rs.models.base import DiffusionModel, device_of, passes_without_dropout
 from stp_rs.objective.likelihood import token_elbo
-from stp_rs.objective.masks import Masks, draw_masks, every_mask, reveals, scored_tokens, scores_prior, take_passes
+from stp_rs.objective.masks import (
+    Masks,
+    draw_masks,
+    every_mask,
+    mask_prompts,
+    reveals,
+    scored_tokens,
+    scores_prior,
+    take_passes,
+)
 from stp_rs.types import Cost, Floats
 
 if TYPE_CHECKING:
@@ -44,18 +53,22 @@ class Estimator:
     """The law's possible tokens, as in `token_elbo`."""
     states: str = "reveals"
     """As in `draw_masks`."""
+    prompt_mask: float = 0.0
+    """The probability of masking a prompt token."""
 
     def masks(self, completions: Rollout, draw: int) -> Masks:
         """Return the masks of a draw: a function of (seed, draw, uid)."""
-        return draw_masks(
+        seed, iteration = row_uid(self.seed, draw), row_uid(self.seed, draw, 1) % self.num_iterations
+        masks = draw_masks(
             self.design,
             completions,
-            seed=row_uid(self.seed, draw),
-            iteration=row_uid(self.seed, draw, 1) % self.num_iterations,
+            seed=seed,
+            iteration=iteration,
             score_prior=self.score_prior,
             diffusion_steps=self.diffusion_steps,
             states=self.states,
         )
+        return mask_prompts(masks, completions, self.prompt_mask, seed=seed, iteration=iteration)
 
 
 @dataclass(frozen=True)
@@ -215,8 +228,9 @@ def update_noise(
 
     `diffusion/logp_var` is the variance over masks of a completion's estimate, in nats squared, averaged over the rows;
     `diffusion/grad_snr` the signal-to-noise ratio of the gradient of sum_r advantage_r L_hat_r / n_r, left out where
-    masks add no noise. It is measured on the ELBO with the prompt shown and all scored tokens weighed: prompt masks,
-    upper bounds and `stp_blame_prior` are left out. Four fresh draws of the masks; training's own are untouched.
+    masks add no noise. It is measured on the ELBO with all scored tokens weighed by the completion's advantage: upper
+    bounds, `stp_blame_prior`, `stp_least_prob` and the advantages of single states are left out. Four fresh draws of
+    the masks; training's own are untouched.
     """
     score_prior = scores_prior(design, config.stp_score_prior)
     estimator = Estimator(
@@ -227,6 +241,7 @@ def update_noise(
         diffusion_steps=config.diffusion_steps or config.max_completion_length,
         temperature=config.temperature,
         states=config.stp_states,
+        prompt_mask=config.stp_prompt_mask,
         allowed=allowed,
     )
     tokens_R = scored_tokens(batch.unmask_step, score_prior).sum(1).clip(min=1)

@@ -30,6 +30,11 @@ class Constraining(Protocol):
         ...
 
 
+def knows_answer(prior: Prior) -> bool:
+    """Return whether a prior reads the row's solution or earlier rollouts, so that nothing is evaluated under it."""
+    return bool(getattr(prior, "knows_answer", False))
+
+
 def is_soft(prior: Prior) -> bool:
     """Return whether a prior is soft: its tokens are guesses, which give way to those of hard priors."""
     return bool(getattr(prior, "soft", False))

@@ -51,6 +51,11 @@ class Length:
     slack: int = 0
     minimum: int = 64
 
+    @property
+    def knows_answer(self) -> bool:
+        """Whether the budget is of each row's own solution, or of earlier rollouts: nothing to evaluate under."""
+        return not isinstance(self.budget, int)
+
     def __post_init__(self) -> None:
         """Check that there is one budget; start without observations."""
         if (self.budget is None) == (self.quantile is None):

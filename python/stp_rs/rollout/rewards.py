@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from stp_rs.rollout.reward_calls import call_together
 from stp_rs.rollout.reward_models import RewardModel
 from stp_rs.text import LONE_SURROGATE, shown
 from stp_rs.types import RewardFunc
+
+if TYPE_CHECKING:
+    from stp_rs.config.arguments import STPConfig
 
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Keywords that every reward function may take: no column may have their names."""
@@ -126,6 +129,19 @@ class Rewards:
             elif not callable(func):
                 raise ConfigError(f"reward_funcs: got {func!r}, needs a function or a sequence classifier")
             self._funcs[_free_name(reward, self._funcs)] = reward
+
+    @classmethod
+    def of(cls, reward_funcs: Any, config: "STPConfig", processing_classes: Any = None) -> "Rewards":
+        """Return the rewards of a run, with its weights, bounds and device."""
+        return cls(
+            reward_funcs,
+            processing_classes,
+            config.reward_weights,
+            device=config.device,
+            chat_template_kwargs=config.chat_template_kwargs,
+            timeout=config.reward_timeout,
+            skip_errors=config.stp_reward_errors == "skip",
+        )
 
     @property
     def names(self) -> list[str]:

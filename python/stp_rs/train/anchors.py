@@ -16,7 +16,7 @@ from stp_rs.data.prompts import PromptBatch
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import gather, own_rows
 from stp_rs.errors import CheckpointError, InvalidValueError
-from stp_rs.models.base import DiffusionModel, in_step, passes_without_dropout, whole_weights
+from stp_rs.models.base import DiffusionModel, device_of, in_step, passes_without_dropout, whole_weights
 from stp_rs.objective.likelihood import token_elbo
 from stp_rs.objective.masks import Masks
 from stp_rs.priors.base import Prior, allowed_tokens, compose_priors
@@ -104,6 +104,7 @@ class OfflineGeneration:
         self._completions: dict[int, Completion] = {}
         self._source: Source | None = None
         self._step, self._progress = 0, 0.0
+        self.slots = 64  # most rows in flight; how many decides no number
 
     def build(
         self,
@@ -136,6 +137,9 @@ class OfflineGeneration:
             return self._make(prompts, keys, completion_length)
         span = "answer" if self._span is not None else "all"
         parts = [*self.hashes.values(), completion_length, self.seed, repr(unmasking), span]
+        device = device_of(model).type
+        if torch.is_autocast_enabled(device):  # in another type, other completions
+            parts.append(str(torch.get_autocast_dtype(device)))
         path = cache / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.safetensors"
         known, names_R = dict[int, Completion](), _cache_names(given, prompts, keys, completion_length)
         if path.is_file():
@@ -227,7 +231,14 @@ class OfflineGeneration:
         allowed, prior = allowed_tokens(given, prompts, length), compose_priors(given, prompts, length)
         law = SamplingParams(0.0, allowed=allowed)
         rollout = generate(
-            model, prompts, unmasking, completion_length=length, sampling=law, prior=prior, seed=self.seed
+            model,
+            prompts,
+            unmasking,
+            completion_length=length,
+            sampling=law,
+            prior=prior,
+            seed=self.seed,
+            slots=self.slots,
         )
         ids_RL = rollout.token_ids
         everything = Masks(
@@ -239,7 +250,9 @@ class OfflineGeneration:
         )
         cost = rollout.cost
         with torch.no_grad(), passes_without_dropout(model.module):
-            confidence_RL = token_elbo(model, rollout, everything, forward_batch_size=256, allowed=allowed, cost=cost)
+            confidence_RL = token_elbo(
+                model, rollout, everything, forward_batch_size=self.slots, allowed=allowed, cost=cost
+            )
         eligible_RL = eligible_tokens(ids_RL, tokenizer, self._span) & (rollout.unmask_step >= 0)
         rows = (ids_RL, confidence_RL.cpu().numpy(), eligible_RL.astype(np.uint8))
         completions = {}

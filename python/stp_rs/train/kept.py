@@ -19,10 +19,12 @@ from stp_rs.config import STPConfig
 from stp_rs.data.trajectories import Rollout
 from stp_rs.distributed import is_main
 from stp_rs.errors import CheckpointError
-from stp_rs.models.base import DiffusionModel
+from stp_rs.models.base import DiffusionModel, autocast, device_of
+from stp_rs.objective.masks import canvas_lengths
 from stp_rs.rollout.generate import generate
+from stp_rs.rollout.loop import Batching
 from stp_rs.rollout.params import make_unmasking, sampling_law
-from stp_rs.rollout.rewards import decode_completions, score_rewards
+from stp_rs.rollout.rewards import Rewards, completion_token_ids, decode_completions
 from stp_rs.text import inert
 from stp_rs.train.callbacks import RolloutCallback
 from stp_rs.train.checkpoint import atomic_file, write_json
@@ -49,14 +51,17 @@ class Keeper:
     Without a task nothing says what is right, and the unpruned rows are not scored: rewards of one's own may cost.
     """
 
-    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, task: Any, config: STPConfig) -> None:
+    def __init__(
+        self, run: Path, model: DiffusionModel, tokenizer: Any, task: Any, config: STPConfig, rewards: Rewards
+    ) -> None:
         self.folder, self.model, self.tokenizer, self.task = run / FOLDER, model, tokenizer, task
-        self.config, self.seen = config, 0
+        self.config, self.rewards, self.seen = config, rewards, 0
 
-    def __call__(self, result: "StepResult") -> None:
-        """Write the files of a step if it is due."""
+    def __call__(self, result: "StepResult", last: int | None = None) -> None:
+        """Write the files of a step if it is due; `last` is the run's last step, by default the configured one."""
+        last = self.config.max_steps if last is None else last
         every, first = (self.config.stp_keep_rollouts or 0) * self.config.updates_per_rollout, self.seen == 0
-        due = first or result.step // max(1, every) > self.seen // max(1, every) or result.step == self.config.max_steps
+        due = first or result.step // max(1, every) > self.seen // max(1, every) or result.step == last
         self.seen = result.step
         if not (every and due):
             return
@@ -86,8 +91,9 @@ class Keeper:
     def _judged(self, rollout: Rollout) -> Rollout:
         if rollout.rewards or self.task is None:
             return rollout
-        reward, by_name = score_rewards(list(self.task.reward_funcs), self._texts(rollout), rollout.prompts.rows)
-        return replace(rollout, reward=reward, rewards=by_name)
+        ids = completion_token_ids(rollout.token_ids, canvas_lengths(rollout.unmask_step), self.tokenizer)
+        scores = self.rewards.score(self._texts(rollout), rollout.prompts.rows, ids)
+        return replace(rollout, reward=scores.total, rewards=scores.by_name)
 
     def _solved(self, rollout: Rollout) -> list[bool | None]:
         if self.task is None:
@@ -108,21 +114,26 @@ class KeptRollouts(RolloutCallback):
 
     def on_rollout_end(self, args: Any, state: TrainerState, control: TrainerControl, result: "StepResult") -> None:
         """Keep the batch where it is due."""
-        del args, state, control
-        self.keeper(result)
+        del args, control
+        self.keeper(result, state.max_steps)
 
 
 def unpruned(model: DiffusionModel, rollout: Rollout, rows: Sequence[int], config: STPConfig) -> Rollout:
-    """Return rows of a rollout decoded again from the same prompts and keys, without priors and temporal pruning."""
-    return generate(
-        model,
-        rollout.prompts.select(rows),
-        make_unmasking(config, prune=False),
-        completion_length=rollout.token_ids.shape[1],
-        sampling=sampling_law(config),
-        seed=config.seed,
-        slots=config.stp_slots,
-    )
+    """Return rows of a rollout decoded again from the same prompts and keys, without priors and temporal pruning.
+
+    The policy's own weights make the passes, all of them, whatever the rollouts' precision and cache are.
+    """
+    with autocast(device_of(model), config.bf16):
+        return generate(
+            model,
+            rollout.prompts.select(rows),
+            make_unmasking(config, prune=False),
+            completion_length=rollout.token_ids.shape[1],
+            sampling=sampling_law(config),
+            seed=config.seed,
+            slots=config.stp_slots,
+            batching=Batching(config.stp_max_tokens or 0),
+        )
 
 
 def shown_rows(group_R: NDArray[np.int64], reward_R: Sequence[float]) -> list[tuple[str, int]]:

@@ -252,6 +252,7 @@ def _offline(
         per=config.stp_prior_per,
         refresh=config.stp_prior_refresh or 0,
     )
+    prior.slots = config.stp_slots
     certain = [p for p in given if not is_soft(p)]
     unmasking = make_unmasking(config, prune=False)
     stored = Path(str(config.output_dir)) / "offline_generation.safetensors"

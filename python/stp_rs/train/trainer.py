@@ -44,6 +44,7 @@ from stp_rs.models.base import (
     end_token_ids,
     is_sharded,
     passes_without_dropout,
+    seeded,
     trainable,
 )
 from stp_rs.models.loading import check_unopened
@@ -52,13 +53,13 @@ from stp_rs.models.precision import check_precision, rounded
 from stp_rs.models.reference import WithoutAdapters, move_reference, reference_parameters, reference_policy
 from stp_rs.models.saving import check_savable
 from stp_rs.models.sharding import Steps, shard, shared_as, whole_state
-from stp_rs.objective.advantages import decoupled_advantages, group_advantages, reward_metrics
+from stp_rs.objective.advantages import configured_advantages, reward_metrics
 from stp_rs.objective.masks import canvas_lengths, draw_masks, state_mass
 from stp_rs.objective.noise import update_noise
 from stp_rs.objective.replay import importance_weights, replay_logprobs
 from stp_rs.priors import Hint, Prior, allowed_tokens, compose_priors
 from stp_rs.priors import lifecycle as hooks
-from stp_rs.priors.base import is_soft
+from stp_rs.priors.base import is_soft, knows_answer
 from stp_rs.rollout.generate import generate, rollout_metrics
 from stp_rs.rollout.loop import Batching
 from stp_rs.rollout.params import draws_otherwise, make_unmasking, restricted, sampling_law
@@ -179,8 +180,8 @@ class STPTrainer(TrainingLoop):
         args = STPConfig() if args is None else args
         if isinstance(args, TaskConfig) and args.max_completion_length is None:
             raise ConfigError(
-                f"args: got the TaskConfig of {args.task}, needs one that is complete; stp_rs.cli.run.make_trainer "
-                "makes the whole trainer of a task"
+                f"args: got the TaskConfig of {args.task}, needs one that is complete; stp_rs.cli.run.run_training "
+                "makes the whole run of a task"
             )
         args.check_device()
         self.policy, tokenizer = open_policy(model, processing_class, peft_config, args, check=self.task is None)
@@ -188,15 +189,7 @@ class STPTrainer(TrainingLoop):
         trainable(self.policy)
         if not is_sharded(self.policy.module):  # adapters begin at random, in each process
             broadcast([*self.policy.module.parameters(), *self.policy.module.buffers()])
-        self.rewards = Rewards(
-            reward_funcs,
-            reward_processing_classes,
-            args.reward_weights,
-            device=args.device,
-            chat_template_kwargs=args.chat_template_kwargs,
-            timeout=args.reward_timeout,
-            skip_errors=args.stp_reward_errors == "skip",
-        )
+        self.rewards = Rewards.of(reward_funcs, args, reward_processing_classes)
         self._reward_logs: list[Metrics] = []
         self._extra: dict[str, list[Any]] = {}
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -222,7 +215,7 @@ class STPTrainer(TrainingLoop):
         if args.log_completions and is_main():
             self.add_callback(Completions())
         if args.stp_keep_rollouts and self.task is None:
-            keeper = Keeper(Path(str(args.output_dir)), self.policy, tokenizer, None, args)
+            keeper = Keeper(Path(str(args.output_dir)), self.policy, tokenizer, None, args, self.rewards)
             self.add_callback(KeptRollouts(keeper))
         if not shares:
             self._compile()
@@ -257,7 +250,7 @@ class STPTrainer(TrainingLoop):
     def build(self, resumed: bool) -> None:
         """Make the priors that the configuration names, and the update."""
         if self._given_priors is None:
-            with self.ledger.time("prior"):
+            with self.ledger.time("prior"), self._autocast():
                 self.priors = configured_priors(
                     self.args,
                     self.task,
@@ -424,14 +417,16 @@ class STPTrainer(TrainingLoop):
 
         The numbers are those of training, the same random ones at every evaluation; `predictions` are token ids.
         """
+        self.prepare()  # before training, the priors are not made yet
         each = self.args.num_generations_eval or self.args.num_generations
-        priors = [prior for prior in self.priors if not is_soft(prior)]
+        priors = [prior for prior in self.priors if not is_soft(prior) and not knows_answer(prior)]
         ledger = Ledger(self.args.device)
         updater = self._updater(ledger)
         found: list[tuple[int, Metrics]] = []
         ids: list[NDArray[np.int64]] = []
         with self.ledger.time("eval"):
-            for number, rows in enumerate(dataloader):
+            for number, given in enumerate(dataloader):
+                rows = [{"prompt": row["prompt"]} for row in given] if self.args.remove_unused_columns else given
                 prompts = self._encode(rows, range(len(rows))).repeat(each, step=_EVALUATION + number)
                 rollout, metrics = self._judged(self._play(prompts, priors, ledger))
                 allowed = allowed_tokens(priors, prompts, self.args.max_completion_length)
@@ -454,11 +449,8 @@ class STPTrainer(TrainingLoop):
 
     def _judged(self, rollout: Rollout) -> tuple[Rollout, Metrics]:
         """Return a scored batch with its advantages, and what to log of it."""
-        config, rewards = self.args, rollout.earned()
-        advantages, metrics = group_advantages(rewards, rollout.group, config.scale_rewards, config.stp_advantage)
-        if config.multi_objective_aggregation == "normalize_then_sum":
-            by_function = np.stack(list(rollout.rewards.values()))
-            advantages = decoupled_advantages(by_function, self.rewards.weights, rollout.group)
+        given = rollout.earned(), rollout.rewards, self.rewards.weights, rollout.group
+        advantages, metrics = configured_advantages(self.args, *given)
         metrics |= reward_metrics(dict(rollout.rewards)) | self._logged_by_rewards(metrics)
         metrics |= rollout_metrics(rollout, end_token_ids(self.policy))
         return rollout.replaced(advantage=advantages), metrics
@@ -660,8 +652,14 @@ def open_policy(
             raise ConfigError("processing_class: got None for a model that no folder holds, needs its tokenizer")
         processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     if peft_config is not None:
-        model = with_adapters(model, peft_config)
+        with seeded(args.seed):
+            model = with_adapters(model, peft_config)
     policy = as_diffusion_model(model, processing_class)
+    if getattr(policy.module, "is_quantized", False) and not getattr(policy.module, "peft_config", None):
+        raise ConfigError(
+            "load_in_4bit: got a quantised model without adapters, whose weights cannot be trained; needs use_peft, or "
+            "peft_config"
+        )
     if not getattr(policy.module, "hf_device_map", None) and not getattr(policy.module, "is_quantized", False):
         policy.module.to(args.device)
     if args.gradient_checkpointing:
