@@ -197,7 +197,7 @@ def _eval(args: argparse.Namespace) -> int:
     how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     show(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")
     path = Path(args.json) if args.json else None
-    hidden = {"block_length", "temperature", "samples", "few_shot", "prefill", "seed", "n"}
+    hidden = {"priors", "block_length", "temperature", "samples", "few_shot", "prefill", "seed", "n"}
     bar = Bar(len(cells), "eval", "decodes")
     for i, cell in enumerate(bar.over(evaluate_cells(model, tokenizer, task, rows, config, cells, path))):
         shown = {name: value for name, value in cell.items() if name not in hidden}
