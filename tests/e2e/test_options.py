@@ -205,7 +205,7 @@ UNCHANGED = {
     "use_cpu": "one device here",
     "remove_unused_columns": "rewards see it (tests/e2e/test_trl_scenarios.py)",
     "chat_template_kwargs": "conversations see it (tests/e2e/test_trl_scenarios.py)",
-    "full_determinism": "seeds the global generators, which nothing here reads, and forbids operations on a GPU",
+    "full_determinism": "seeds the global generators, which no numbers of a run come from, and forbids operations on a GPU",
     "tf32": "a CUDA device's",
     "torch_empty_cache_steps": "a CUDA device's",
     "activation_checkpointing": "the new name of gradient_checkpointing",
