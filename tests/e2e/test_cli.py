@@ -163,7 +163,7 @@ def test_watch_shows_the_newest_rollout_forward_by_forward(run: Path, capsys: py
 
 
 def test_a_stopped_run_has_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def stop(_self: Keeper, result: StepResult) -> None:
+    def stop(_self: Keeper, result: StepResult, _last: int) -> None:
         if result.step == 4:
             raise KeyboardInterrupt
 

@@ -315,7 +315,7 @@ def test_every_option_is_in_one_of_the_two_lists():
 
 
 def test_options_about_opening_a_model_are_refused_with_one_that_is_open(tmp_path: Path):
-    for name, value in (("use_peft", True), ("dtype", "bfloat16"), ("lora_r", 4), ("model_revision", "main")):
+    for name, value in (("use_peft", True), ("dtype", "bfloat16"), ("attn_implementation", "sdpa"), ("model_revision", "main")):
         config = STPConfig(**{**BASE, name: value, "output_dir": str(tmp_path)})
         with pytest.raises(ConfigError, match=f"{name}: got .* for a model that is open, needs its name"):
             STPTrainer(tiny().module, reward, config, ROWS, processing_class=tokenizer())
