@@ -205,7 +205,7 @@ UNCHANGED = {
     "use_cpu": "one device here",
     "remove_unused_columns": "rewards see it (tests/e2e/test_trl_scenarios.py)",
     "chat_template_kwargs": "conversations see it (tests/e2e/test_trl_scenarios.py)",
-    "full_determinism": "seeds the global generators, which no numbers of a run come from, and forbids operations on a GPU",
+    "full_determinism": "seeds the global generators, which no number comes from, and forbids operations on a GPU",
     "tf32": "a CUDA device's",
     "torch_empty_cache_steps": "a CUDA device's",
     "activation_checkpointing": "the new name of gradient_checkpointing",
@@ -315,7 +315,12 @@ def test_every_option_is_in_one_of_the_two_lists():
 
 
 def test_options_about_opening_a_model_are_refused_with_one_that_is_open(tmp_path: Path):
-    for name, value in (("use_peft", True), ("dtype", "bfloat16"), ("attn_implementation", "sdpa"), ("model_revision", "main")):
+    for name, value in (
+        ("use_peft", True),
+        ("dtype", "bfloat16"),
+        ("attn_implementation", "sdpa"),
+        ("model_revision", "main"),
+    ):
         config = STPConfig(**{**BASE, name: value, "output_dir": str(tmp_path)})
         with pytest.raises(ConfigError, match=f"{name}: got .* for a model that is open, needs its name"):
             STPTrainer(tiny().module, reward, config, ROWS, processing_class=tokenizer())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stp_rs.config import PolicyConfig, STPConfig
-from stp_rs.errors import ConfigError, ModelError
+from stp_rs.errors import CheckpointError, ConfigError, ModelError
 from stp_rs.eval import evaluate as evaluation
 from stp_rs.eval.evaluate import Decode, bootstrap_interval, evaluate, evaluate_cells, interval, pass_at_k
 from stp_rs.models import character_tokenizer, tiny_policy
@@ -142,8 +142,11 @@ def test_a_report_is_continued_for_the_same_policy_and_problems_only(
     assert whole == list(evaluate_cells(model, tokenizer, task, rows, config, cells))
     list(evaluate_cells(model, tokenizer, task, rows[:2], config, cells[:1], path))
     assert len(calls) == 3 + 3 + 1
-    path.write_text("{cut")
-    assert len(list(evaluate_cells(model, tokenizer, task, rows, config, cells[:1], path))) == 1
+    for foreign in ("{cut", "[1, 2]", '{"mine": [1]}'):
+        path.write_text(foreign)
+        with pytest.raises(CheckpointError, match="is no table of an evaluation"):
+            next(evaluate_cells(model, tokenizer, task, rows, config, cells[:1], path))
+        assert path.read_text() == foreign
 
 
 def test_none_or_all_solved_is_not_known_exactly():

@@ -332,3 +332,63 @@ def test_the_runs_own_design_is_measured_with_its_own_options(sudoku: Any):
     hidden = setting.estimator(setting.design("mean_field", 1)).masks(rollout, 0).prompt_PW
     assert hidden is not None
     assert setting.estimator(setting.design("canvas", 1)).masks(rollout, 0).prompt_PW is None
+
+
+# --- the command line, as a newcomer's walk found it ---
+
+
+def test_what_no_run_wrote_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = [f"--{name}={value}" for name, value in SHORT.items()]
+    for name, text in (("README.md", "# mine"), ("config.yaml", "mine: 1")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(text)
+        assert main(["train", "--quiet", f"--output_dir={folder}", *flags]) == 2
+        assert f"whose {name} no run wrote" in capsys.readouterr().err
+        assert (folder / name).read_text() == text
+    own = tmp_path / "own"
+    for _ in range(2):  # the run's own files are no reason
+        assert main(["train", "--quiet", f"--output_dir={own}", *flags]) == 0
+    with pytest.raises(ConfigError, match="output_dir: got ' ', needs the name of a folder"):
+        TaskConfig(output_dir=" ")
+
+
+def test_a_temperature_of_0_has_nothing_to_compare():
+    with pytest.raises(ConfigError, match="temperature: got 0, needs a number above 0"):
+        STPConfig(temperature=0.0)
+    STPConfig(temperature=0.0, stp_prior_per="sample")
+
+
+def test_a_canvas_too_short_for_the_layout_names_the_option(tmp_path: Path):
+    config = TaskConfig(max_completion_length=5, output_dir=str(tmp_path))
+    with pytest.raises(
+        ConfigError, match="max_completion_length: got 5 for the task sudoku, whose layout has 18 tokens"
+    ):
+        running.complete(config, get_task("sudoku"))
+
+
+@pytest.mark.parametrize("given", [["--card=foo"], ["--tflops=-5", "--shape=tiny"], ["--bench=x"], ["--tflops=3"]])
+def test_throughputs_are_read_or_refused(given: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["estimate", *given]) == 2
+    assert given[0][2:].split("=")[0] in capsys.readouterr().err
+
+
+def test_a_torn_file_is_named_beside_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "run"
+    assert main(["train", "--quiet", f"--output_dir={run}", *(f"--{k}={v}" for k, v in SHORT.items())]) == 0
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().err == ""
+    (run / "summary.json").write_bytes((run / "summary.json").read_bytes()[:-40])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    assert main(["report", str(run)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl: 1 of" in said[0]
+    assert "summary.json: is cut short" in said[1]
+
+
+def test_a_run_without_a_checkpoint_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "config.yaml").write_text("task: sudoku\n")
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "a run that has no checkpoint yet" in capsys.readouterr().err

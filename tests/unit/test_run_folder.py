@@ -304,7 +304,7 @@ def test_a_signal_in_a_run_ends_it_in_one_line_and_the_next_start_is_the_same_ru
     stopped = trainer(run, reward=stops, **TWO)
     assert guarded(lambda: int(stopped.train().global_step)) == 128 + number
     said = capsys.readouterr().err.strip().splitlines()
-    assert said[-1].startswith(f"stp-rs: stopped by {number.name}; run the same command again")
+    assert said[-1].startswith(f"stp-rs: stopped by {number.name}; a run that is trained again")
     assert not [line for line in said if "Traceback" in line]
     assert signal.getsignal(number) is signal.SIG_DFL
     again, whole = trainer(run, reward=stops, **TWO), trainer(undisturbed, reward=stops, **TWO)

@@ -58,6 +58,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.num_processes < 1 or args.prompt_length < 1:
         raise ConfigError("num_processes and prompt_length: need at least 1")
+    if not 0.0 <= args.tflops < float("inf"):
+        raise ConfigError(f"tflops: got {args.tflops:g}, needs a number above 0")
+    for name in ("bench", "card", "tflops"):
+        if getattr(args, name) and not args.shape:
+            raise ConfigError(
+                f"{name}: got {getattr(args, name)} without shape: a policy that is opened is timed here; needs --shape"
+            )
     flags = given_options(args)
     if args.shape and not {"bf16"} & (flags.keys() | (read_yaml(args.config) if args.config else {}).keys()):
         flags["bf16"] = True

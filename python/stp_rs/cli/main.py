@@ -64,7 +64,11 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     evaluation.add_argument("-n", type=at_least(1), default=256, help="problems")
     evaluation.add_argument("--lengths", type=_numbers, help="completion lengths, e.g. 128,256,512; default the run's")
-    evaluation.add_argument("--steps", type=_numbers, help="denoising steps, several for a curve; default length / 2")
+    evaluation.add_argument(
+        "--steps",
+        type=_numbers,
+        help="denoising steps, several for a curve; default the run's at its length, length / 2 at others",
+    )
     evaluation.add_argument(
         "--block_length", type=at_least(1), default=None, help="tokens per block; the literature: 32"
     )

@@ -81,6 +81,7 @@ def _run_task(config: TaskConfig, callbacks: Sequence[TrainerCallback], on_sft: 
     make_unmasking(config)
     make_design(config)
     # what cannot be is refused before a folder is made
+    _check_own(Path(str(config.output_dir)))
     agree(lambda: resumable(config, config.resume_from_checkpoint))
     with run_folder(Path(str(config.output_dir))):
         return _run_training(config, task, callbacks, on_sft)
@@ -122,6 +123,18 @@ def _run_training(
     on_main(trainer.create_model_card)
     on_main(partial(write_report, run))
     return summary
+
+
+def _check_own(run: Path) -> None:
+    """Refuse a folder whose README.md or config.yaml no run wrote: both would be overwritten."""
+    options, card = run / "config.yaml", run / "README.md"
+    ours = options.is_file() and {"task", "preset"} <= read_yaml(options).keys()
+    foreign = options if options.is_file() and not ours else card if card.is_file() and not ours else None
+    if foreign is not None and not any(run.glob("checkpoint-*")):
+        raise ConfigError(
+            f"output_dir: got {run}, whose {foreign.name} no run wrote and a run would overwrite; needs a folder of "
+            "its own"
+        )
 
 
 def _begin_folder(config: TaskConfig, run: Path) -> None:
@@ -273,6 +286,14 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
         task.rows("train", 1, config.seed)  # a task of data without data says so
     given: Any = config.max_completion_length
     if given is not None:
+        least = (
+            0 if config.model_name_or_path else 1 + max((at for at, text in task.template.items() if text), default=-1)
+        )
+        if given < least:
+            raise ConfigError(
+                f"max_completion_length: got {given} for the task {task.name}, whose layout has {least} tokens; needs "
+                f"{least} or more, or none for its own length"
+            )
         return config
     length = task.completion_length
     if config.model_name_or_path:

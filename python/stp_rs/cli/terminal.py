@@ -46,8 +46,8 @@ def guarded(run: Callable[[], int]) -> int:
                 show(file=sys.stderr)  # ends the line of a bar
             number = stopped.number if isinstance(stopped, _Ended) else signal.SIGINT
             by = f" by {number.name}" if isinstance(stopped, _Ended) else ""
-            how = f"stopped{by}; run the same command again to continue from the newest checkpoint"
-            return fail(how, code=128 + number)
+            how = "a run that is trained again goes on from its newest checkpoint, or begins anew where it has none"
+            return fail(f"stopped{by}; {how}", code=128 + number)
         finally:
             _streams(_mute_if_refused)
 

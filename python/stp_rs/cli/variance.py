@@ -25,7 +25,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resamples", type=at_least(2), default=4, help="draws of the masks per completion, at least 2"
     )
-    parser.add_argument("--designs", default="", help=f"only these, joined by commas, of {', '.join(names)}")
+    parser.add_argument(
+        "--designs",
+        default="",
+        help="these, joined by commas (with rows, uniform_count and cover beside them to compare with), of "
+        + ", ".join(names),
+    )
     parser.add_argument("--passes", default="1,2,4,8", help="only these K, joined by commas; 2 is always among them")
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(

@@ -22,6 +22,10 @@ def check(config: "STPConfig") -> None:
             "num_generations: got 1, needs at least 2: a completion is compared with others of its prompt, and has "
             "advantage 0 alone"
         )
+    if config.temperature == 0.0 and config.stp_prior_per == "group":
+        raise ConfigError(
+            "temperature: got 0, needs a number above 0: all completions of a prompt would be one, with advantage 0"
+        )
     if config.multi_objective_aggregation == "normalize_then_sum" and config.stp_advantage != "centred":
         raise ConfigError(
             f"multi_objective_aggregation normalize_then_sum: needs stp_advantage centred, got {config.stp_advantage}"
@@ -54,6 +58,8 @@ def check(config: "STPConfig") -> None:
 
 
 def _check_folder(name: str) -> None:
+    if not name.strip():
+        raise ConfigError(f"output_dir: got {name!r}, needs the name of a folder")
     try:
         os.stat(name.encode())  # those who write a model want a name in UTF-8
     except (ValueError, OSError) as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stp_rs.data.prompts import encode_prompts
 from stp_rs.distributed import is_main
-from stp_rs.errors import ConfigError
+from stp_rs.errors import CheckpointError, ConfigError
 from stp_rs.models.base import DiffusionModel, autocast, device_of
 from stp_rs.priors import Prior, allowed_tokens, compose_priors, policy_hash
 from stp_rs.rollout.generate import generate
@@ -174,8 +174,11 @@ def evaluate_cells(
 ) -> Iterator[dict[str, Any]]:
     """Yield one result per cell (its name, priors and decode), in order.
 
-    With `path` the report is written there after every cell, and cells that the file already holds for the same policy
-    and problems are read, not computed.
+    With `path` the report is written there after every cell, and cells that the file already holds for the same policy,
+    problems and law are read, not computed; the table of another evaluation is replaced.
+
+    Raises:
+        CheckpointError: the file is there, and no table of an evaluation.
     """
     problems = hashlib.sha256(json.dumps([row["prompt"] for row in rows]).encode()).hexdigest()[:16]
     identity = {"policy": policy_hash(model), "task": task.name, "problems": problems, "law": _law_of(config)}
@@ -184,8 +187,10 @@ def evaluate_cells(
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            stored = {}
-        same = isinstance(stored, dict) and stored.get("identity") == identity
+            stored = None
+        if not isinstance(stored, dict) or not {"identity", "cells"} <= stored.keys():
+            raise CheckpointError(f"{path}: is no table of an evaluation and would be overwritten; give another file")
+        same = stored["identity"] == identity
         done = [cell for cell in stored["cells"] if isinstance(cell, dict)] if same else []
     finished: list[dict[str, Any]] = []
     for name, priors, decode in cells:

@@ -359,6 +359,10 @@ def policy_folder(path: str | Path) -> Path:
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return folder
     checkpoint = newest_checkpoint(folder)
+    if checkpoint is None and (folder / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{folder}: a run that has no checkpoint yet; train it further with its own command first"
+        )
     if checkpoint is None:
         raise CheckpointError(f"{folder}: no model and no checkpoint-N in it; give a run folder or a saved model")
     return checkpoint.path
