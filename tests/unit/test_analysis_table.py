@@ -221,19 +221,21 @@ def test_without_rows_the_command_measures_the_alignment_only(
         lambda *given, **named: (rounded.add(torch.is_autocast_enabled("cpu")), call(*given, **named))[1],
     )
     out = tmp_path / "out.json"
-    given = ["--rows=0", "--batches=3", "--passes=1", "--designs=canvas,state", f"--json={out}"]
+    given = ["--rows=0", "--batches=3", "--passes=1", "--designs=canvas,state,trajectory", f"--json={out}"]
     capsys.readouterr()
     assert main(["variance", f"--model={learnt / 'warmup'}", *given]) == 0
     table = json.loads(out.read_text())
     assert [(row["design"], row["passes"], row["pruning"]) for row in table] == [
+        ("trajectory", 0, "both"),  # every state
+        ("trajectory", 1, "both"),
         ("state", 1, "both"),
         ("canvas", 1, "both"),
     ]
     assert all(set(row) == {field.name for field in fields(AlignmentRow)} for row in table)
-    assert {row["design"]: row["batch_forwards"] for row in table} == {
-        "state": pytest.approx(1, abs=0.4),
-        "canvas": 0.25,
-    }
+    every, one, state, canvas = (row["batch_forwards"] for row in table)
+    assert canvas == 0.25 < state <= 1.0
+    assert one == 1.0 < every == 5.0, "all states, and one of them"
+    assert table[0]["mask_noise"] == 0.0 < table[1]["mask_noise"]
     assert rounded == {True}, "the run is in bf16, so are its estimates"
     shown = capsys.readouterr().out
     assert "alignment (95 %)" in shown

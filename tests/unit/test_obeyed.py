@@ -313,6 +313,38 @@ def test_the_last_batch_of_a_run_by_epochs_is_kept(sudoku: Any, tmp_path: Path):
     assert names[-1] == f"step-{made.state.global_step:06d}.json"
 
 
+def test_an_evaluation_before_training_makes_nothing(tmp_path: Path):
+    stream = (row for row in ROWS)
+    options = {**SMALL, "output_dir": str(tmp_path / "run"), "preset": "stp_paper", "pruning": "stp_paper"}
+    made = STPTrainer(tiny(), ones, STPConfig(**options), ROWS, eval_dataset=ROWS, processing_class=tokenizer())
+    made.evaluate()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    streamed = trainer.__globals__["STPTrainer"](
+        tiny(), ones, STPConfig(**SMALL, output_dir=str(tmp_path)), stream, processing_class=tokenizer()
+    )
+    streamed.predict(ROWS)
+
+
+def test_a_layout_that_the_tokenizer_cannot_place_has_no_priors(sudoku: Any, monkeypatch: pytest.MonkeyPatch):
+    model, characters, task, _ = sudoku
+    config = TaskConfig(pruning="none", max_completion_length=20)
+    assert len(running.evaluation_priors(config, task, characters, model)) == 2
+
+    def refused(_: Any) -> None:
+        raise ConfigError("no token places")
+
+    monkeypatch.setattr(task, "check_places", refused)
+    assert running.evaluation_priors(config, task, characters, model) == []
+
+
+def test_a_run_whose_options_are_refused_is_named(tmp_path: Path):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "config.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("task: sudoku\nlora_r: 64\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: lora_r: got 64 without use_peft"):
+        running.load_run(tmp_path / "checkpoint-1")
+
+
 # --- the noise of a run's own design ---
 
 
@@ -339,7 +371,7 @@ def test_the_runs_own_design_is_measured_with_its_own_options(sudoku: Any):
 
 def test_what_no_run_wrote_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = [f"--{name}={value}" for name, value in SHORT.items()]
-    for name, text in (("README.md", "# mine"), ("config.yaml", "mine: 1")):
+    for name, text in (("README.md", "# mine"), ("config.yaml", "mine: 1"), ("summary.json", "{}")):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text(text)
@@ -357,6 +389,7 @@ def test_a_temperature_of_0_has_nothing_to_compare():
     with pytest.raises(ConfigError, match="temperature: got 0, needs a number above 0"):
         STPConfig(temperature=0.0)
     STPConfig(temperature=0.0, stp_prior_per="sample")
+    STPConfig(temperature=0.0, stp_confidence="random")
 
 
 def test_a_canvas_too_short_for_the_layout_names_the_option(tmp_path: Path):

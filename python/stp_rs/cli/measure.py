@@ -1,9 +1,11 @@
 """What `stp-rs variance` measures and prints; its options are in variance.py, which imports no torch."""
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         require_matplotlib()
     source = Source(args)
-    with autocast(source.config.device, source.config.bf16):
+    with source.autocast():
         return _measure(args, source) if args.rows else _measure_alignment(args, source)
 
 
@@ -88,13 +90,19 @@ def _measure_alignment(args: argparse.Namespace, source: "Source") -> int:
         raise ConfigError(problem)
     own = [PrunedBatch("both", batches[0], [], [])]
     names = chosen_designs(args.designs, compared=not args.designs)
-    pairs, refused = list_measurements(setting, own, names, chosen_passes(args.passes, compared=False))
+    exact = [(Design("trajectory", 0), own[0])] if "trajectory" in names else []
+    passes = chosen_passes(args.passes, compared=False)
+    pairs, refused = list_measurements(setting, own, names, passes)
+    pairs = [*exact, *pairs]
     bar = Bar(len(pairs) + 1, "variance", "measurements")
     target = trajectory_gradients(setting.model, batches, setting.temperature)
     bar.update()
     lines = []
     for design, batch in pairs:
-        found = aligned(setting, design, batch.pruning, batches, target)
+        if design.name == "trajectory" and design.num_mc == 0:
+            found = align_trajectories(batches, target)
+        else:
+            found = aligned(setting, design, batch.pruning, batches, target)
         lines.append(AlignmentRow.of(design, batch.pruning, found))
         bar.update()
     bar.close()
@@ -184,7 +192,12 @@ class Source:
             own=config,
         )
         rows = task.rows("train", args.rows, args.seed)
-        self.rollout: Rollout = self._generate(self._encode(rows, range(args.rows)))
+        with self.autocast():
+            self.rollout: Rollout = self._generate(self._encode(rows, range(args.rows)))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the run makes its passes."""
+        return autocast(self.config.device, self.config.bf16)
 
     def _encode(self, rows: Sequence[Row], uids: Sequence[int]) -> PromptBatch:
         template = self.config.chat_template_kwargs
@@ -239,8 +252,6 @@ class Source:
 
 def aligned(setting: Setting, design: Design, pruning: str, batches: Sequence[Rollout], target: Tensor) -> Alignment:
     """Return a design's alignment on batches scored under a pruning."""
-    if design.name == "trajectory" and pruning == "both":
-        return align_trajectories(batches, target)
     read = [as_pruned(batch, pruning, setting.diffusion_steps) for batch in batches]
     draws = max(2, setting.draws // 2)
     return align(setting.model, batches, target, setting.estimator(design), draws=draws, read=read)

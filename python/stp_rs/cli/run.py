@@ -74,6 +74,11 @@ def run_training(
 
 def _run_task(config: TaskConfig, callbacks: Sequence[TrainerCallback], on_sft: WarmUp | None) -> dict[str, Any]:
     config.check_device()
+    if config.num_generations_eval is not None:
+        raise ConfigError(
+            f"num_generations_eval: got {config.num_generations_eval} for a task, which is evaluated by one greedy "
+            "completion of each problem; leave it out, and measure samples with `stp-rs eval --samples`"
+        )
     set_threads(config)
     task = make_task(config)
     config = complete(config, task)
@@ -125,15 +130,19 @@ def _run_training(
     return summary
 
 
+_WRITTEN = ("config.yaml", "README.md", "metrics.jsonl", "summary.json", "report.html")
+"""What a run writes beside its checkpoints."""
+
+
 def _check_own(run: Path) -> None:
-    """Refuse a folder whose README.md or config.yaml no run wrote: both would be overwritten."""
-    options, card = run / "config.yaml", run / "README.md"
+    """Refuse a folder with files of a run's names that no run wrote: they would be overwritten."""
+    options = run / "config.yaml"
     ours = options.is_file() and {"task", "preset"} <= read_yaml(options).keys()
-    foreign = options if options.is_file() and not ours else card if card.is_file() and not ours else None
-    if foreign is not None and not any(run.glob("checkpoint-*")):
+    foreign = [name for name in _WRITTEN if (run / name).is_file()]
+    if foreign and not ours:
         raise ConfigError(
-            f"output_dir: got {run}, whose {foreign.name} no run wrote and a run would overwrite; needs a folder of "
-            "its own"
+            f"output_dir: got {run}, whose {foreign[0]} no run wrote and a run would overwrite; needs a folder of its "
+            "own"
         )
 
 
@@ -277,11 +286,6 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
         _check_tiny_unasked(config)
     else:
         check_unopened(config, "the tiny policy, which is made and not opened; needs model_name_or_path")
-    if config.num_generations_eval is not None:
-        raise ConfigError(
-            f"num_generations_eval: got {config.num_generations_eval} for a task, which is evaluated by one greedy "
-            "completion of each problem; leave it out, and measure samples with `stp-rs eval --samples`"
-        )
     if not task.completion_length:
         task.rows("train", 1, config.seed)  # a task of data without data says so
     given: Any = config.max_completion_length
@@ -372,8 +376,18 @@ def determined(task: Task, tokenizer: Any) -> list[Prior]:
 
 
 def evaluation_priors(config: TaskConfig, task: Task, tokenizer: Any, model: DiffusionModel) -> list[Prior]:
-    """Return what a decode "with priors" stands under: the run's own, or those of the task where it has none."""
-    return static_priors(config, task, tokenizer, model) or determined(task, tokenizer)
+    """Return what a decode "with priors" stands under: the run's own, or those of the task where it has none.
+
+    Nothing, where the task's places are no token places of the tokenizer.
+    """
+    own = static_priors(config, task, tokenizer, model)
+    if own:
+        return own
+    try:
+        task.check_places(tokenizer)
+    except ConfigError:
+        return []
+    return determined(task, tokenizer)
 
 
 def decode_both(
@@ -413,7 +427,10 @@ def load_run(path: str | Path) -> tuple[DiffusionModel, Any, TaskConfig, Task]:
         raise CheckpointError(f"{path}: no config.yaml in it or beside it; give a run folder")
     if "task" not in read_yaml(configs[0]):
         raise CheckpointError(f"{path}: is the run of a script, which has no task; needs one of `stp-rs train`")
-    config = TaskConfig.from_yaml(configs[0])
+    try:
+        config = TaskConfig.from_yaml(configs[0])
+    except ConfigError as error:
+        raise ConfigError(f"{configs[0]}: {error}") from error
     set_threads(config)
     task = make_task(config, folder)
     model, tokenizer = load_configured(config, folder, config.device)

@@ -31,7 +31,9 @@ def add_parser(commands: Any) -> None:
         help="these, joined by commas (with rows, uniform_count and cover beside them to compare with), of "
         + ", ".join(names),
     )
-    parser.add_argument("--passes", default="1,2,4,8", help="only these K, joined by commas; 2 is always among them")
+    parser.add_argument(
+        "--passes", default="1,2,4,8", help="only these K, joined by commas; with rows, 2 is always among them"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
         "--batches",

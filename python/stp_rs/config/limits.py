@@ -22,7 +22,8 @@ def check(config: "STPConfig") -> None:
             "num_generations: got 1, needs at least 2: a completion is compared with others of its prompt, and has "
             "advantage 0 alone"
         )
-    if config.temperature == 0.0 and config.stp_prior_per == "group":
+    alike = config.stp_prior_per == "group" and config.stp_confidence not in ("random", "gumbel")
+    if config.temperature == 0.0 and alike:
         raise ConfigError(
             "temperature: got 0, needs a number above 0: all completions of a prompt would be one, with advantage 0"
         )
@@ -74,7 +75,9 @@ def _check_adapters(config: "STPConfig") -> None:
     for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
         got, default = getattr(config, name), type(config).__dataclass_fields__[name].default
         if got != default:
-            raise ConfigError(f"{name}: got {got} without use_peft, with which all weights are trained; needs use_peft")
+            raise ConfigError(
+                f"{name}: got {got} without use_peft, so nothing reads it; needs use_peft (a peft_config has its own)"
+            )
 
 
 def _check_sharding(config: "STPConfig") -> None:

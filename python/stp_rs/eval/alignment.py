@@ -94,9 +94,9 @@ def align(
 
 
 def align_trajectories(batches: Sequence[Rollout], target_BD: Tensor) -> Alignment:
-    """Return the alignment of the trajectories' own gradients, which are known: what a batch can say at best.
+    """Return the alignment of the trajectories' own gradients, which are known: what a batch says by every state.
 
-    The arguments are those of `align`.
+    The arguments are those of `align`; forwards are states, of which few are equal.
     """
     gram_BB = (target_BD @ target_BD.T).double().numpy()
     states = sum(len(draw_masks(Design("trajectory", 0), batch, seed=0).row_P) for batch in batches)

@@ -207,7 +207,8 @@ def evaluate_cells(
 
 def _law_of(config: "STPConfig") -> dict[str, Any]:
     """Return what of a configuration a decode depends on beside its own length, steps and blocks."""
-    names = ("stp_confidence", "stp_selection", "stp_quota", "top_k", "top_p", "min_p", "bf16", "chat_template_kwargs")
+    law = ("stp_confidence", "stp_selection", "stp_quota", "stp_eos", "top_k", "top_p", "min_p", "bf16")
+    names = (*law, "chat_template_kwargs", "stp_spatial", "stp_length")
     return {name: getattr(config, name) for name in names}
 
 

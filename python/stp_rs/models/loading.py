@@ -259,7 +259,7 @@ def _check_adapters(module: Any, name: str, use_peft: bool, rank: int, alpha: in
         there = getattr(saved, option, got)
         if use_peft and there != got:
             raise ModelError(
-                f"lora_{option.removeprefix('lora_')}: got {got} for {name}, whose adapters have {there}; leave it at "
+                f"lora_{option.removeprefix('lora_')}: got {got} for {name}, whose adapters have {there}; set it to "
                 f"{there}, or give the model without its adapters"
             )
 

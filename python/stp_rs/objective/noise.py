@@ -187,6 +187,8 @@ def _in_parts(completions: Rollout, masks: Masks) -> list[Masks]:
         return [masks]
     shown_PL = np.where(masks.mask_PL == 1, -1, completions.token_ids[row_P])
     prompt_PW = np.column_stack([completions.prompt_length, completions.prompt_ids])[row_P]
+    if masks.prompt_PW is not None:
+        prompt_PW = np.hstack([prompt_PW, masks.prompt_PW])
     seen: dict[bytes, int] = {}
     part_P = np.array([seen.setdefault(row.tobytes(), len(seen)) // size for row in np.hstack([prompt_PW, shown_PL])])
     return [take_passes(masks, np.flatnonzero(part_P == part)) for part in range(int(part_P.max()) + 1)]

@@ -83,7 +83,7 @@ from stp_rs.train.kept import Keeper, KeptRollouts
 from stp_rs.train.loop import TrainingLoop
 from stp_rs.train.metrics import Ledger, averaged, mean
 from stp_rs.train.parts import micro_batches
-from stp_rs.train.priors import configured_priors
+from stp_rs.train.priors import configured_priors, static_priors
 from stp_rs.train.stepwise import stepwise
 from stp_rs.train.update import PolicyUpdate
 from stp_rs.types import Cost, Metrics
@@ -417,9 +417,11 @@ class STPTrainer(TrainingLoop):
 
         The numbers are those of training, the same random ones at every evaluation; `predictions` are token ids.
         """
-        self.prepare()  # before training, the priors are not made yet
         each = self.args.num_generations_eval or self.args.num_generations
-        priors = [prior for prior in self.priors if not is_soft(prior) and not knows_answer(prior)]
+        made = self.priors
+        if self._given_priors is None and not self._prepared:  # before training: those that need no rollout
+            made = static_priors(self.args, self.task, self.tokenizer, self.policy)
+        priors = [prior for prior in made if not is_soft(prior) and not knows_answer(prior)]
         ledger = Ledger(self.args.device)
         updater = self._updater(ledger)
         found: list[tuple[int, Metrics]] = []

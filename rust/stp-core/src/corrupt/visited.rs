@@ -1,7 +1,7 @@
 //! Designs that score states which the rollout visited: `state`, `canvas`, `decision` and `top_states`.
 //!
-//! A confidence decoder never visits a random context. Scoring what it did visit is biased and far less noisy than a
-//! likelihood over random masks (`docs/variance.md`). With `p_s` the law of the states, the first two estimate
+//! A confidence decoder never visits a random context. Scoring all masked tokens of what it did visit may be biased
+//! and is far less noisy than a likelihood over random masks (`docs/variance.md`). With `p_s` the law of the states, the first two estimate
 //! `sum_s p_s mean_{i masked at s} f_i(state_s)`, a mean per token; the third is unbiased for the trajectory.
 
 use super::Job;
