@@ -626,7 +626,7 @@ def test_the_preset_grpo_is_that_of_trl():
             {"save_strategy": "steps", "load_best_model_at_end": True},
             "load_best_model_at_end requires the save and eval",
         ),
-        ({"lora_r": 8}, "lora_r: got 8 for a model that is open, needs its name"),
+        ({"lora_r": 8}, "lora_r: got 8 without use_peft, so nothing reads it"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], message: str, tmp_path: Path):
