@@ -124,7 +124,7 @@ def test_a_value_that_is_none_of_a_few_is_answered_with_the_nearest(word: object
         (["sample", "run", "--seed=-1"], "got '-1', needs a whole number of at least 0"),
         (["sample", "run", "--temperature=nan"], "got 'nan', needs a number of at least 0"),
         (["eval", "run", "--few_shot=1.5"], "got '1.5', needs a whole number of at least 0"),
-        (["variance", "--model=m", "--rows=99999999999999999999"], "needs a whole number of at least 1"),
+        (["variance", "--model=m", "--rows=99999999999999999999"], "needs a whole number of at least 0"),
         (["watch", "run", "--seconds=-1"], "got '-1', needs a number of at least 0"),
     ],
 )
