@@ -114,6 +114,19 @@ def test_passes_taken_a_few_at_a_time_add_up_and_equal_canvases_stay_together(mo
     assert costs[-2:] == [("canvas", 2, 2)] * 2, "two groups have two canvases, in parts too"
 
 
+def test_prompt_masks_are_noise_and_tell_canvases_apart(monkeypatch: pytest.MonkeyPatch):
+    model, batches = tiny(seed=3), [batch(seed) for seed in range(3)]
+    target = trajectory_gradients(model, batches)
+    for probability in (0.0, 0.5):  # every completion token is masked in every draw: only the prompt differs
+        found = align(model, batches, target, Estimator(Design("mean_field", 1), prompt_mask=probability))
+        assert (found.mask_noise > 1e-6) == (probability > 0)
+    monkeypatch.setattr(noise, "PASS_TOKENS", 20)  # two canvases of 10 tokens
+    masks = Estimator(Design("mean_field", 1), prompt_mask=0.5).masks(batches[0], 0)
+    different = len({(row.tobytes(), int(group)) for row, group in zip(masks.prompt_PW, masks.row_P // 4, strict=True)})
+    assert different > 2
+    assert len(noise._in_parts(batches[0], masks)) == -(-different // 2)
+
+
 def counted(hidden: Callable[..., torch.Tensor], seen: list[int]) -> Callable[..., torch.Tensor]:
     """Return the method, which notes the canvases of every call."""
 

@@ -18,10 +18,13 @@ from stp_rs.data.prompts import encode_prompts
 from stp_rs.data.trajectories import Rollout
 from stp_rs.errors import ConfigError, ModelError
 from stp_rs.eval import evaluate as evaluation
+from stp_rs.eval import prices
 from stp_rs.eval.evaluate import Decode, evaluate, evaluate_cells
+from stp_rs.eval.forecast import forecast
 from stp_rs.eval.variance import Setting
 from stp_rs.models import character_tokenizer, load, loading, tiny_policy
 from stp_rs.models.masked_lm import as_diffusion_model
+from stp_rs.objective.advantages import configured_advantages
 from stp_rs.priors import Length
 from stp_rs.priors.base import knows_answer
 from stp_rs.rollout.generate import generate
@@ -252,7 +255,37 @@ def test_kernels_are_deterministic_from_the_warm_up_on(tmp_path: Path, monkeypat
     assert order == ["deterministic 3", "warm-up"]
 
 
+# --- rewards ---
+
+
+def test_each_function_counts_its_weight_in_sums_of_normalised_rewards():
+    groups = np.zeros(4, dtype=np.int64)
+    rewards = {"a": np.array([1.0, 0.0, 0.0, 1.0], np.float32), "b": np.array([0.0, 9.0, 0.0, 9.0], np.float32)}
+    config = STPConfig(multi_objective_aggregation="normalize_then_sum")
+    total = np.zeros(4, np.float32)  # the plain sum is not read
+    for weights, order in (([1.0, 0.1], [3, 0, 1, 2]), ([0.1, 1.0], [3, 1, 0, 2])):
+        found, _ = configured_advantages(config, total, rewards, np.array(weights, np.float32), groups)
+        assert np.argsort(-found).tolist() == order
+    plain, _ = configured_advantages(STPConfig(), total, rewards, np.ones(2, np.float32), groups)
+    assert not plain.any()
+
+
 # --- bf16 ---
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_forwards_are_timed_as_the_run_makes_them(tmp_path: Path, bf16: bool, monkeypatch: pytest.MonkeyPatch):
+    made = trainer(tmp_path, bf16=bf16, use_cpu=True)
+    found = forecast(made.args, ROWS, tokenizer(), policy=made.policy)
+    seen, hidden = set(), made.policy.hidden
+
+    def watched(*given: Any) -> Any:
+        seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return hidden(*given)
+
+    monkeypatch.setattr(made.policy, "hidden", watched)
+    prices.calibrate(made.policy, found, made.args)
+    assert seen == {(False, bf16), (True, bf16)}
 
 
 def test_first_anchors_are_made_as_later_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
