@@ -178,7 +178,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from stp_rs.cli.run import TEST_SEED, evaluation_priors, load_run
+    from stp_rs.cli.run import TEST_SEED, evaluation_priors, layout_length, load_run
     from stp_rs.eval.evaluate import Decode, default_decode, evaluate_cells
     from stp_rs.priors import Prior
 
@@ -198,9 +198,10 @@ def _eval(args: argparse.Namespace) -> int:
                 few_shot=args.few_shot,
                 prefill=args.prefill,
             )
-            layout = 1 + max((at for at, text in task.template.items() if text), default=-1)
             cells.append(("free", [], decode))
-            if config.model_name_or_path or length >= layout:  # a canvas that the layout does not fit has no priors
+            if config.model_name_or_path or length >= layout_length(
+                task
+            ):  # a canvas that the layout does not fit has no priors
                 cells.append(("prior", evaluation_priors(config, task, tokenizer, model), decode))
     how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     show(f"{len(rows)} problems of {args.data or f'{task.name} test'}, {how}")

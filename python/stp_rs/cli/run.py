@@ -290,9 +290,7 @@ def complete(config: TaskConfig, task: Task) -> TaskConfig:
         task.rows("train", 1, config.seed)  # a task of data without data says so
     given: Any = config.max_completion_length
     if given is not None:
-        least = (
-            0 if config.model_name_or_path else 1 + max((at for at, text in task.template.items() if text), default=-1)
-        )
+        least = 0 if config.model_name_or_path else layout_length(task)
         if given < least:
             raise ConfigError(
                 f"max_completion_length: got {given} for the task {task.name}, whose layout has {least} tokens; needs "
@@ -368,6 +366,11 @@ def prepare_policy(
     state = {"step": 0, "config": identity}
     on_main(lambda: save_checkpoint(run / "warmup", model=module, tokenizer=tokenizer, state=state))
     return model, tokenizer
+
+
+def layout_length(task: Task) -> int:
+    """Return the characters of a task's layout: of a policy whose tokens are characters, the least canvas."""
+    return 1 + max((at for at, text in task.template.items() if text), default=-1)
 
 
 def determined(task: Task, tokenizer: Any) -> list[Prior]:
